@@ -1,0 +1,109 @@
+"""anodejobs: external commands as supervised, durable jobs for asyncio programs.
+
+    async with Jobs(db_path="./job_db") as jobs:
+        await jobs.run(command="echo hi; sleep 2", job_id="hello")
+        record = await jobs.wait(job_id="hello")
+
+Names are resolved when they are first used: who needs the records only imports no database.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anodejobs.errors import (
+        AnodeJobsError,
+        ExecutorError,
+        InvalidJob,
+        InvalidTransition,
+        JobActive,
+        JobNotFound,
+        StatusUnreachable,
+        StoreError,
+        WaitTimeout,
+    )
+    from anodejobs.jobs import Jobs
+    from anodejobs.logs import LogChunk
+    from anodejobs.records import (
+        JobEvent,
+        JobFilter,
+        JobOptions,
+        JobRecord,
+        JobRecordDict,
+        JobSpec,
+        Status,
+        Usage,
+    )
+    from anodejobs.stores.base import JobStore
+    from anodejobs.stores.memory import MemoryJobStore
+    from anodejobs.stores.sqlite import SqliteJobStore
+
+__all__ = [
+    "AnodeJobsError",
+    "ExecutorError",
+    "InvalidJob",
+    "InvalidTransition",
+    "JobActive",
+    "JobEvent",
+    "JobFilter",
+    "JobNotFound",
+    "JobOptions",
+    "JobRecord",
+    "JobRecordDict",
+    "JobSpec",
+    "JobStore",
+    "Jobs",
+    "LogChunk",
+    "MemoryJobStore",
+    "SqliteJobStore",
+    "Status",
+    "StatusUnreachable",
+    "StoreError",
+    "Usage",
+    "WaitTimeout",
+]
+
+_HOMES = {
+    "anodejobs.errors": (
+        "AnodeJobsError",
+        "ExecutorError",
+        "InvalidJob",
+        "InvalidTransition",
+        "JobActive",
+        "JobNotFound",
+        "StatusUnreachable",
+        "StoreError",
+        "WaitTimeout",
+    ),
+    "anodejobs.jobs": ("Jobs",),
+    "anodejobs.logs": ("LogChunk",),
+    "anodejobs.records": (
+        "JobEvent",
+        "JobFilter",
+        "JobOptions",
+        "JobRecord",
+        "JobRecordDict",
+        "JobSpec",
+        "Status",
+        "Usage",
+    ),
+    "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.memory": ("MemoryJobStore",),
+    "anodejobs.stores.sqlite": ("SqliteJobStore",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,153 @@
+"""What happened to a job, said in the past tense.
+
+Executors report events, callers cause them, and ``transitions`` turns a record and an event into
+the next record. Nothing here knows records, stores or processes, and nothing but the standard
+library is imported, so that a supervising process can stay small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+Evidence = Literal["observed", "recorded", "adopted"]
+
+
+def utc_now() -> datetime:
+    """Return the present moment as aware UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One run of a job's process: the mark by which it is recognised, then and after a crash.
+
+    A pid alone names nobody: it is used again. ``token`` is random and in the environment of every
+    process of the attempt; ``start_time`` and ``boot_id`` say which process the pid meant.
+    """
+
+    token: str
+    supervisor: str
+    pid: int | None = None
+    start_time: float | None = None
+    boot_id: str | None = None
+    started_monotonic: float | None = None
+    pipes: tuple[int, int] | None = None
+    """The inode numbers of the pipes that the process has as stdout and stderr."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened at a moment."""
+
+    at: datetime = field(default_factory=utc_now)
+
+    @property
+    def why(self) -> str | None:
+        """One line for the history of the job, where there is something to say."""
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Event):
+    """The program was exec'd."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFailed(Event):
+    """The program could not be exec'd."""
+
+    error: str
+
+    @property
+    def why(self) -> str | None:
+        return self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed(Event):
+    """A supervisor took over the care for an attempt, before it has looked for the process."""
+
+    @property
+    def why(self) -> str | None:
+        return "its supervisor had gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted(Event):
+    """The process of a claimed attempt was found alive."""
+
+    attempt: Attempt
+    gap: bool = False
+    """Whether output may be missing from the logs."""
+
+    @property
+    def why(self) -> str | None:
+        return "adopted; the log may have a gap" if self.gap else "adopted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused(Event):
+    """All processes of the job were sent SIGSTOP."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """All processes of the job were sent SIGCONT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequested(Event):
+    """The job was asked to end: by a caller, or because of ``error``, which makes it a failure."""
+
+    error: str | None = None
+    reason: str | None = None
+
+    @property
+    def why(self) -> str | None:
+        return self.error or self.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopFailed(Event):
+    """Processes of the job were alive after SIGKILL."""
+
+    error: str
+
+    @property
+    def why(self) -> str | None:
+        return self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited(Event):
+    """The main process ended and its exit code is known."""
+
+    exit_code: int
+    evidence: Evidence
+    ended_by_itself: bool = False
+    """Whether it was dead already when it was to be signalled to end."""
+    in_start_grace: bool = False
+    """Whether it ended within ``start_grace`` seconds of its start."""
+    log_error: str | None = None
+    """Why output could not be written to the logs, where that happened."""
+
+    @property
+    def why(self) -> str | None:
+        code = self.exit_code
+        end = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{end}; {self.log_error}" if self.log_error else end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost(Event):
+    """The process is gone and nobody saw how it ended."""
+
+    error: str
+
+    @property
+    def why(self) -> str | None:
+        return self.error

@@ -1,0 +1,179 @@
+"""The contract between the supervisor and whatever runs the processes.
+
+An executor speaks in events and knows neither records nor stores. Only the standard library is
+imported here, so that an executor can live in a small process of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.logs import LogTail
+
+Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
+
+OnGrowth = Callable[[str, Stream, int], None]
+"""Called on the event loop with the job id, the stream and the bytes its log has now."""
+
+
+def new_token() -> str:
+    """Return a mark for an attempt that no other attempt anywhere bears."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPlan:
+    """Where an attempt's output goes, and when a log file is rotated."""
+
+    stdout: Path
+    stderr: Path
+    max_bytes: int | None = None
+    backups: int = 1
+
+    def path(self, stream: Stream) -> Path:
+        """Return the path of the stream's current log file."""
+        return self.stdout if stream == "stdout" else self.stderr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """All that is needed to start an attempt, and to start another one after a crash.
+
+    It holds the environment, so its repr does not show it and it is never logged.
+    """
+
+    job_id: str
+    argv: tuple[str, ...]
+    cwd: str
+    base_env: dict[str, str] = field(repr=False)
+    """The application's environment when the job was asked for."""
+    envs: dict[str, str] = field(repr=False)
+    """What the caller put over it."""
+    logs: LogPlan
+    timeout: float | None = None
+    stop_grace: float
+    start_grace: float = 0.0
+    leftovers: Literal["kill", "leave"] = "kill"
+
+    def environment(self, attempt_number: int, token: str) -> dict[str, str]:
+        """Return the whole environment of an attempt."""
+        return {
+            **self.base_env,
+            **self.envs,
+            "ANODEJOBS_JOB_ID": self.job_id,
+            "ANODEJOBS_ATTEMPT": str(attempt_number),
+            "ANODEJOBS_TOKEN": token,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values, without ``base_env``: many launches share one."""
+        fields = asdict(self)
+        del fields["base_env"]
+        fields["logs"]["stdout"] = str(self.logs.stdout)
+        fields["logs"]["stderr"] = str(self.logs.stderr)
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], base_env: dict[str, str]) -> Launch:
+        """Return what ``to_json`` was made from."""
+        logs = dict(fields["logs"])
+        plan = LogPlan(
+            **{**logs, "stdout": Path(logs["stdout"]), "stderr": Path(logs["stderr"])},
+        )
+        return cls(**{**fields, "argv": tuple(fields["argv"]), "logs": plan, "base_env": base_env})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeUsage:
+    """What the processes of an attempt use together."""
+
+    processes: int
+    cpu_seconds: float
+    memory_bytes: int
+
+
+class Executor(ABC):
+    """Starts, follows, signals and adopts the processes of jobs.
+
+    ``start`` or ``adopt`` take an attempt on; ``wait`` and then ``clean`` see it through. ``stop``,
+    ``signal`` and ``usage`` also reach an attempt that another supervisor has taken on. Cancelling
+    a call leaves the processes as they are.
+    """
+
+    outlives_host: bool
+    """Whether its jobs, their pumps and the knowledge of their exits survive the application."""
+
+    supervisor: str
+    """Names who takes attempts on here, so that others can tell whether it still lives."""
+
+    @abstractmethod
+    def is_alive(self, supervisor: str) -> bool:
+        """Return whether a supervisor, this or another, still looks after its attempts."""
+
+    @abstractmethod
+    async def outlive(self, supervisor: str) -> None:
+        """Return when another supervisor has gone."""
+
+    @abstractmethod
+    async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
+        """Execute the program in a session of its own, its output pumped to the logs.
+
+        Returns once the program is exec'd. What the system refuses is a StartFailed.
+        """
+
+    @abstractmethod
+    async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
+        """Take on a process whose supervisor has gone, if it is still there.
+
+        ``attempt.pid`` is None where the supervisor died before it told the pid; then the process
+        is looked for by its token.
+        """
+
+    @abstractmethod
+    async def wait(self, token: str) -> Exited | Lost:
+        """Return how the main process ended, once what it had written is in the logs."""
+
+    @abstractmethod
+    async def clean(self, token: str) -> None:
+        """End what the main process, which has ended, left behind; or leave it, as launched.
+
+        With this the attempt is over for the executor, which forgets it.
+        """
+
+    @abstractmethod
+    async def stop(self, attempt: Attempt, grace: float) -> bool:
+        """End every process of the attempt: SIGTERM, after ``grace`` seconds SIGKILL.
+
+        Returns whether all are gone. A second call while the first is under way can only shorten
+        the grace.
+        """
+
+    @abstractmethod
+    async def signal(self, attempt: Attempt, signum: int) -> None:
+        """Send a signal to every process of the attempt."""
+
+    @abstractmethod
+    async def usage(self, attempt: Attempt) -> TreeUsage:
+        """Return what the processes of the attempt use now."""
+
+    @abstractmethod
+    def follow(
+        self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
+    ) -> AbstractContextManager[None]:
+        """Keep for the tail what it has not read, and tell at once when there is more for it."""
+
+    @abstractmethod
+    def report_growth(self, on_growth: OnGrowth | None) -> None:
+        """Tell of all log growth from now on, some tens of milliseconds late; None: of none."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of everything; processes that still run stay as they are. Idempotent."""

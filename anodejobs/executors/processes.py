@@ -1,0 +1,491 @@
+"""Jobs as child processes of this process.
+
+Every job gets a session of its own and two pipes. It holds its ends of the pipes for reading and
+writing, so that it neither dies nor loses a byte when the reader dies: a later supervisor opens
+them again through ``/proc``. Nothing but the standard library and psutil is imported here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import secrets
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from anodejobs.errors import ExecutorError
+from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.executors import tree
+from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
+from anodejobs.executors.pidfds import Reapings, exit_code
+from anodejobs.logs import LogFile, LogPump, LogTail, Pipe, remove_logs, rotated_folder
+
+_KILL_PATIENCE_S = 5.0
+"""How long processes may take to die of SIGKILL before they count as unstoppable."""
+_LOOK_EVERY_S = 0.25
+"""How often, at most, leftovers of ended jobs are looked for."""
+_POLL_S = 0.2
+"""How long one wait for strangers' deaths takes where the system has no pidfds."""
+_INVENTED = 255
+"""What asyncio reports where somebody else reaped the child."""
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """An attempt in our hands."""
+
+    launch: Launch
+    attempt: Attempt
+    pipes: dict[Stream, Pipe]
+    process: asyncio.subprocess.Process | None
+    """None where it was adopted."""
+    pidfd: int | None
+    stop_was_asked: bool = False
+    stop_has_reached: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Stop:
+    """The ending of an attempt's processes, shared by all who ask for it."""
+
+    kill_at: float
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    result: asyncio.Future[bool] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Processes(Executor):
+    """Runs jobs as children of this process, in which their pumps run too; they end with it."""
+
+    outlives_host = False
+
+    def __init__(self) -> None:
+        self.supervisor = _new_supervisor()
+        _LIVING.add(self.supervisor)
+        self._held: dict[str, _Held] = {}
+        self._stops: dict[str, _Stop] = {}
+        self._owners: dict[Pipe, tuple[str, Stream]] = {}
+        self._looks = _Looks()
+        self._on_growth: OnGrowth | None = None
+        self._pump: LogPump | None = None
+        self._reapings: Reapings | None = None
+        self._is_closed = False
+
+    def is_alive(self, supervisor: str) -> bool:
+        boot, pid, started, _ = supervisor.split(":")
+        if int(pid) == os.getpid():
+            return supervisor in _LIVING
+        return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+
+    async def outlive(self, supervisor: str) -> None:
+        _, pid, started, _ = supervisor.split(":")
+        while self.is_alive(supervisor):
+            process = tree.look_at(int(pid), float(started))
+            if process is not None:
+                await _gone([process], asyncio.Event(), until=math.inf)
+
+    async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
+        if self._is_closed:
+            raise ExecutorError("the executor is closed")
+        await _remove_old_logs(launch)
+        ours: dict[Stream, int] = {}
+        theirs: dict[Stream, int] = {}
+        try:
+            for stream in STREAMS:
+                ours[stream], theirs[stream] = _pipe()
+            process = await asyncio.create_subprocess_exec(
+                *launch.argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=theirs["stdout"],
+                stderr=theirs["stderr"],
+                cwd=launch.cwd,
+                env=launch.environment(number, attempt.token),
+                start_new_session=True,
+            )
+        except BaseException as error:
+            for fd in ours.values():
+                os.close(fd)
+            if isinstance(error, (OSError, ValueError)):
+                return StartFailed(error=_one_line(error))
+            raise
+        finally:
+            for fd in theirs.values():
+                os.close(fd)
+        # A short job may have been reaped by now. Then there is no start time and no pidfd to be
+        # had, and nothing that could be signalled.
+        is_running = process.returncode is None
+        attempt = replace(
+            attempt,
+            pid=process.pid,
+            start_time=tree.start_time(process.pid) if is_running else None,
+            boot_id=tree.boot_id(),
+            started_monotonic=time.monotonic(),
+            pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
+        )
+        self._hold(launch, attempt, ours, process)
+        return Started(attempt=attempt)
+
+    def _hold(
+        self,
+        launch: Launch,
+        attempt: Attempt,
+        fds: dict[Stream, int],
+        process: asyncio.subprocess.Process | None,
+    ) -> _Held:
+        pipes: dict[Stream, Pipe] = {}
+        for stream, fd in fds.items():
+            logs = launch.logs
+            log = LogFile(logs.path(stream), logs.max_bytes, logs.backups)
+            pipes[stream] = self._pumping().add(fd, log)
+            self._owners[pipes[stream]] = (launch.job_id, stream)
+        pidfd = None
+        if attempt.pid is not None and attempt.start_time is not None:
+            pidfd = tree.open_pidfd(attempt.pid, attempt.start_time)
+        held = _Held(launch, attempt, pipes, process, pidfd)
+        self._held[attempt.token] = held
+        return held
+
+    async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
+        if attempt.pid is None:
+            attempt = await self._found_by_token(attempt)
+        elif attempt.boot_id != tree.boot_id():
+            return Lost(error="the machine was restarted while it ran")
+        pid, started = attempt.pid, attempt.start_time
+        if pid is None:
+            return Lost(error="its supervisor died before it had started it, or soon after")
+        if started is None or not tree.is_alive(pid, started):
+            return Lost(error=_UNSEEN)
+        fds = _open_pipes(pid, attempt)
+        held = self._hold(launch, attempt, fds, None)
+        if held.pidfd is None and tree.HAS_PIDFDS:  # it ended in between
+            await self.clean(attempt.token)
+            return Lost(error=_UNSEEN)
+        return Adopted(attempt=attempt, gap=len(fds) < len(STREAMS))
+
+    async def _found_by_token(self, attempt: Attempt) -> Attempt:
+        """Return the attempt with the process that bears its token, if there is one."""
+        snapshot = await self._looks.take()
+        main = snapshot.oldest(attempt.token)
+        if main is None:
+            return attempt
+        return replace(
+            attempt,
+            pid=main.pid,
+            start_time=main.start_time,
+            boot_id=tree.boot_id(),
+            started_monotonic=time.monotonic(),
+        )
+
+    async def wait(self, token: str) -> Exited | Lost:
+        held = self._mine(token)
+        code = await (self._adopted_end(held) if held.process is None else self._child_end(held))
+        ended_at = time.monotonic()
+        # Before the exit is told: who waits for it may open the logs at once.
+        for pipe in held.pipes.values():
+            await self._pumping().settle(pipe)
+        if code is None:
+            return Lost(error=_UNSEEN)
+        started_at = held.attempt.started_monotonic or ended_at
+        return Exited(
+            exit_code=code,
+            evidence="observed" if held.process else "adopted",
+            ended_by_itself=held.stop_was_asked and not held.stop_has_reached,
+            in_start_grace=ended_at - started_at < held.launch.start_grace,
+            log_error=next((p.error for p in held.pipes.values() if p.error), None),
+        )
+
+    async def _child_end(self, held: _Held) -> int | None:
+        assert held.process is not None
+        code = await held.process.wait()
+        if code != _INVENTED or held.pidfd is None:
+            return code
+        told = exit_code(held.pidfd)
+        if told is None and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            return None
+        return code if told is None else told
+
+    async def _adopted_end(self, held: _Held) -> int | None:
+        if held.pidfd is not None:
+            if self._reapings is None:
+                self._reapings = Reapings()
+            return await self._reapings.wait(held.pidfd)
+        pid, started = held.attempt.pid, held.attempt.start_time
+        assert pid is not None and started is not None
+        while process := tree.look_at(pid, started):
+            await asyncio.to_thread(tree.wait_gone, [process], _POLL_S)
+        return None
+
+    async def clean(self, token: str) -> None:
+        held = self._mine(token)
+        if held.launch.leftovers == "kill":
+            snapshot = await self._looks.take_soon()
+            if snapshot.members(held.attempt, has_just_ended=True):
+                await self._stop(held.attempt, held.launch.stop_grace, has_just_ended=True)
+            for pipe in held.pipes.values():
+                await self._pumping().release(pipe)
+        for pipe in held.pipes.values():
+            del self._owners[pipe]
+        if held.pidfd is not None:
+            os.close(held.pidfd)
+        del self._held[token]
+
+    async def stop(self, attempt: Attempt, grace: float) -> bool:
+        if held := self._held.get(attempt.token):
+            held.stop_was_asked = True
+        return await self._stop(attempt, grace, has_just_ended=False)
+
+    async def _stop(self, attempt: Attempt, grace: float, *, has_just_ended: bool) -> bool:
+        kill_at = time.monotonic() + grace
+        under_way = self._stops.get(attempt.token)
+        if under_way is not None:
+            if kill_at < under_way.kill_at:
+                under_way.kill_at = kill_at
+                under_way.wake.set()
+            return await asyncio.shield(under_way.result)
+        stop = self._stops[attempt.token] = _Stop(kill_at)
+        is_gone = False
+        try:
+            is_gone = await self._end_all(attempt, stop, has_just_ended)
+        finally:
+            del self._stops[attempt.token]
+            stop.result.set_result(is_gone)
+        return is_gone
+
+    async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
+        """Ask all processes to end, those that appear meanwhile too; then make them."""
+        asked: set[tuple[int, float]] = set()
+        while True:
+            snapshot = await self._looks.take()
+            members = snapshot.members(attempt, has_just_ended=has_just_ended)
+            if not members:
+                return True
+            give_up_at = stop.kill_at + _KILL_PATIENCE_S
+            now = time.monotonic()
+            if now >= give_up_at:
+                return False
+            if now >= stop.kill_at:
+                self._send_each(attempt, members, signal.SIGKILL)
+                await _gone(members, stop.wake, until=give_up_at)
+                continue
+            self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
+            # Stopped processes could not answer.
+            self._send_each(attempt, members, signal.SIGCONT)
+            asked.update(member.key for member in members)
+            await _gone(members, stop.wake, until=stop.kill_at)
+
+    def _send_each(self, attempt: Attempt, members: list[tree.Process], signum: int) -> None:
+        for member in members:
+            was_there = tree.send(member, signum)
+            if was_there and member.pid == attempt.pid and (held := self._held.get(attempt.token)):
+                held.stop_has_reached |= signum in (signal.SIGTERM, signal.SIGKILL)
+
+    async def signal(self, attempt: Attempt, signum: int) -> None:
+        reached: set[tuple[int, float]] = set()
+        while True:
+            snapshot = await self._looks.take()
+            fresh = [m for m in snapshot.members(attempt) if m.key not in reached]
+            for member in fresh:
+                tree.send(member, signum)
+            reached.update(member.key for member in fresh)
+            # What was forked while we looked has not stopped yet; the tree is still when a look
+            # finds nobody new.
+            if not fresh or signum != signal.SIGSTOP:
+                return
+
+    async def usage(self, attempt: Attempt) -> TreeUsage:
+        snapshot = await self._looks.take()
+        return await asyncio.to_thread(tree.measure, snapshot.members(attempt))
+
+    @contextmanager
+    def follow(
+        self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
+    ) -> Iterator[None]:
+        held = self._held.get(token)
+        pipe = held.pipes.get(stream) if held else None
+        if pipe is None:
+            yield
+            return
+        pump = self._pumping()
+        pipe.log.readers.add(tail)
+        pump.follow(pipe, on_growth)
+        try:
+            yield
+        finally:
+            pump.unfollow(pipe, on_growth)
+            pipe.log.readers.discard(tail)
+
+    def report_growth(self, on_growth: OnGrowth | None) -> None:
+        self._on_growth = on_growth
+        self._pumping().reports_all = on_growth is not None
+
+    def _tell(self, pipe: Pipe, offset: int) -> None:
+        owner = self._owners.get(pipe)
+        if owner is not None and self._on_growth is not None:
+            self._on_growth(*owner, offset)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            await pump.close()
+        if self._reapings is not None:
+            self._reapings.close()
+        for held in self._held.values():
+            if held.pidfd is not None:
+                os.close(held.pidfd)
+        self._held.clear()
+        self._owners.clear()
+        _LIVING.discard(self.supervisor)
+
+    def _mine(self, token: str) -> _Held:
+        try:
+            return self._held[token]
+        except KeyError:
+            raise ExecutorError("this attempt is not in the executor's hands") from None
+
+    def _pumping(self) -> LogPump:
+        if self._is_closed:
+            raise ExecutorError("the executor is closed")
+        if self._pump is None:
+            self._pump = LogPump(asyncio.get_running_loop(), self._tell)
+        return self._pump
+
+
+_LIVING: set[str] = set()
+"""The supervisors in this process that have not been closed."""
+
+
+def _new_supervisor() -> str:
+    pid = os.getpid()
+    return f"{tree.boot_id()}:{pid}:{tree.start_time(pid)}:{secrets.token_hex(4)}"
+
+
+class _Looks:
+    """Looks at all processes, in a thread; one look serves all who asked before it began."""
+
+    def __init__(self) -> None:
+        self._latest = tree.Snapshot({})
+        self._began_at = self._ended_at = 0.0
+        self._turn = asyncio.Lock()
+        self._patient_turn = asyncio.Lock()
+
+    async def take(self) -> tree.Snapshot:
+        """Return what a look found that began after this call."""
+        asked_at = time.monotonic()
+        async with self._turn:
+            if self._began_at < asked_at:
+                began_at = time.monotonic()
+                self._latest = await asyncio.to_thread(tree.take_snapshot, self._latest)
+                self._began_at, self._ended_at = began_at, time.monotonic()
+            return self._latest
+
+    async def take_soon(self) -> tree.Snapshot:
+        """As ``take``, but seldom enough that looking costs a few per cent of the time at most."""
+        asked_at = time.monotonic()
+        async with self._patient_turn:
+            if self._began_at >= asked_at:
+                return self._latest
+            pause = max(_LOOK_EVERY_S, 20 * (self._ended_at - self._began_at))
+            await asyncio.sleep(self._ended_at + pause - time.monotonic())
+            return await self.take()
+
+
+_UNSEEN = "it ended while no supervisor was there to see how"
+
+
+async def _remove_old_logs(launch: Launch) -> None:
+    """Remove what an earlier run of the job wrote; readers that have it open can read on."""
+    paths = [launch.logs.path(stream) for stream in STREAMS]
+    if any(os.path.lexists(p) or os.path.lexists(rotated_folder(p)) for p in paths):
+        await asyncio.to_thread(remove_logs, paths)
+
+
+def _pipe() -> tuple[int, int]:
+    """Return our end of a new pipe, and the job's."""
+    ours, theirs = os.pipe()
+    if not tree.IS_LINUX:
+        return ours, theirs
+    try:
+        # Open for both, the job's end is a reader too: without us it gets no SIGPIPE, it waits.
+        return ours, os.open(f"/proc/self/fd/{theirs}", os.O_RDWR | os.O_CLOEXEC)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+
+
+def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:
+    """Return our ends of the pipes of a process that another supervisor started.
+
+    Only a pipe that was made for it is opened: to read any other is to steal its bytes.
+    """
+    fds: dict[Stream, int] = {}
+    for number, stream in enumerate(STREAMS):
+        path = Path(f"/proc/{pid}/fd/{number + 1}")
+        with contextlib.suppress(OSError):
+            seen = path.stat()
+            if attempt.pipes is not None:
+                is_ours = seen.st_ino == attempt.pipes[number]
+            else:
+                flags = Path(f"/proc/{pid}/fdinfo/{number + 1}").read_text()
+                mode = int(flags.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
+                is_ours = mode == os.O_RDWR
+            if is_ours and stat.S_ISFIFO(seen.st_mode):
+                fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return fds
+
+
+async def _gone(members: list[tree.Process], wake: asyncio.Event, *, until: float) -> None:
+    """Return when all the members are dead, or ``wake`` was set, or it is time."""
+    wake.clear()
+    rest = max(0.0, until - time.monotonic())
+    if not tree.HAS_PIDFDS:
+        # The one poll: psutil looks again and again, and cannot be woken.
+        await asyncio.to_thread(tree.wait_gone, members, min(rest, _POLL_S))
+        return
+    with _deaths(members, wake.set), contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if rest == math.inf else rest):
+            await wake.wait()
+
+
+@contextmanager
+def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_all`` when the last of the members has died."""
+    loop = asyncio.get_running_loop()
+    alive: set[int] = set()
+
+    def died(fd: int) -> None:
+        loop.remove_reader(fd)
+        alive.remove(fd)
+        os.close(fd)
+        if not alive:
+            on_all()
+
+    for member in members:
+        fd = tree.open_pidfd(member.pid, member.start_time)
+        if fd is not None:
+            alive.add(fd)
+            loop.add_reader(fd, died, fd)
+    if not alive:
+        on_all()
+    try:
+        yield
+    finally:
+        for fd in alive:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+
+def _one_line(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

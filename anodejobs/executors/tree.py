@@ -1,0 +1,244 @@
+"""Which processes belong to an attempt, and how to reach one without hitting a stranger.
+
+A process is recognised by its pid and start time together, and signalled through a pidfd that was
+opened before the start time was compared. On Linux ``/proc`` is read directly: a look at all
+processes is a few milliseconds. Elsewhere psutil does the same more slowly.
+
+Everything here may wait for the kernel; call ``take_snapshot`` in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import psutil
+
+from anodejobs.events import Attempt
+from anodejobs.executors.base import TreeUsage
+
+IS_LINUX = sys.platform == "linux"
+HAS_PIDFDS = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
+_TOKEN = b"ANODEJOBS_TOKEN="
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as it was at one look."""
+
+    pid: int
+    start_time: float
+    parent: int
+    session: int
+    is_stopped: bool
+    token: str | None
+
+    @property
+    def key(self) -> tuple[int, float]:
+        """What tells it from every other process since the machine was started."""
+        return self.pid, self.start_time
+
+
+@cache
+def boot_id() -> str:
+    """Return what tells this start of the machine from every other."""
+    if IS_LINUX:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    return str(int(psutil.boot_time()))
+
+
+def start_time(pid: int) -> float | None:
+    """Return when the process began, on a scale of the kernel's; None where there is none."""
+    process = _look_at(pid, None)
+    return process.start_time if process else None
+
+
+def look_at(pid: int, started: float) -> Process | None:
+    """Return the process that had this pid and start time, None where it is gone."""
+    process = _look_at(pid, None)
+    return process if process and process.start_time == started else None
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Return whether the process that had this pid and start time still runs."""
+    return start_time(pid) == started
+
+
+def read_token(pid: int) -> str | None:
+    """Return the mark of the attempt that the process belongs to, if it bears one we may see."""
+    try:
+        if IS_LINUX:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environ = file.read()
+        else:
+            token = psutil.Process(pid).environ().get(_TOKEN.decode()[:-1])
+            return token or None
+    except (OSError, psutil.Error):
+        return None
+    for variable in environ.split(b"\0"):
+        if variable.startswith(_TOKEN):
+            return variable[len(_TOKEN) :].decode("ascii", "replace")
+    return None
+
+
+def _look_at(pid: int, known: Snapshot | None) -> Process | None:
+    """Return the process, None where it is gone or only waits to be reaped."""
+    try:
+        if not IS_LINUX:
+            return _look_with_psutil(pid)
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (OSError, psutil.Error):
+        return None
+    # The program's name may hold blanks and brackets; the last bracket ends it.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    state = fields[0]
+    if state in (b"Z", b"X"):
+        return None
+    started = float(fields[19])
+    old = known.processes.get(pid) if known else None
+    return Process(
+        pid=pid,
+        start_time=started,
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        is_stopped=state == b"T",
+        # An environment is read once: what a process was forked with says whose it is, whatever
+        # it may execute later.
+        token=old.token if old and old.start_time == started else read_token(pid),
+    )
+
+
+def _look_with_psutil(pid: int) -> Process | None:
+    process = psutil.Process(pid)
+    with process.oneshot():
+        status = process.status()
+        if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return None
+        return Process(
+            pid=pid,
+            start_time=process.create_time(),
+            parent=process.ppid(),
+            session=os.getsid(pid),
+            is_stopped=status == psutil.STATUS_STOPPED,
+            token=read_token(pid),
+        )
+
+
+class Snapshot:
+    """All living processes at one look."""
+
+    def __init__(self, processes: dict[int, Process]) -> None:
+        self.processes = processes
+        self._children: defaultdict[int, list[Process]] = defaultdict(list)
+        self._by_session: defaultdict[int, list[Process]] = defaultdict(list)
+        self._by_token: defaultdict[str, list[Process]] = defaultdict(list)
+        for process in processes.values():
+            self._children[process.parent].append(process)
+            self._by_session[process.session].append(process)
+            if process.token:
+                self._by_token[process.token].append(process)
+
+    def members(self, attempt: Attempt, *, has_just_ended: bool = False) -> list[Process]:
+        """Return the attempt's processes: its main one, and whatever descends from it.
+
+        Found are those that bear its token, those in its session, and all their descendants. A
+        session is known by the main process's pid, so it counts only while that process lives or
+        ``has_just_ended``, before the number can be used again.
+        """
+        found = list(self._by_token.get(attempt.token, ()))
+        main = self.processes.get(attempt.pid) if attempt.pid is not None else None
+        is_main = main is not None and main.start_time == attempt.start_time
+        if main is not None and is_main:
+            found.append(main)
+        if attempt.pid is not None and (is_main or (has_just_ended and main is None)):
+            found += (
+                process
+                for process in self._by_session.get(attempt.pid, ())
+                if process.token in (None, attempt.token)
+            )
+        members: dict[int, Process] = {}
+        while found:
+            process = found.pop()
+            if process.pid not in members:
+                members[process.pid] = process
+                found += self._children.get(process.pid, ())
+        return list(members.values())
+
+    def oldest(self, token: str) -> Process | None:
+        """Return the process that has borne the token longest."""
+        bearers = self._by_token.get(token, ())
+        return min(bearers, key=lambda process: process.key[::-1], default=None)
+
+
+def take_snapshot(known: Snapshot | None = None) -> Snapshot:
+    """Look at all processes; what ``known`` says of one that still runs is not read again."""
+    looks = ((pid, _look_at(pid, known)) for pid in psutil.pids())
+    return Snapshot({pid: process for pid, process in looks if process is not None})
+
+
+def open_pidfd(pid: int, started: float) -> int | None:
+    """Return a descriptor of the process, None where it is gone or the system has none."""
+    if not HAS_PIDFDS:
+        return None
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if not is_alive(pid, started):
+        os.close(fd)
+        return None
+    return fd
+
+
+def send(process: Process, signum: int) -> bool:
+    """Send a signal to this process and no other; return whether it was there."""
+    if HAS_PIDFDS:
+        fd = open_pidfd(process.pid, process.start_time)
+        if fd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(fd, signum)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+    if not is_alive(process.pid, process.start_time):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signum)
+        return True
+    return False
+
+
+def wait_gone(processes: Iterable[Process], timeout: float) -> None:
+    """Return when all the processes are dead, or after ``timeout`` seconds; where pidfds lack."""
+    alive = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            seen = psutil.Process(process.pid)
+            if is_alive(process.pid, process.start_time):
+                alive.append(seen)
+    psutil.wait_procs(alive, timeout=timeout)
+
+
+def measure(processes: Iterable[Process]) -> TreeUsage:
+    """Return what the processes use together."""
+    number, cpu, memory = 0, 0.0, 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            seen = psutil.Process(process.pid)
+            with seen.oneshot():
+                times = seen.cpu_times()
+                cpu += times.user + times.system
+                memory += seen.memory_info().rss
+                number += 1
+    return TreeUsage(processes=number, cpu_seconds=cpu, memory_bytes=memory)

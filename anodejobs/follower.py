@@ -1,0 +1,74 @@
+"""Follower: what a job writes, as it writes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
+
+from anodejobs.executors.base import Executor, Stream
+from anodejobs.jobdb import JobDB
+from anodejobs.logs import LogChunk, LogTail
+from anodejobs.stores.base import Stored
+
+_LIVE_BYTES = 64 * 1024
+_CATCH_UP_BYTES = 256 * 1024
+
+
+class Follower:
+    """Reads the logs of one job from given offsets on, until the job has ended and all is read.
+
+    It reads the files, so a slow reader costs the job nothing; rotated files are kept until it has
+    read them.
+    """
+
+    def __init__(
+        self, jobdb: JobDB, executor: Executor, stored: Stored, offsets: Mapping[Stream, int]
+    ) -> None:
+        self._jobdb = jobdb
+        self._executor = executor
+        self._stored = stored
+        self._tails = {
+            stream: LogTail(stored.launch.logs.path(stream), offset)
+            for stream, offset in offsets.items()
+        }
+
+    async def chunks(self) -> AsyncIterator[LogChunk]:
+        """Give the bytes of each stream in order."""
+        woken = asyncio.Event()
+        with ExitStack() as stack:
+            for stream, tail in self._tails.items():
+                stack.callback(tail.close)
+                follow = self._executor.follow
+                stack.enter_context(follow(self._stored.attempt.token, stream, tail, woken.set))
+            (end,) = stack.enter_context(self._jobdb.waiting([self._stored.record.self_id]))
+            end.future.add_done_callback(lambda _: woken.set())
+            end.consider(self._stored.record)
+            while True:
+                woken.clear()
+                is_over = end.future.done() and bool(end.future.result())
+                async for chunk in self._unread():
+                    yield chunk
+                if is_over:
+                    return
+                await woken.wait()
+
+    async def _unread(self) -> AsyncIterator[LogChunk]:
+        """Give what is in the files now, a piece of each in turn."""
+        streams = list(self._tails)
+        while streams:
+            for stream in list(streams):
+                tail = self._tails[stream]
+                data = await _read(tail)
+                if data:
+                    yield LogChunk(stream, tail.offset - len(data), data)
+                else:
+                    streams.remove(stream)
+
+
+async def _read(tail: LogTail) -> bytes:
+    """Return the next bytes; without a thread where they are in the system's memory."""
+    try:
+        return tail.read_cached(_LIVE_BYTES)
+    except BlockingIOError:
+        return await asyncio.to_thread(tail.read, _CATCH_UP_BYTES)

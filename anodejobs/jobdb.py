@@ -1,0 +1,444 @@
+"""JobDB, the only writer of records: event, transition, commit, ring.
+
+It owns the order of things: a change is on disk before anybody is told of it. Writes that come
+while a commit runs make up the next one, so that many writers at once cost little more than one.
+It knows the store, and nothing of processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from operator import itemgetter
+from typing import Literal
+
+from anodejobs.errors import JobActive, JobNotFound, StatusUnreachable, StoreError
+from anodejobs.events import Adopted, Attempt, Claimed, Event, Started, utc_now
+from anodejobs.executors.base import Launch
+from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.stores.base import (
+    Delete,
+    Insert,
+    JobStore,
+    Query,
+    Save,
+    Stored,
+    Write,
+    history_entry,
+)
+from anodejobs.transitions import has_reached, reopened, transition
+
+LOG = logging.getLogger("anodejobs")
+
+_MOST_WRITES = 500
+"""The most writes in one commit: more gains nothing, and makes the first of them wait."""
+_MOST_RECENT = 10_000
+"""How many events are at hand for listeners; one that is further behind reads the store."""
+_PAGE = 500
+
+
+class Waiter:
+    """One wait for one job: a future, resolved by the record that ends the wait."""
+
+    __slots__ = ("future", "job_id", "wanted")
+
+    def __init__(self, job_id: str, wanted: frozenset[Status] | None) -> None:
+        self.job_id = job_id
+        self.wanted = wanted
+        self.future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
+
+    def consider(self, record: JobRecord) -> None:
+        """End the wait if the record does."""
+        if self.future.done():
+            return
+        try:
+            if has_reached(record, self.wanted):
+                self.future.set_result(record)
+        except StatusUnreachable as error:
+            self.future.set_exception(error)
+
+
+class Listener:
+    """One reader of events: woken when there is more for it."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
+
+
+class JobDB:
+    """Applies events to records, durably, and tells those who wait for them.
+
+    ``serve`` must run for any write to be made. Where it ends, every writer and every waiter gets
+    the cause.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._queue: list[tuple[Write, asyncio.Future[bool]]] = []
+        self._has_writes = asyncio.Event()
+        self._has_foreign = asyncio.Event()
+        self._failure: BaseException | None = None
+        self.on_stranger: Callable[[Stored], None] = lambda stored: None
+        """Called with an active job that was not written here last: is anybody looking after it?"""
+        self._active: dict[str, Stored] = {}
+        self._waiters: dict[str, dict[Waiter, None]] = {}
+        self._listeners: set[Listener] = set()
+        # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
+        # write with a higher number is known, but another process's may lie between.
+        self._cursor = 0
+        self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
+
+    async def open(self) -> None:
+        """Open the store."""
+        await self._store.open(self._has_foreign.set)
+        self._cursor = await self._store.last_seq()
+
+    async def close(self) -> None:
+        """Close the store. Idempotent."""
+        await self._store.close()
+
+    # Writing.
+
+    async def create(
+        self, record: JobRecord, launch: Launch, attempt: Attempt, *, replace: JobRecord | None
+    ) -> JobRecord | None:
+        """Write the first record of a run: of a new job, or in the place of one that ended.
+
+        Returns None where the id has a record by now that is not the one to replace.
+        """
+        if replace is None:
+            write: Insert | Save = Insert(record=record, launch=launch, attempt=attempt)
+        else:
+            record = reopened(record, after=replace)
+            write = Save(record=record, previous=replace.status, launch=launch, attempt=attempt)
+        if not await self._write(write):
+            return None
+        self._log(write)
+        return record
+
+    async def claim(self, stored: Stored, supervisor: str) -> Stored | None:
+        """Make a job's attempt that of another supervisor; None where somebody was quicker."""
+        record = transition(stored.record, Claimed())
+        attempt = dataclasses.replace(stored.attempt, supervisor=supervisor)
+        why = Claimed().why
+        save = Save(record=record, previous=stored.record.status, attempt=attempt, why=why)
+        if not await self._write(save):
+            return None
+        self._log(save)
+        return Stored(record=record, launch=stored.launch, attempt=attempt)
+
+    async def apply(self, job_id: str, event: Event, *, token: str | None = None) -> JobRecord:
+        """Make the record what it is after the event, and return it.
+
+        With ``token`` the event is about that attempt, and nothing to a later one. Raises
+        InvalidTransition where the status does not allow it. Cancelling may come too late: an
+        event that is being written stays written.
+        """
+        while True:
+            stored = await self.stored(job_id)
+            if token is not None and stored.attempt.token != token:
+                return stored.record
+            record = transition(stored.record, event)
+            if record is stored.record:
+                return record
+            save = Save(
+                record=record,
+                previous=stored.record.status,
+                attempt=event.attempt if isinstance(event, (Started, Adopted)) else None,
+                why=event.why,
+            )
+            if await self._write(save):
+                self._log(save)
+                return record
+            self._active.pop(job_id, None)  # another writer was quicker: look again
+
+    async def delete(self, job_id: str) -> bool:
+        """Remove the job and its history; return whether there was one. Raises JobActive."""
+        while stored := await self._store.get(job_id):
+            record = stored.record
+            if not record.is_done:
+                raise JobActive(job_id, record.status)
+            if await self._write(Delete(record=record)):
+                return True
+        return False
+
+    async def _write(self, write: Write) -> bool:
+        if self._failure is not None:
+            raise StoreError(f"records are no longer written: {self._failure}") from self._failure
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._queue.append((write, done))
+        self._has_writes.set()
+        return await done
+
+    def _log(self, write: Insert | Save) -> None:
+        record = write.record
+        old = write.previous if isinstance(write, Save) else "new"
+        LOG.info("job %s: %s -> %s (%s)", record.self_id, old, record.status, write.why or "")
+
+    async def serve(self) -> None:
+        """Commit what is queued, batch after batch, until cancelled."""
+        while True:
+            await self._has_writes.wait()
+            self._has_writes.clear()
+            while self._queue:
+                batch = self._queue[:_MOST_WRITES]
+                del self._queue[:_MOST_WRITES]
+                await self._commit(batch)
+
+    async def _commit(self, batch: list[tuple[Write, asyncio.Future[bool]]]) -> None:
+        try:
+            results = await self._store.commit([write for write, _ in batch])
+        except BaseException as error:
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(_as_store_error(error))
+            if not isinstance(error, StoreError):
+                raise
+            return
+        for (write, done), seq in zip(batch, results, strict=True):
+            if seq is not None:
+                self._ring(seq, write)
+            if not done.done():
+                done.set_result(seq is not None)
+        self._wake_listeners()
+
+    def _ring(self, seq: int, write: Write) -> None:
+        """Tell those who wait of a write that is on disk."""
+        job_id = write.record.self_id
+        if isinstance(write, Delete):
+            self._active.pop(job_id, None)
+            return
+        self._remember(write)
+        for waiter in list(self._waiters.get(job_id, ())):
+            waiter.consider(write.record)
+        if seq == self._cursor + 1:
+            self._cursor = seq
+            self._recent.append((seq, write))
+        else:
+            self._has_foreign.set()
+
+    def _remember(self, write: Insert | Save) -> None:
+        """Keep what is active at hand: its supervisor is here and will write to it again."""
+        job_id = write.record.self_id
+        old = self._active.pop(job_id, None)
+        if write.record.is_done:
+            return
+        launch = write.launch or (old and old.launch)
+        attempt = write.attempt or (old and old.attempt)
+        if launch and attempt:
+            self._active[job_id] = Stored(record=write.record, launch=launch, attempt=attempt)
+
+    async def serve_foreign(self) -> None:
+        """Take note of what other processes write, until cancelled."""
+        while True:
+            await self._has_foreign.wait()
+            self._has_foreign.clear()
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        while entries := await self._store.history(after=self._cursor, limit=_PAGE):
+            # Read before anything is remembered: what is committed meanwhile rings again.
+            for job_id in dict.fromkeys(entry.job_id for entry in entries):
+                if job_id is not None and (job_id in self._waiters or job_id in self._active):
+                    await self._refresh(job_id)
+            for entry in entries:
+                if entry.seq > self._cursor:
+                    self._cursor = entry.seq
+                    self._recent.append((entry.seq, entry))
+            self._wake_listeners()
+
+    async def _refresh(self, job_id: str) -> None:
+        stored = await self._store.get(job_id)
+        if stored is None:
+            self._active.pop(job_id, None)
+            return
+        known = self._active.get(job_id)
+        if known is not None and known.record.revision < stored.record.revision:
+            del self._active[job_id]
+        for waiter in list(self._waiters.get(job_id, ())):
+            waiter.consider(stored.record)
+
+    def fail(self, cause: BaseException) -> None:
+        """End every wait and every write with the cause: nothing will be written any more."""
+        self._failure = cause
+        queue, self._queue = self._queue, []
+        for _, done in queue:
+            if not done.done():
+                done.set_exception(_as_store_error(cause))
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.future.done():
+                    waiter.future.set_exception(_as_store_error(cause))
+
+    def fail_waits(self, job_id: str, cause: StoreError) -> None:
+        """End the waits for one job, whose end cannot be recorded at the moment."""
+        for waiter in self._waiters.get(job_id, ()):
+            if not waiter.future.done():
+                waiter.future.set_exception(cause)
+
+    # Reading.
+
+    async def stored(self, job_id: str) -> Stored:
+        """Return the job with what its supervisor needs. Raises JobNotFound."""
+        stored = await self._find(job_id)
+        if stored is None:
+            raise JobNotFound(job_id)
+        return stored
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """Return the record, None where there is none."""
+        stored = await self._find(job_id)
+        return stored.record if stored else None
+
+    async def _find(self, job_id: str) -> Stored | None:
+        known = self._active.get(job_id)
+        if known is not None:
+            return known
+        stored = await self._store.get(job_id)
+        if stored is not None and not stored.record.is_done:
+            self.on_stranger(stored)
+        return stored
+
+    async def page(self, query: Query) -> list[JobRecord]:
+        """Return a page of records."""
+        return await self._store.page(query)
+
+    async def active(self) -> list[Stored]:
+        """Return every job that has not ended."""
+        statuses = [status for status in Status if status not in TERMINAL]
+        records = await self._store.page(Query(filter=JobFilter(status=statuses)))
+        stored = [await self._store.get(record.self_id) for record in records]
+        return [job for job in stored if job is not None and not job.record.is_done]
+
+    async def count(self, filter: JobFilter) -> Mapping[Status, int]:
+        """Return how many records match, by status."""
+        return await self._store.count(filter)
+
+    async def history(self, job_id: str) -> list[JobEvent]:
+        """Return every change of the job's status, oldest first."""
+        return await self._store.history(job_id=job_id)
+
+    # Waiting.
+
+    async def wait_for(self, job_id: str, wanted: frozenset[Status] | None = None) -> JobRecord:
+        """Return the record that has reached ``wanted``, or by which the job has ended.
+
+        Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
+        """
+        with self.waiting([job_id], wanted) as (waiter,):
+            record = await self.get(job_id)  # after we listen, so that nothing falls in between
+            if record is None:
+                raise JobNotFound(job_id)
+            waiter.consider(record)
+            return await waiter.future
+
+    @contextmanager
+    def waiting(
+        self, job_ids: Iterable[str], wanted: frozenset[Status] | None = None
+    ) -> Iterator[list[Waiter]]:
+        """Listen for several jobs while the context is open."""
+        waiters = [Waiter(job_id, wanted) for job_id in job_ids]
+        for waiter in waiters:
+            self._waiters.setdefault(waiter.job_id, {})[waiter] = None
+            if self._failure is not None:
+                waiter.future.set_exception(_as_store_error(self._failure))
+        try:
+            yield waiters
+        finally:
+            for waiter in waiters:
+                self._forget(waiter)
+
+    def _forget(self, waiter: Waiter) -> None:
+        others = self._waiters[waiter.job_id]
+        del others[waiter]
+        if not others:
+            del self._waiters[waiter.job_id]
+        if not waiter.future.cancel() and not waiter.future.cancelled():
+            waiter.future.exception()  # looked at, so that nobody calls it forgotten
+
+    # Events.
+
+    async def events(
+        self, job_id: str | None, after: int | None, heartbeat: float | None
+    ) -> AsyncIterator[JobEvent]:
+        """Give every status event after ``after`` (None: from now on), and log growth as it is."""
+        listener = Listener()
+        self._listeners.add(listener)
+        position = self._cursor if after is None else after
+        try:
+            while True:
+                listener.woken.clear()
+                for event in await self._after(position, job_id):
+                    position = event.seq
+                    if job_id in (None, event.job_id):
+                        yield event
+                growth, listener.growth = listener.growth, {}
+                for (grown, stream), offset in growth.items():
+                    if job_id in (None, grown):
+                        yield JobEvent(
+                            seq=position,
+                            kind="log",
+                            at=utc_now(),
+                            job_id=grown,
+                            stream=stream,
+                            offset=offset,
+                        )
+                if position >= self._cursor and not await _is_set(listener.woken, heartbeat):
+                    yield JobEvent(seq=position, kind="heartbeat", at=utc_now())
+        finally:
+            self._listeners.discard(listener)
+
+    @property
+    def has_listeners(self) -> bool:
+        """Whether anybody reads events."""
+        return bool(self._listeners)
+
+    def grown(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
+        """Tell the listeners that a log has grown."""
+        for listener in self._listeners:
+            listener.growth[job_id, stream] = offset
+            listener.woken.set()
+
+    async def _after(self, position: int, job_id: str | None) -> list[JobEvent]:
+        """Return the next events after a position, of all jobs where they are at hand."""
+        if position >= self._cursor:
+            return []
+        if not self._recent or self._recent[0][0] > position + 1:
+            events = await self._store.history(after=position, limit=_PAGE, job_id=job_id)
+            if events or job_id is None:
+                return events
+            # Nothing of this job up to what is at hand.
+        start = bisect_right(self._recent, position, key=itemgetter(0))
+        return [
+            entry if isinstance(entry, JobEvent) else history_entry(seq, entry)
+            for seq, entry in islice(self._recent, start, start + _PAGE)
+        ]
+
+    def _wake_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.woken.set()
+
+
+async def _is_set(event: asyncio.Event, patience: float | None) -> bool:
+    """Wait for the event; return False when it took longer than ``patience`` seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _as_store_error(cause: BaseException) -> StoreError:
+    if isinstance(cause, StoreError):
+        return cause
+    error = StoreError(f"the write was given up: {cause or type(cause).__name__}")
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,614 @@
+"""A job's output: from its pipes to its log files, and from the log files to readers.
+
+Bytes only: no lines, no decoding, and memory that does not grow with what a job writes. A place in
+a log is its *offset*, the number of bytes the stream had before it, and stays the same when the
+file is rotated. Only the standard library is imported here.
+
+``LogFile`` writes one stream's file and rotates it, ``LogTail`` reads it from any offset on,
+``LogPump`` is the thread that carries bytes from pipes to files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import resource
+import select
+import selectors
+import shutil
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+LOG = logging.getLogger("anodejobs")
+
+_BUFFER_BYTES = 256 * 1024
+_PIPE_BYTES = 64 * 1024
+"""What a pipe holds unless it was enlarged."""
+_TICK_S = 0.04
+"""How long output may lie in a pipe that nobody follows."""
+_HOT_BYTES = 32 * 1024
+"""A pipe that gives more than this within a tick is served at once, not tick by tick."""
+_TURN_BYTES = 1024 * 1024
+"""How much one pipe may give before the others have their turn."""
+_RETRY_S = 1.0
+"""How long a log that could not be written rests; its job waits meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """Bytes of a stream, the first of them at ``offset``."""
+
+    stream: Literal["stdout", "stderr"]
+    offset: int
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        """The data as UTF-8, what cannot be decoded replaced; a chunk may end within a letter."""
+        return self.data.decode("utf-8", "replace")
+
+    @property
+    def end(self) -> int:
+        """The offset to go on from."""
+        return self.offset + len(self.data)
+
+
+def log_name(job_id: str) -> str:
+    """Return a file name for the job's logs: readable, harmless, and no other id's.
+
+    A name that was too long, or that a file system might take for another one which differs in
+    case, ends in a digest of the id.
+    """
+    name = quote(job_id, safe=_SAFE)
+    if name[0] in ".-":
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if len(name) <= _LONGEST_NAME and job_id == job_id.lower():
+        return name
+    return f"{name[:_LONGEST_NAME]}%-{sha256(job_id.encode()).hexdigest()[:16]}"
+
+
+_LONGEST_NAME = 180
+_SAFE = "+,=@~ "
+
+
+def rotated_folder(path: Path) -> Path:
+    """Return where the rotated files of the log at ``path`` lie, each named for its end offset."""
+    return path.with_name(f"{path.name}.rotated")
+
+
+def _rotated(path: Path) -> list[int]:
+    """Return the end offsets of the rotated files, oldest first."""
+    try:
+        return sorted(int(name) for name in os.listdir(rotated_folder(path)))
+    except FileNotFoundError:
+        return []
+
+
+def remove_logs(paths: Iterable[Path]) -> None:
+    """Remove logs with their rotated files; readers that have them open can read on."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(rotated_folder(path))
+
+
+class LogFile:
+    """Appends one stream to its file, and sets full files aside.
+
+    The file never exceeds ``max_bytes``. Of the files set aside, the last ``backups`` are kept,
+    and those that a reader in ``readers`` has not read to the end.
+    """
+
+    def __init__(self, path: Path, max_bytes: int | None = None, backups: int = 1) -> None:
+        self.path = path
+        self.readers: set[LogTail] = set()
+        self.offset = 0
+        """How many bytes the stream has had; right once the file was open."""
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._size = 0
+        self._fd: int | None = None
+
+    def open(self) -> None:
+        """Open the file, and go on where it ends."""
+        if self._fd is not None:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(self.path, flags, 0o600)
+        self._size = os.fstat(self._fd).st_size
+        self.offset = (_rotated(self.path) or [0])[-1] + self._size
+
+    def write(self, data: memoryview) -> int:
+        """Write some of the data, and return how much. Raises OSError where nothing could be."""
+        self.open()
+        if self._max_bytes is not None:
+            if self._size and self._size + len(data) > self._max_bytes:
+                self._rotate()
+            data = data[: self._max_bytes - self._size]
+        assert self._fd is not None
+        written = os.write(self._fd, data)
+        self._size += written
+        self.offset += written
+        return written
+
+    def _rotate(self) -> None:
+        folder = rotated_folder(self.path)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path.rename(folder / str(self.offset))
+        self.close()
+        self.open()
+        self.trim()
+
+    def trim(self) -> None:
+        """Remove what is neither a backup nor still to be read."""
+        needed = min((reader.offset for reader in self.readers), default=self.offset)
+        ends = _rotated(self.path)
+        for end in ends[: len(ends) - self._backups]:
+            if end > needed:
+                continue
+            name = rotated_folder(self.path) / str(end)
+            if end == ends[-1]:
+                os.truncate(name, 0)  # its name says where the present file begins
+            else:
+                name.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the file; the next write opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class LogTail:
+    """Reads a log from an offset on, while it grows and is rotated.
+
+    Where the bytes at the offset are no longer kept, it goes on with the oldest that are.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        """Where the next bytes will come from."""
+        self._fd: int | None = None
+        self._base = 0
+        """The offset at which the open file begins."""
+
+    def read(self, limit: int) -> bytes:
+        """Return the next bytes, empty where there are none yet. May wait for the disk."""
+        while self._fd is not None or self._open():
+            assert self._fd is not None
+            data = os.pread(self._fd, limit, self.offset - self._base)
+            if data or not self._is_set_aside():
+                self.offset += len(data)
+                return data
+            self.close()
+        return b""
+
+    def read_cached(self, limit: int) -> bytes:
+        """As ``read``, but raises BlockingIOError where that might wait for the disk."""
+        if self._fd is None or _NOWAIT is None:
+            raise BlockingIOError(errno.EAGAIN, "the file is not open, or the system cannot tell")
+        buffer = bytearray(limit)
+        try:
+            n = os.preadv(self._fd, [buffer], self.offset - self._base, _NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise BlockingIOError(error.errno, "this file system cannot tell") from None
+            raise
+        if n == 0 and self._is_set_aside():
+            raise BlockingIOError(errno.EAGAIN, "the next file is to be opened")
+        self.offset += n
+        return bytes(buffer[:n])
+
+    def _is_set_aside(self) -> bool:
+        """Return whether the open file was rotated, so that another one goes on at its end."""
+        assert self._fd is not None
+        try:
+            other = os.stat(rotated_folder(self.path) / str(self.offset))
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._fd)
+        return (mine.st_dev, mine.st_ino) == (other.st_dev, other.st_ino)
+
+    def _open(self) -> bool:
+        """Open the file that has the offset; return whether there is one."""
+        while True:
+            ends = _rotated(self.path)
+            end = next((end for end in ends if end > self.offset), None)
+            base = ends[-1] if ends else 0
+            path = self.path if end is None else rotated_folder(self.path) / str(end)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if ends == _rotated(self.path):
+                    return False
+                continue
+            if end is None and ends != _rotated(self.path):
+                os.close(fd)  # rotated between the look and the opening
+                continue
+            if end is not None:
+                base = end - os.fstat(fd).st_size
+            self._fd, self._base = fd, base
+            self.offset = max(self.offset, base)
+            return True
+
+    def end(self) -> int:
+        """Return the offset at which the log ends now."""
+        ends = _rotated(self.path)
+        try:
+            size = os.stat(self.path).st_size
+        except FileNotFoundError:
+            size = 0
+        return (ends[-1] if ends else 0) + size
+
+    def close(self) -> None:
+        """Close the file. The next read opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
+class Pipe:
+    """One stream on its way to a log. Its fields belong to the pump."""
+
+    def __init__(self, fd: int, log: LogFile) -> None:
+        self.fd: int | None = fd
+        self.log = log
+        self.on_growth: set[Callable[[], None]] = set()
+        """Told of every growth at once; changed and called on the event loop."""
+        self.error: str | None = None
+        """Why the log could not be written, the last time it was tried."""
+        self.offset = 0
+        self.capacity = _PIPE_BYTES
+        self.pending = b""
+        self.is_hot = False
+        self.window_end = 0.0
+        self.window_bytes = 0
+
+
+class LogPump:
+    """A thread that carries the bytes of many pipes into their log files.
+
+    A pipe is looked at tick by tick, since waking for each line is what costs; one that is
+    followed, or gives much, is served at once. A log that cannot be written (a full disk) makes
+    its own job wait, not the others. Methods are called on the event loop.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_growth: Callable[[Pipe, int], None]
+    ) -> None:
+        self._loop = loop
+        self._on_growth = on_growth
+        self.reports_all = False
+        """Whether ``on_growth`` is told of all pipes; else of those that are followed."""
+        self._lock = threading.Lock()
+        """Held by who reads, registers or closes a pipe. Never waited for on the event loop."""
+        self._now = selectors.DefaultSelector()
+        self._lazy = selectors.DefaultSelector()
+        self._wake_in, self._wake_out = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+        self._now.register(self._wake_in, selectors.EVENT_READ)
+        self._now.register(self._lazy, selectors.EVENT_READ)
+        self._lazy_due: float | None = None
+        self._commands: deque[Callable[[], None]] = deque()
+        self._pipes: set[Pipe] = set()
+        self._stalled: dict[Pipe, float] = {}
+        self._open_logs: OrderedDict[LogFile, None] = OrderedDict()
+        self._most_open_logs = max(32, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+        self._news: dict[Pipe, int] = {}
+        self._news_lock = threading.Lock()
+        self._view = memoryview(bytearray(_BUFFER_BYTES))
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def add(self, fd: int, log: LogFile) -> Pipe:
+        """Take over the read end of a pipe."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="anodejobs-pump", daemon=True)
+            self._thread.start()
+        os.set_blocking(fd, False)
+        pipe = Pipe(fd, log)
+        self._pipes.add(pipe)
+        self._lazy.register(fd, selectors.EVENT_READ, pipe)
+        return pipe
+
+    def follow(self, pipe: Pipe, on_growth: Callable[[], None]) -> None:
+        """Call ``on_growth`` as soon as the log has grown."""
+        pipe.on_growth.add(on_growth)
+        self._command(lambda: self._hasten(pipe))
+
+    def unfollow(self, pipe: Pipe, on_growth: Callable[[], None]) -> None:
+        """Undo ``follow``."""
+        pipe.on_growth.discard(on_growth)
+
+    async def settle(self, pipe: Pipe) -> None:
+        """Return once all that the pipe holds now is in the log.
+
+        That is not its end: another process may hold the pipe for ever. What cannot be written is
+        dropped, and ``pipe.error`` says why.
+        """
+        if not self._settle_empty(pipe):
+            await self._in_thread(lambda: self._settle(pipe))
+
+    def _settle_empty(self, pipe: Pipe) -> bool:
+        """Settle a pipe that never had a byte, which is most jobs' stderr, without the thread."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if pipe.fd is None or pipe.offset or pipe.pending:
+                return False
+            poll = select.poll()
+            poll.register(pipe.fd, select.POLLIN)
+            events = dict(poll.poll(0)).get(pipe.fd, 0)
+            if events & select.POLLIN:
+                return False
+            if events & select.POLLHUP:
+                self._end(pipe)
+            return True
+        finally:
+            self._lock.release()
+
+    async def release(self, pipe: Pipe) -> None:
+        """Give the pipe up, whoever may still hold its other end."""
+        if pipe.fd is not None:
+            await self._in_thread(lambda: self._end(pipe))
+
+    async def close(self) -> None:
+        """End the thread and close every pipe, whatever is in it. Idempotent."""
+        self._stopping = True
+        if self._thread is not None:
+            self._wake()
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+        for pipe in list(self._pipes):
+            self._end(pipe)
+        if self._wake_in >= 0:
+            self._now.close()
+            self._lazy.close()
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+            self._wake_in = self._wake_out = -1
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        done = self._loop.create_future()
+
+        def resolve(error: BaseException | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def command() -> None:
+            error: BaseException | None = None
+            try:
+                with self._lock:
+                    work()
+            except BaseException as caught:
+                error = caught
+            self._loop.call_soon_threadsafe(resolve, error)
+
+        if self._stopping:
+            return
+        self._command(command)
+        await done
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_out, b"!")
+
+    # In the thread from here on.
+
+    def _run(self) -> None:
+        while not self._stopping:
+            ready = [key for key, _ in self._now.select(self._rest_s())]
+            for key in ready:
+                if key.fd == self._wake_in:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake_in, 4096)
+                elif key.fileobj is self._lazy:
+                    # Looked at when the tick is over; until then it would only wake us again.
+                    self._now.unregister(self._lazy)
+                    self._lazy_due = time.monotonic() + _TICK_S
+                else:
+                    self._serve(key.data)
+            while self._commands:
+                self._commands.popleft()()
+            now = time.monotonic()
+            if self._lazy_due is not None and now >= self._lazy_due:
+                self._lazy_due = None
+                for key, _ in self._lazy.select(0):
+                    self._serve(key.data)
+                self._now.register(self._lazy, selectors.EVENT_READ)
+            for pipe, due in list(self._stalled.items()):
+                if now >= due:
+                    self._retry(pipe)
+        while self._commands:
+            self._commands.popleft()()
+
+    def _rest_s(self) -> float | None:
+        """Return how long nothing is due, None where nothing will be."""
+        dues = list(self._stalled.values())
+        if self._lazy_due is not None:
+            dues.append(self._lazy_due)
+        return max(0.0, min(dues) - time.monotonic()) if dues else None
+
+    def _serve(self, pipe: Pipe) -> None:
+        with self._lock:
+            if pipe.fd is None or pipe in self._stalled:
+                return
+            try:
+                got = self._drain(pipe, _TURN_BYTES)
+            except Exception as error:  # one pipe's trouble must not end the thread of all
+                LOG.exception("the log %s cannot be carried on", pipe.log.path)
+                pipe.error = f"the log {pipe.log.path.name} ends early: {error}"
+                self._end(pipe)
+                return
+            if pipe.fd is not None and pipe not in self._stalled:
+                self._pace(pipe, got)
+
+    def _drain(self, pipe: Pipe, most: int) -> int:
+        """Carry what is in the pipe, up to about ``most`` bytes; return how many it were."""
+        total = 0
+        while total < most and pipe.fd is not None:
+            try:
+                n = os.readv(pipe.fd, [self._view])
+            except BlockingIOError:
+                break
+            if n == 0:
+                self._end(pipe)
+                break
+            total += n
+            if not self._write(pipe, self._view[:n]):
+                break
+            if n >= pipe.capacity:
+                self._enlarge(pipe)
+            elif n < _PIPE_BYTES:
+                break  # it is empty, or nearly
+        return total
+
+    def _write(self, pipe: Pipe, data: memoryview) -> bool:
+        """Append to the log; where that fails keep the rest and let the pipe rest a while."""
+        try:
+            while data:
+                written = pipe.log.write(data)
+                data = data[written:]
+        except OSError as error:
+            pipe.pending = bytes(data)
+            pipe.error = f"the log {pipe.log.path.name} is incomplete: {error.strerror}"
+            self._stall(pipe)
+            return False
+        finally:
+            self._note_open(pipe.log)
+            if pipe.log.offset != pipe.offset:
+                pipe.offset = pipe.log.offset
+                if pipe.on_growth or self.reports_all:
+                    self._tell(pipe)
+        return True
+
+    def _note_open(self, log: LogFile) -> None:
+        """Keep the number of open logs bounded: the one unused for longest is closed."""
+        self._open_logs[log] = None
+        self._open_logs.move_to_end(log)
+        if len(self._open_logs) > self._most_open_logs:
+            oldest, _ = self._open_logs.popitem(last=False)
+            oldest.close()
+
+    def _enlarge(self, pipe: Pipe) -> None:
+        if pipe.capacity >= _BUFFER_BYTES or not hasattr(fcntl, "F_SETPIPE_SZ"):
+            return
+        assert pipe.fd is not None
+        pipe.capacity = _BUFFER_BYTES  # asked for once, had or not
+        with contextlib.suppress(OSError):  # an unprivileged user may have few large pipes
+            fcntl.fcntl(pipe.fd, fcntl.F_SETPIPE_SZ, _BUFFER_BYTES)
+
+    def _pace(self, pipe: Pipe, got: int) -> None:
+        """Move the pipe between those served at once and those served tick by tick."""
+        now = time.monotonic()
+        pipe.window_bytes += got
+        if now < pipe.window_end and not pipe.window_bytes > _HOT_BYTES:
+            return
+        wants_heat = pipe.window_bytes > _HOT_BYTES or bool(pipe.on_growth)
+        if wants_heat != pipe.is_hot:
+            self._move(pipe, wants_heat)
+        if now >= pipe.window_end:
+            pipe.window_bytes = 0
+            pipe.window_end = now + _TICK_S
+
+    def _hasten(self, pipe: Pipe) -> None:
+        with self._lock:
+            if pipe.fd is not None and pipe not in self._stalled and not pipe.is_hot:
+                self._move(pipe, True)
+
+    def _move(self, pipe: Pipe, hot: bool) -> None:
+        assert pipe.fd is not None
+        self._selector(pipe).unregister(pipe.fd)
+        pipe.is_hot = hot
+        self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+
+    def _selector(self, pipe: Pipe) -> selectors.BaseSelector:
+        return self._now if pipe.is_hot else self._lazy
+
+    def _stall(self, pipe: Pipe) -> None:
+        if pipe.fd is not None and pipe not in self._stalled:
+            self._selector(pipe).unregister(pipe.fd)
+        self._stalled[pipe] = time.monotonic() + _RETRY_S
+
+    def _retry(self, pipe: Pipe) -> None:
+        with self._lock:
+            if self._write_pending(pipe):
+                del self._stalled[pipe]
+                if pipe.fd is not None:
+                    self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+
+    def _write_pending(self, pipe: Pipe) -> bool:
+        data, pipe.pending = pipe.pending, b""
+        if self._write(pipe, memoryview(data)):
+            pipe.error = None
+            return True
+        return False
+
+    def _settle(self, pipe: Pipe) -> None:
+        if pipe in self._stalled and self._write_pending(pipe):
+            del self._stalled[pipe]
+            if pipe.fd is not None:
+                self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+        if pipe in self._stalled:
+            self._end(pipe)
+        # As much as the pipe can hold: more was written after the moment of the call.
+        elif pipe.fd is not None:
+            left = pipe.capacity
+            while pipe.fd is not None and left > 0 and pipe not in self._stalled:
+                got = self._drain(pipe, left)
+                if got == 0:
+                    break
+                left -= got
+
+    def _end(self, pipe: Pipe) -> None:
+        """Close the pipe and its log."""
+        self._pipes.discard(pipe)
+        if pipe.fd is None:
+            return
+        if self._stalled.pop(pipe, None) is None:
+            self._selector(pipe).unregister(pipe.fd)
+        os.close(pipe.fd)
+        pipe.fd = None
+        self._open_logs.pop(pipe.log, None)
+        pipe.log.close()
+
+    def _tell(self, pipe: Pipe) -> None:
+        with self._news_lock:
+            is_first = not self._news
+            self._news[pipe] = pipe.offset
+        if is_first:
+            with contextlib.suppress(RuntimeError):  # the loop was closed before the pump
+                self._loop.call_soon_threadsafe(self._spread)
+
+    def _spread(self) -> None:
+        with self._news_lock:
+            news, self._news = self._news, {}
+        for pipe, offset in news.items():
+            for on_growth in list(pipe.on_growth):
+                on_growth()
+            if self.reports_all:
+                self._on_growth(pipe, offset)

@@ -1,0 +1,425 @@
+"""What users hold: the record of a job, the filter over records, and what a job is made from.
+
+All are frozen pydantic models, so FastAPI returns them as they are. A field can be named through
+its class (``JobRecord({JobRecord.self_id: "a"})``), read by attribute or by key
+(``record["self_id"]``), and spelled with the prefix ``f_``. Wrong input raises ``InvalidJob``
+naming the field. This module knows neither stores nor processes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
+
+from anodejobs.errors import InvalidJob
+from anodejobs.events import Evidence
+
+__all__ = [
+    "TERMINAL",
+    "JobEvent",
+    "JobFilter",
+    "JobOptions",
+    "JobRecord",
+    "JobRecordDict",
+    "JobSpec",
+    "Status",
+    "Usage",
+]
+
+
+class Status(StrEnum):
+    """Where a job stands. Each status has an alias ``c_…``.
+
+    Waiting: pending, queued. Alive: starting, running, paused, stopping, failed_stop (alive after
+    SIGKILL). Ended: finished, failed, failed_start, stopped, cancelled, lost.
+    """
+
+    pending = "pending"
+    queued = "queued"
+    starting = "starting"
+    running = "running"
+    paused = "paused"
+    stopping = "stopping"
+    finished = "finished"
+    failed = "failed"
+    failed_start = "failed_start"
+    stopped = "stopped"
+    cancelled = "cancelled"
+    lost = "lost"
+    failed_stop = "failed_stop"
+
+    c_pending = pending
+    c_queued = queued
+    c_starting = starting
+    c_running = running
+    c_paused = paused
+    c_stopping = stopping
+    c_finished = finished
+    c_failed = failed
+    c_failed_start = failed_start
+    c_stopped = stopped
+    c_cancelled = cancelled
+    c_lost = lost
+    c_failed_stop = failed_stop
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a job with this status has ended for good."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset(
+    {
+        Status.finished,
+        Status.failed,
+        Status.failed_start,
+        Status.stopped,
+        Status.cancelled,
+        Status.lost,
+    }
+)
+
+
+def _as_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("contains a NUL byte")
+    return text
+
+
+def _job_id(text: str) -> str:
+    if not 1 <= len(text) <= 200:
+        raise ValueError(f"must have 1 to 200 characters, not {len(text)}")
+    if not text.isprintable():
+        raise ValueError("must be printable: no control characters")
+    return text
+
+
+def _command(command: str | list[str]) -> str | list[str]:
+    if not command or not (command if isinstance(command, str) else command[0]).strip():
+        raise ValueError("is empty")
+    for part in (command,) if isinstance(command, str) else command:
+        _no_nul(part)
+    return command
+
+
+def _environment(envs: dict[str, str]) -> dict[str, str]:
+    for name, value in envs.items():
+        if not name or "=" in name or "\0" in name:
+            raise ValueError(f"{name!r} cannot name an environment variable")
+        if "\0" in value:
+            raise ValueError(f"the value of {name} contains a NUL byte")
+    return envs
+
+
+def _seconds(value: float) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("must be a finite number of seconds, zero or more")
+    return value
+
+
+def check_seconds(field: str, value: float) -> float:
+    """Return a number of seconds, or raise ``InvalidJob``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise InvalidJob(field, "must be a number of seconds")
+    try:
+        return _seconds(float(value))
+    except (ValueError, OverflowError):
+        raise InvalidJob(field, "must be a finite number of seconds, zero or more") from None
+
+
+Moment = Annotated[datetime, Field(strict=False), AfterValidator(_as_utc)]
+Seconds = Annotated[float, AfterValidator(_seconds)]
+JobId = Annotated[str, AfterValidator(_job_id)]
+Tags = Annotated[
+    list[str],
+    Field(strict=False),
+    BeforeValidator(lambda v: list(v) if isinstance(v, (set, frozenset, tuple)) else v),
+]
+
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # which pydantic does not export
+
+
+class _NamesFields(ModelMetaclass):
+    """Makes ``Model.field`` and ``Model.f_field`` give the field's name."""
+
+    def __getattr__(cls, name: str) -> Any:  # noqa: N805  # a metaclass's self is a class
+        # Asked while pydantic is still collecting the fields, the honest answer is "no default".
+        if cls.__dict__.get("__pydantic_complete__"):
+            field = name.removeprefix("f_")
+            if field in cls.__pydantic_fields__:
+                return field
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
+
+
+class _Model(BaseModel, metaclass=_NamesFields):
+    """The habits all models share: a mapping or keywords in, attributes or keys out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
+        if isinstance(data, _Model):
+            data = data.model_dump(exclude_unset=True)
+        try:
+            super().__init__(**{**(data or {}), **fields})
+        except ValidationError as error:
+            raise _named(error) from None
+
+    def __getitem__(self, key: str) -> Any:
+        field = key.removeprefix("f_")
+        if field not in type(self).model_fields:
+            raise KeyError(key)
+        return getattr(self, field)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            field = name.removeprefix("f_")
+            if field != name and field in type(self).model_fields:
+                return getattr(self, field)
+            return super().__getattr__(name)
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the model these fields make, or raise ``InvalidJob``."""
+        return cls(fields)
+
+
+def _named(error: ValidationError) -> InvalidJob:
+    """Name the first wrong field, without repeating values: they may be secrets."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # What follows the field is a place inside it, or the name of a union's member.
+    field = str(first["loc"][0]) if first["loc"] else "job"
+    if first["type"] == "extra_forbidden":
+        return InvalidJob(field, "there is no such field")
+    return InvalidJob(field, first["msg"].removeprefix("Value error, "))
+
+
+_Status = Status  # under a name that the class attribute of the record does not hide
+
+
+class JobRecord(_Model):
+    """The state of a job at one moment. Times are aware UTC."""
+
+    Status: ClassVar[type[_Status]] = Status
+
+    self_id: JobId
+    """The job id."""
+    status: _Status
+    last_update: Moment | None = None
+    """When the status last changed."""
+    last_pid: int | None = None
+    """The process id of the last attempt's main process."""
+    dirname: str = ""
+    """The directory of the ``Jobs`` that holds it."""
+    cwd: str = ""
+    logdir: str = ""
+    logfile: str = ""
+    """``<logdir>/<logfile>_out.txt`` and ``<logdir>/<logfile>_errors.txt`` are its logs."""
+    command: str | list[str] = ""
+    name: str | None = None
+    description: str | None = None
+    tags: list[str] = []
+    metadata: dict[str, JsonValue] = {}
+    user_id: str | None = None
+    workflow_id: str | None = None
+    attempt: int = 1
+    timeout: float | None = None
+    """Seconds the attempt may take."""
+    created_at: Moment | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    exit_code: int | None = None
+    """As ``subprocess.returncode``: -9 is SIGKILL; None where nobody saw the exit."""
+    evidence: Evidence | None = None
+    """How the exit became known: seen by the parent, read from a journal, told by the kernel."""
+    error: str | None = None
+    """One line on what went wrong."""
+    host: str = ""
+    reached: list[_Status] = []
+    """Every status the attempt has had so far, in order."""
+    revision: int = 1
+    """Counts the changes of this record; the store refuses a write made from an older one."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+        ) -> None: ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in TERMINAL
+
+
+class JobRecordDict(dict[str, JobRecord]):
+    """Records by job id, in the order they were asked for."""
+
+
+def _several(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
+
+
+_AnyOf = Annotated[list[str], BeforeValidator(_several)]
+
+
+class JobFilter(_Model):
+    """Which records to give: those that match every field set here.
+
+    A field takes one value, or a list where any of several will do; ``tags`` must all be there.
+    A naive time is taken as UTC.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    self_id: _AnyOf | None = None
+    status: Annotated[list[Annotated[Status, Field(strict=False)]], BeforeValidator(_several)] | (
+        None
+    ) = None
+    name: _AnyOf | None = None
+    user_id: _AnyOf | None = None
+    workflow_id: _AnyOf | None = None
+    tags: Tags | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+        ) -> None: ...
+
+    def matches(self, record: JobRecord) -> bool:
+        """Return whether the record is one of those asked for."""
+        return (
+            all(
+                allowed is None or getattr(record, field) in allowed
+                for field, allowed in self.choices()
+            )
+            and set(self.tags or ()) <= set(record.tags)
+            and (self.created_after is None or _created(record) >= self.created_after)
+            and (self.created_before is None or _created(record) < self.created_before)
+        )
+
+    def choices(self) -> Iterator[tuple[str, list[str] | list[Status] | None]]:
+        """Give each field that takes one of several values, with these values."""
+        for field in ("self_id", "status", "name", "user_id", "workflow_id"):
+            yield field, getattr(self, field)
+
+
+def _created(record: JobRecord) -> datetime:
+    return record.created_at or datetime.min.replace(tzinfo=UTC)
+
+
+class JobSpec(_Model):
+    """What a job is made from: the arguments of ``Jobs.run``, checked."""
+
+    model_config = ConfigDict(strict=True)
+
+    command: Annotated[
+        str | list[str],
+        BeforeValidator(lambda v: list(v) if isinstance(v, tuple) else v),
+        AfterValidator(_command),
+    ]
+    """A string goes to ``/bin/sh -c``, a list is executed directly."""
+    job_id: JobId | None = None
+    cwd: Annotated[
+        str, BeforeValidator(lambda v: os.fspath(v) if isinstance(v, os.PathLike) else v),
+        AfterValidator(_no_nul),
+    ] | None = None  # fmt: skip
+    envs: Annotated[dict[str, str], AfterValidator(_environment)] = {}
+    inherit_env: bool = True
+    name: str | None = None
+    description: str | None = None
+    tags: Tags = []
+    metadata: dict[str, JsonValue] = {}
+    user_id: str | None = None
+    workflow_id: str | None = None
+    timeout: Seconds | None = None
+    stop_grace: Seconds | None = None
+    start_grace: Seconds = 0.0
+    leftovers: Literal["kill", "leave"] = "kill"
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+        ) -> None: ...
+
+
+class JobOptions(TypedDict, total=False):
+    """What ``Jobs.run`` takes beside the command and the id, as ``JobSpec`` checks it.
+
+    Times are in seconds. ``cwd`` is where the program starts, by default where the application is.
+    Its environment is the application's (unless ``inherit_env=False``), then ``envs``. ``timeout``:
+    it is stopped after so long and ``failed``. ``stop_grace``: from SIGTERM to SIGKILL.
+    ``start_grace``: a non-zero exit so soon is ``failed_start``. ``leftovers``: whether processes
+    that outlive the main one are killed, or left.
+    """
+
+    cwd: str | os.PathLike[str] | None
+    envs: dict[str, str]
+    inherit_env: bool
+    name: str | None
+    description: str | None
+    tags: list[str] | tuple[str, ...] | set[str] | frozenset[str]
+    metadata: dict[str, JsonValue]
+    user_id: str | None
+    workflow_id: str | None
+    timeout: float | None
+    stop_grace: float | None
+    start_grace: float
+    leftovers: Literal["kill", "leave"]
+
+
+class JobEvent(_Model):
+    """One thing that happened, as ``Jobs.events`` and ``Jobs.history`` tell it.
+
+    ``kind`` is ``status`` (the job went from ``previous`` to ``status``), ``log`` (``stream`` has
+    grown to ``offset`` bytes) or ``heartbeat`` (nothing happened). Only status events are kept;
+    the others carry the ``seq`` of the last status event before them, so that any ``seq`` can be
+    given as ``after``.
+    """
+
+    seq: int
+    kind: Literal["status", "log", "heartbeat"]
+    at: Moment
+    job_id: str | None = None
+    attempt: int | None = None
+    previous: Status | None = None
+    status: Status | None = None
+    why: str | None = None
+    stream: Literal["stdout", "stderr"] | None = None
+    offset: int | None = None
+
+
+class Usage(_Model):
+    """What the processes of a job use at the moment."""
+
+    processes: int
+    cpu_seconds: float
+    """User and system time of the processes alive now."""
+    memory_bytes: int
+    """Resident set, summed; pages shared between processes count for each."""

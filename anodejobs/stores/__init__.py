@@ -1,0 +1,30 @@
+"""Where records are kept. ``base`` is the contract; each other module is one technology."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from anodejobs.errors import StoreError
+from anodejobs.stores.base import JobStore
+
+
+def from_url(url: str, *, durability: str = "process") -> JobStore:
+    """Return the store a URL names: ``memory://`` or ``sqlite:///path/to/jobs.db``.
+
+    The technology's module is imported only when it is chosen.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        from anodejobs.stores.memory import MemoryJobStore
+
+        return MemoryJobStore()
+    if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+        from anodejobs.stores.sqlite import SqliteJobStore
+
+        # As SQLAlchemy has it: three slashes before a relative path, four before an absolute one.
+        return SqliteJobStore(Path(unquote(parts.path[1:])), durability=durability)
+    raise StoreError(
+        f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "
+        "use memory:// or sqlite:///path/to/jobs.db"
+    )

@@ -1,0 +1,156 @@
+"""The contract of a store: it keeps records, and refuses a write made from an old one.
+
+Only ``JobDB`` writes. It hands over whole batches; a store applies one in one transaction and says
+of each write whether it was applied. A write is compare-and-set: it names the revision it was made
+from, and is refused where the record has another one by now.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from anodejobs.errors import InvalidJob
+from anodejobs.events import Attempt, utc_now
+from anodejobs.executors.base import Launch
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+
+SortKey = Literal[
+    "created_at", "last_update", "started_at", "finished_at", "self_id", "name", "status"
+]
+SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Insert:
+    """A record for an id that has none."""
+
+    record: JobRecord
+    launch: Launch
+    attempt: Attempt
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Save:
+    """The next record of a job, made from the one whose revision was one less.
+
+    ``launch`` and ``attempt`` stay as they are where None.
+    """
+
+    record: JobRecord
+    previous: Status
+    attempt: Attempt | None = None
+    launch: Launch | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """The removal of a job with its history, if this is still its record."""
+
+    record: JobRecord
+
+
+Write = Insert | Save | Delete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A job as it is kept: what users see, and what only its supervisor needs."""
+
+    record: JobRecord
+    launch: Launch
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A page of records. Ties of the sort key are broken by the job id.
+
+    ``after`` names the last job of the page before: a page found so takes as long at the end of a
+    million records as at their beginning. ``offset`` counts, so it takes as long as it is large.
+    """
+
+    filter: JobFilter
+    sort_by: SortKey = "created_at"
+    descending: bool = False
+    limit: int | None = None
+    offset: int = 0
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sort_by not in SORT_KEYS:
+            raise InvalidJob("sort_by", f"must be one of {', '.join(SORT_KEYS)}")
+        for field in ("limit", "offset"):
+            value = getattr(self, field)
+            if value is None and field == "limit":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InvalidJob(field, "must be a whole number, zero or more")
+
+
+class JobStore(ABC):
+    """Keeps records, their history, and what is needed to start their jobs again.
+
+    Every method raises StoreError where the store cannot do its work, and nothing else. Cancelling
+    a read costs nothing; a cancelled ``commit`` may still be applied.
+    """
+
+    @abstractmethod
+    async def open(self, on_foreign_commit: Callable[[], None]) -> None:
+        """Connect, and create or migrate what is missing.
+
+        ``on_foreign_commit`` is called on the event loop when another process has committed.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of everything. Idempotent."""
+
+    @abstractmethod
+    async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+        """Apply the writes in one transaction, durably, each by itself.
+
+        Gives, in their order, the ``seq`` of an applied Insert or Save in the history (it ascends
+        over all jobs, and is never used again), 0 for an applied Delete, None for a refused write.
+        """
+
+    @abstractmethod
+    async def get(self, job_id: str) -> Stored | None:
+        """Return the job as it is kept."""
+
+    @abstractmethod
+    async def page(self, query: Query) -> list[JobRecord]:
+        """Return the page. Raises JobNotFound where ``query.after`` has no record."""
+
+    @abstractmethod
+    async def count(self, filter: JobFilter) -> Mapping[Status, int]:
+        """Return how many records match, by status; a status without any may be missing."""
+
+    @abstractmethod
+    async def history(
+        self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[JobEvent]:
+        """Return the status events with a ``seq`` above ``after``, oldest first."""
+
+    @abstractmethod
+    async def last_seq(self) -> int:
+        """Return the ``seq`` of the newest status event ever, 0 where there has been none."""
+
+
+def history_entry(seq: int, write: Insert | Save) -> JobEvent:
+    """Return what the history says of an applied write."""
+    record = write.record
+    return JobEvent(
+        seq=seq,
+        kind="status",
+        at=record.last_update or utc_now(),
+        job_id=record.self_id,
+        attempt=record.attempt,
+        previous=write.previous if isinstance(write, Save) else None,
+        status=record.status,
+        why=write.why,
+    )

@@ -1,0 +1,351 @@
+"""Watcher: the life of an attempt as straight coroutines, each run in a task of the root group.
+
+It joins the executor, which knows what happens to processes, and JobDB, which records it. What a
+caller asks for is done here and not in the caller's task, so that a caller who is cancelled leaves
+nothing half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from anodejobs.errors import (
+    AnodeJobsError,
+    ExecutorError,
+    InvalidTransition,
+    JobActive,
+    StatusUnreachable,
+    StoreError,
+)
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Event,
+    Lost,
+    Paused,
+    Resumed,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+)
+from anodejobs.executors.base import Executor, Launch, new_token
+from anodejobs.jobdb import JobDB
+from anodejobs.records import JobRecord, Status
+from anodejobs.stores.base import Stored
+from anodejobs.transitions import SIGNALLABLE, transition
+
+LOG = logging.getLogger("anodejobs")
+
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+_CLOSING_S = 10.0
+"""How much longer than the jobs' grace closing may take."""
+
+Result = TypeVar("Result")
+Answer = asyncio.Future[JobRecord]
+
+
+class Watcher:
+    """Starts, follows, adopts and ends attempts."""
+
+    def __init__(self, jobdb: JobDB, executor: Executor, tasks: TaskGroup) -> None:
+        self._jobdb = jobdb
+        self._executor = executor
+        self._tasks = tasks
+        self._watched: dict[str, Launch] = {}
+        """What has a task here, by token."""
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._heeded = {executor.supervisor}
+        jobdb.on_stranger = self._heed
+
+    async def owned(self, work: Callable[..., Awaitable[Result]], *args: object) -> Result:
+        """Return what ``work`` returns, done in a task of the root group.
+
+        Cancelling gives up the result, not the work.
+        """
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        async def answered() -> None:
+            try:
+                _resolve(answer, await work(*args))
+            except Exception as error:
+                if answer.done():
+                    raise
+                answer.set_exception(error)
+            finally:
+                if not answer.done():
+                    answer.set_exception(ExecutorError("this Jobs was closed meanwhile"))
+
+        self._tasks.start_soon(answered)
+        return await answer
+
+    # The life of an attempt.
+
+    async def start(
+        self, record: JobRecord, launch: Launch, may_replace: Callable[[JobRecord], bool]
+    ) -> JobRecord:
+        """Return the record of a new run once its program is exec'd or could not be.
+
+        Where the id has a record that ended and that the run may not replace, that one is
+        returned. Raises JobActive. Cancelling gives up the answer, not the run.
+        """
+        answer: Answer = asyncio.get_running_loop().create_future()
+        self._tasks.start_soon(self._life, record, launch, may_replace, answer)
+        return await answer
+
+    async def _life(
+        self,
+        record: JobRecord,
+        launch: Launch,
+        may_replace: Callable[[JobRecord], bool],
+        answer: Answer,
+    ) -> None:
+        attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
+        with self._watching(launch, attempt):
+            with _answering(answer):
+                kept = await self._record_start(record, launch, attempt, may_replace)
+                if kept is not None:
+                    _resolve(answer, kept)
+                    return
+                event = await self._start(record, launch, attempt)
+                _resolve(answer, await self._record_started(record, event, launch, attempt))
+            if isinstance(event, Started):
+                await self._watch(record.self_id, launch, event.attempt)
+
+    async def _record_start(
+        self,
+        record: JobRecord,
+        launch: Launch,
+        attempt: Attempt,
+        may_replace: Callable[[JobRecord], bool],
+    ) -> JobRecord | None:
+        """Commit ``starting``, or return the record that stays in its place."""
+        old: JobRecord | None = None
+        while await self._jobdb.create(record, launch, attempt, replace=old) is None:
+            old = await self._jobdb.get(record.self_id)
+            if old is not None and not old.is_done:
+                raise JobActive(old.self_id, old.status)
+            if old is not None and not may_replace(old):
+                return old
+        return None
+
+    async def _start(
+        self, record: JobRecord, launch: Launch, attempt: Attempt
+    ) -> Started | StartFailed:
+        try:
+            return await self._executor.start(launch, attempt, record.attempt)
+        except Exception as error:  # an executor's fault; the record must not stay `starting`
+            LOG.exception("job %s could not be started", record.self_id)
+            return StartFailed(error=f"the executor failed: {error!r}")
+
+    async def _record_started(
+        self, record: JobRecord, event: Started | StartFailed, launch: Launch, attempt: Attempt
+    ) -> JobRecord:
+        job_id = record.self_id
+        try:
+            return await self._jobdb.apply(job_id, event, token=attempt.token)
+        except StoreError as error:
+            if isinstance(event, Started):
+                # The caller hears that it failed, so nothing of it may go on.
+                await self._executor.stop(event.attempt, 0)
+                await self._executor.wait(attempt.token)
+                await self._executor.clean(attempt.token)
+            refused = StartFailed(error=f"its start could not be recorded: {error}")
+            self._tasks.start_soon(self._record, job_id, refused, attempt.token)
+            raise
+
+    async def _watch(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
+        """Follow a running attempt to its recorded end, and end what it leaves behind."""
+        try:
+            await self._follow(job_id, launch, attempt)
+        except Exception as error:  # a fault here must not take the other jobs along
+            LOG.exception("job %s is no longer watched", job_id)
+            await self._record(job_id, Lost(error=f"its watcher failed: {error!r}"), attempt.token)
+
+    async def _follow(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
+        token = attempt.token
+        with anyio.move_on_after(_rest_s(launch, attempt)) as limit:
+            exit = await self._executor.wait(token)
+        if limit.cancelled_caught:
+            late = StopRequested(error=f"timed out after {launch.timeout:g} s")
+            await self._record(job_id, late, token)
+            await self._end(job_id, attempt, launch.stop_grace)
+            exit = await self._executor.wait(token)
+        await self._record(job_id, exit, token)
+        await self._executor.clean(token)
+
+    async def _end(self, job_id: str, attempt: Attempt, grace: float) -> bool:
+        """Return whether nothing of the attempt is left."""
+        is_gone = await self._executor.stop(attempt, grace)
+        if not is_gone:
+            alive = StopFailed(error="processes of it are alive after SIGKILL")
+            await self._record(job_id, alive, attempt.token)
+        return is_gone
+
+    async def _record(self, job_id: str, event: Event, token: str) -> None:
+        """Apply an event that has happened, however long the store takes to keep it.
+
+        Who waits for the job is told of the trouble meanwhile.
+        """
+        rest_s = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._jobdb.apply(job_id, event, token=token)
+                return
+            except InvalidTransition:
+                return  # as of a stop that came when the job had ended
+            except StoreError as error:
+                LOG.error("job %s: its %s waits: %s", job_id, type(event).__name__, error)
+                self._jobdb.fail_waits(job_id, error)
+            await asyncio.sleep(rest_s)
+            rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+
+    # What callers ask for.
+
+    async def stop(self, job_id: str, grace: float | None, reason: str | None) -> JobRecord:
+        """End the job, and return its record when nothing of it is left."""
+        try:
+            await self._jobdb.wait_for(job_id, SIGNALLABLE)
+        except StatusUnreachable as ended:
+            return ended.record
+        record = await self._jobdb.apply(job_id, StopRequested(reason=reason))
+        if record.is_done:
+            return record
+        stored = await self._jobdb.stored(job_id)
+        grace = stored.launch.stop_grace if grace is None else grace
+        if await self._end(job_id, stored.attempt, grace):
+            return await self._jobdb.wait_for(job_id)
+        return (await self._jobdb.stored(job_id)).record
+
+    async def pause(self, job_id: str) -> JobRecord:
+        """Stop all processes of the job with SIGSTOP."""
+        return await self._signalled(job_id, signal.SIGSTOP, Paused())
+
+    async def resume(self, job_id: str) -> JobRecord:
+        """Let all processes of the job go on."""
+        return await self._signalled(job_id, signal.SIGCONT, Resumed())
+
+    async def _signalled(self, job_id: str, signum: int, event: Event) -> JobRecord:
+        stored = await self._jobdb.stored(job_id)
+        transition(stored.record, event)  # refused before anything is signalled
+        await self._executor.signal(stored.attempt, signum)
+        return await self._jobdb.apply(job_id, event, token=stored.attempt.token)
+
+    async def signal(self, job_id: str, signum: int) -> JobRecord:
+        """Send a signal to all processes of the job."""
+        stored = await self._jobdb.stored(job_id)
+        if stored.record.status not in SIGNALLABLE:
+            raise InvalidTransition(job_id, stored.record.status, "a signal")
+        await self._executor.signal(stored.attempt, signum)
+        return stored.record
+
+    # Jobs that lost their supervisor.
+
+    async def reconcile(self) -> None:
+        """Take on every active job whose supervisor has gone, and note how each one stands."""
+        async with anyio.create_task_group() as takeovers:
+            for stored in await self._jobdb.active():
+                if self._executor.is_alive(stored.attempt.supervisor):
+                    self._heed(stored)
+                else:
+                    takeovers.start_soon(self._take_over, stored)
+
+    async def _take_over(self, stored: Stored) -> None:
+        # Claimed before it is touched: two who read one pipe would each get half of it.
+        claimed = await self._jobdb.claim(stored, self._executor.supervisor)
+        if claimed is None:
+            return
+        job_id, attempt = claimed.record.self_id, claimed.attempt
+        event = await self._executor.adopt(claimed.launch, attempt)
+        await self._jobdb.apply(job_id, event, token=attempt.token)
+        if isinstance(event, Adopted):
+            self._tasks.start_soon(self._adopted_life, claimed, event.attempt)
+
+    async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
+        job_id, launch = stored.record.self_id, stored.launch
+        with self._watching(launch, attempt):
+            if stored.record.status is Status.stopping:  # its stop was cut short
+                await self._end(job_id, attempt, launch.stop_grace)
+            await self._watch(job_id, launch, attempt)
+
+    def _heed(self, stored: Stored) -> None:
+        """See to it that the job is taken on when its supervisor, another one, has gone."""
+        supervisor = stored.attempt.supervisor
+        if supervisor not in self._heeded:
+            self._heeded.add(supervisor)
+            self._tasks.start_soon(self._succeed, supervisor)
+
+    async def _succeed(self, supervisor: str) -> None:
+        await self._executor.outlive(supervisor)
+        self._heeded.discard(supervisor)
+        await self.reconcile()
+
+    # The end of the application.
+
+    async def end_all(self, reason: str) -> None:
+        """Stop every job that is watched here, and return when none is.
+
+        Not waited for: what neither dies nor lets itself be recorded within the time that SIGKILL
+        takes after the longest grace.
+        """
+        graces = (launch.stop_grace for launch in self._watched.values())
+        with anyio.move_on_after(max(graces, default=0.0) + _CLOSING_S):
+            async with anyio.create_task_group() as stops:
+                for launch in self._watched.values():
+                    stops.start_soon(self._stop_quietly, launch.job_id, reason)
+            await self._is_idle.wait()
+
+    async def _stop_quietly(self, job_id: str, reason: str) -> None:
+        try:
+            await self.stop(job_id, None, reason)
+        except AnodeJobsError as error:
+            LOG.warning("job %s could not be stopped: %s", job_id, error)
+
+    @contextmanager
+    def _watching(self, launch: Launch, attempt: Attempt) -> Iterator[None]:
+        self._watched[attempt.token] = launch
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            del self._watched[attempt.token]
+            if not self._watched:
+                self._is_idle.set()
+
+
+def _rest_s(launch: Launch, attempt: Attempt) -> float | None:
+    """Return how many seconds of its time an attempt has left."""
+    if launch.timeout is None:
+        return None
+    assert attempt.started_monotonic is not None
+    return max(0.0, attempt.started_monotonic + launch.timeout - time.monotonic())
+
+
+def _resolve(answer: asyncio.Future[Result], result: Result) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+@contextmanager
+def _answering(answer: Answer) -> Iterator[None]:
+    """Hand an error to who waits for the answer, as long as somebody does."""
+    try:
+        yield
+    except Exception as error:
+        if answer.done():
+            raise
+        answer.set_exception(error)
+    finally:
+        if not answer.done():
+            answer.set_exception(ExecutorError("this Jobs was closed before the job had started"))
