@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import logging
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -40,6 +40,8 @@ _MOST_WRITES = 500
 """The most writes in one commit: more gains nothing, and makes the first of them wait."""
 _MOST_RECENT = 10_000
 """How many events are at hand for listeners; one that is further behind reads the store."""
+_MOST_ENDED = 1_000
+"""How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
 _PAGE = 500
 
 
@@ -88,6 +90,7 @@ class JobDB:
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
         self._active: dict[str, Stored] = {}
+        self._ended: OrderedDict[str, JobRecord] = OrderedDict()
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._listeners: set[Listener] = set()
         # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
@@ -157,7 +160,7 @@ class JobDB:
             if await self._write(save):
                 self._log(save)
                 return record
-            self._active.pop(job_id, None)  # another writer was quicker: look again
+            self._forget(job_id)  # another writer was quicker: look again
 
     async def delete(self, job_id: str) -> bool:
         """Remove the job and its history; return whether there was one. Raises JobActive."""
@@ -213,7 +216,7 @@ class JobDB:
         """Tell those who wait of a write that is on disk."""
         job_id = write.record.self_id
         if isinstance(write, Delete):
-            self._active.pop(job_id, None)
+            self._forget(job_id)
             return
         self._remember(write)
         for waiter in list(self._waiters.get(job_id, ())):
@@ -225,15 +228,24 @@ class JobDB:
             self._has_foreign.set()
 
     def _remember(self, write: Insert | Save) -> None:
-        """Keep what is active at hand: its supervisor is here and will write to it again."""
+        """Keep at hand what will be asked for again, above all by those who supervise it."""
         job_id = write.record.self_id
-        old = self._active.pop(job_id, None)
+        old = self._active.get(job_id)
+        self._forget(job_id)
         if write.record.is_done:
+            self._ended[job_id] = write.record
+            if len(self._ended) > _MOST_ENDED:
+                self._ended.popitem(last=False)
             return
         launch = write.launch or (old and old.launch)
         attempt = write.attempt or (old and old.attempt)
         if launch and attempt:
             self._active[job_id] = Stored(record=write.record, launch=launch, attempt=attempt)
+
+    def _forget(self, job_id: str) -> None:
+        """Have nothing of the job at hand: the store knows better."""
+        self._active.pop(job_id, None)
+        self._ended.pop(job_id, None)
 
     async def serve_foreign(self) -> None:
         """Take note of what other processes write, until cancelled."""
@@ -246,7 +258,7 @@ class JobDB:
         while entries := await self._store.history(after=self._cursor, limit=_PAGE):
             # Read before anything is remembered: what is committed meanwhile rings again.
             for job_id in dict.fromkeys(entry.job_id for entry in entries):
-                if job_id is not None and (job_id in self._waiters or job_id in self._active):
+                if job_id is not None:
                     await self._refresh(job_id)
             for entry in entries:
                 if entry.seq > self._cursor:
@@ -255,15 +267,19 @@ class JobDB:
             self._wake_listeners()
 
     async def _refresh(self, job_id: str) -> None:
-        stored = await self._store.get(job_id)
-        if stored is None:
-            self._active.pop(job_id, None)
+        """Look again at a job that another process may have changed."""
+        waiters = self._waiters.get(job_id)
+        known = self._ended.get(job_id)
+        if job_id in self._active:
+            known = self._active[job_id].record
+        if not waiters and known is None:
             return
-        known = self._active.get(job_id)
-        if known is not None and known.record.revision < stored.record.revision:
-            del self._active[job_id]
-        for waiter in list(self._waiters.get(job_id, ())):
-            waiter.consider(stored.record)
+        stored = await self._store.get(job_id)
+        if stored is None or (known and known.revision < stored.record.revision):
+            self._forget(job_id)
+        if stored is not None:
+            for waiter in list(self._waiters.get(job_id, ())):
+                waiter.consider(stored.record)
 
     def fail(self, cause: BaseException) -> None:
         """End every wait and every write with the cause: nothing will be written any more."""
@@ -294,6 +310,8 @@ class JobDB:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the record, None where there is none."""
+        if job_id in self._ended:
+            return self._ended[job_id]
         stored = await self._find(job_id)
         return stored.record if stored else None
 
@@ -353,9 +371,9 @@ class JobDB:
             yield waiters
         finally:
             for waiter in waiters:
-                self._forget(waiter)
+                self._stop_waiting(waiter)
 
-    def _forget(self, waiter: Waiter) -> None:
+    def _stop_waiting(self, waiter: Waiter) -> None:
         others = self._waiters[waiter.job_id]
         del others[waiter]
         if not others:

@@ -106,17 +106,26 @@ def remove_logs(paths: Iterable[Path]) -> None:
 class LogFile:
     """Appends one stream to its file, and sets full files aside.
 
+    With ``replaces`` what another attempt has left at the path is removed before the first byte.
     The file never exceeds ``max_bytes``. Of the files set aside, the last ``backups`` are kept,
     and those that a reader in ``readers`` has not read to the end.
     """
 
-    def __init__(self, path: Path, max_bytes: int | None = None, backups: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int | None = None,
+        backups: int = 1,
+        *,
+        replaces: bool = False,
+    ) -> None:
         self.path = path
         self.readers: set[LogTail] = set()
         self.offset = 0
         """How many bytes the stream has had; right once the file was open."""
         self._max_bytes = max_bytes
         self._backups = backups
+        self._replaces = replaces
         self._size = 0
         self._fd: int | None = None
 
@@ -124,6 +133,9 @@ class LogFile:
         """Open the file, and go on where it ends."""
         if self._fd is not None:
             return
+        if self._replaces:
+            remove_logs([self.path])
+            self._replaces = False
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._fd).st_size

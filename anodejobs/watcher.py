@@ -30,6 +30,7 @@ from anodejobs.events import (
     Adopted,
     Attempt,
     Event,
+    Exited,
     Lost,
     Paused,
     Resumed,
@@ -38,8 +39,9 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors.base import Executor, Launch, new_token
+from anodejobs.executors.base import STREAMS, Executor, Launch, new_token
 from anodejobs.jobdb import JobDB
+from anodejobs.logs import remove_logs
 from anodejobs.records import JobRecord, Status
 from anodejobs.stores.base import Stored
 from anodejobs.transitions import SIGNALLABLE, transition
@@ -138,6 +140,8 @@ class Watcher:
                 raise JobActive(old.self_id, old.status)
             if old is not None and not may_replace(old):
                 return old
+        if old is not None:
+            await asyncio.to_thread(remove_logs, map(launch.logs.path, STREAMS))
         return None
 
     async def _start(
@@ -175,9 +179,14 @@ class Watcher:
 
     async def _follow(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
         token = attempt.token
-        with anyio.move_on_after(_rest_s(launch, attempt)) as limit:
+        exit: Exited | Lost | None
+        if launch.timeout is None:
             exit = await self._executor.wait(token)
-        if limit.cancelled_caught:
+        else:
+            exit = None
+            with anyio.move_on_after(_rest_s(launch.timeout, attempt)):
+                exit = await self._executor.wait(token)
+        if exit is None:
             late = StopRequested(error=f"timed out after {launch.timeout:g} s")
             await self._record(job_id, late, token)
             await self._end(job_id, attempt, launch.stop_grace)
@@ -324,12 +333,10 @@ class Watcher:
                 self._is_idle.set()
 
 
-def _rest_s(launch: Launch, attempt: Attempt) -> float | None:
+def _rest_s(timeout: float, attempt: Attempt) -> float:
     """Return how many seconds of its time an attempt has left."""
-    if launch.timeout is None:
-        return None
     assert attempt.started_monotonic is not None
-    return max(0.0, attempt.started_monotonic + launch.timeout - time.monotonic())
+    return max(0.0, attempt.started_monotonic + timeout - time.monotonic())
 
 
 def _resolve(answer: asyncio.Future[Result], result: Result) -> None:

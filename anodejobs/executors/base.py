@@ -10,7 +10,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,10 +63,9 @@ class Launch:
     start_grace: float = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
 
-    def environment(self, attempt_number: int, token: str) -> dict[str, str]:
-        """Return the whole environment of an attempt."""
+    def own_env(self, attempt_number: int, token: str) -> dict[str, str]:
+        """Return what an attempt has in its environment over ``base_env``."""
         return {
-            **self.base_env,
             **self.envs,
             "ANODEJOBS_JOB_ID": self.job_id,
             "ANODEJOBS_ATTEMPT": str(attempt_number),
@@ -75,11 +74,23 @@ class Launch:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, without ``base_env``: many launches share one."""
-        fields = asdict(self)
-        del fields["base_env"]
-        fields["logs"]["stdout"] = str(self.logs.stdout)
-        fields["logs"]["stderr"] = str(self.logs.stderr)
-        return fields
+        logs = self.logs
+        return {
+            "job_id": self.job_id,
+            "argv": self.argv,
+            "cwd": self.cwd,
+            "envs": self.envs,
+            "logs": {
+                "stdout": str(logs.stdout),
+                "stderr": str(logs.stderr),
+                "max_bytes": logs.max_bytes,
+                "backups": logs.backups,
+            },
+            "timeout": self.timeout,
+            "stop_grace": self.stop_grace,
+            "start_grace": self.start_grace,
+            "leftovers": self.leftovers,
+        }
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], base_env: dict[str, str]) -> Launch:

@@ -25,7 +25,7 @@ from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFaile
 from anodejobs.executors import tree
 from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
 from anodejobs.executors.pidfds import Reapings, exit_code
-from anodejobs.logs import LogFile, LogPump, LogTail, Pipe, remove_logs, rotated_folder
+from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
 
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
@@ -75,6 +75,7 @@ class Processes(Executor):
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
         self._looks = _Looks()
         self._on_growth: OnGrowth | None = None
+        self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
         self._pump: LogPump | None = None
         self._reapings: Reapings | None = None
         self._is_closed = False
@@ -95,7 +96,6 @@ class Processes(Executor):
     async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
         if self._is_closed:
             raise ExecutorError("the executor is closed")
-        await _remove_old_logs(launch)
         ours: dict[Stream, int] = {}
         theirs: dict[Stream, int] = {}
         try:
@@ -107,7 +107,7 @@ class Processes(Executor):
                 stdout=theirs["stdout"],
                 stderr=theirs["stderr"],
                 cwd=launch.cwd,
-                env=launch.environment(number, attempt.token),
+                env=self._environment(launch, attempt, number),
                 start_new_session=True,
             )
         except BaseException as error:
@@ -119,19 +119,23 @@ class Processes(Executor):
         finally:
             for fd in theirs.values():
                 os.close(fd)
-        # A short job may have been reaped by now. Then there is no start time and no pidfd to be
-        # had, and nothing that could be signalled.
-        is_running = process.returncode is None
         attempt = replace(
             attempt,
             pid=process.pid,
-            start_time=tree.start_time(process.pid) if is_running else None,
+            # None where it has ended already: then there is nothing that could be signalled.
+            start_time=tree.start_time(process.pid),
             boot_id=tree.boot_id(),
             started_monotonic=time.monotonic(),
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
         )
         self._hold(launch, attempt, ours, process)
         return Started(attempt=attempt)
+
+    def _environment(self, launch: Launch, attempt: Attempt, number: int) -> dict[bytes, bytes]:
+        """Return the environment as the system wants it; encoding it anew each time is costly."""
+        if launch.base_env is not self._encoded_env[0]:
+            self._encoded_env = (launch.base_env, _encoded(launch.base_env))
+        return {**self._encoded_env[1], **_encoded(launch.own_env(number, attempt.token))}
 
     def _hold(
         self,
@@ -143,7 +147,9 @@ class Processes(Executor):
         pipes: dict[Stream, Pipe] = {}
         for stream, fd in fds.items():
             logs = launch.logs
-            log = LogFile(logs.path(stream), logs.max_bytes, logs.backups)
+            log = LogFile(
+                logs.path(stream), logs.max_bytes, logs.backups, replaces=process is not None
+            )
             pipes[stream] = self._pumping().add(fd, log)
             self._owners[pipes[stream]] = (launch.job_id, stream)
         pidfd = None
@@ -401,11 +407,8 @@ class _Looks:
 _UNSEEN = "it ended while no supervisor was there to see how"
 
 
-async def _remove_old_logs(launch: Launch) -> None:
-    """Remove what an earlier run of the job wrote; readers that have it open can read on."""
-    paths = [launch.logs.path(stream) for stream in STREAMS]
-    if any(os.path.lexists(p) or os.path.lexists(rotated_folder(p)) for p in paths):
-        await asyncio.to_thread(remove_logs, paths)
+def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
 
 
 def _pipe() -> tuple[int, int]:

@@ -36,7 +36,6 @@ class Process:
     start_time: float
     parent: int
     session: int
-    is_stopped: bool
     token: str | None
 
     @property
@@ -55,9 +54,15 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> float | None:
-    """Return when the process began, on a scale of the kernel's; None where there is none."""
-    process = _look_at(pid, None)
-    return process.start_time if process else None
+    """Return when the process began, on a scale of the kernel's; None where there is none.
+
+    A process that is dead and waits to be reaped counts as none.
+    """
+    if not IS_LINUX:
+        process = _look_at(pid, None)
+        return process.start_time if process else None
+    fields = _stat(pid)
+    return float(fields[_START]) if fields and fields[_STATE] not in _DEAD else None
 
 
 def look_at(pid: int, started: float) -> Process | None:
@@ -88,28 +93,43 @@ def read_token(pid: int) -> str | None:
     return None
 
 
+_STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
+_DEAD = (b"Z", b"X")
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields of ``/proc/<pid>/stat`` from the state on, None where it is gone."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        stat = os.read(fd, 4096)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    # The program's name may hold blanks and brackets; the last bracket ends it.
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
 def _look_at(pid: int, known: Snapshot | None) -> Process | None:
     """Return the process, None where it is gone or only waits to be reaped."""
-    try:
-        if not IS_LINUX:
+    if not IS_LINUX:
+        try:
             return _look_with_psutil(pid)
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except (OSError, psutil.Error):
+        except (OSError, psutil.Error):
+            return None
+    fields = _stat(pid)
+    if fields is None or fields[_STATE] in _DEAD:
         return None
-    # The program's name may hold blanks and brackets; the last bracket ends it.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    state = fields[0]
-    if state in (b"Z", b"X"):
-        return None
-    started = float(fields[19])
+    started = float(fields[_START])
     old = known.processes.get(pid) if known else None
     return Process(
         pid=pid,
         start_time=started,
-        parent=int(fields[1]),
-        session=int(fields[3]),
-        is_stopped=state == b"T",
+        parent=int(fields[_PARENT]),
+        session=int(fields[_SESSION]),
         # An environment is read once: what a process was forked with says whose it is, whatever
         # it may execute later.
         token=old.token if old and old.start_time == started else read_token(pid),
@@ -119,15 +139,13 @@ def _look_at(pid: int, known: Snapshot | None) -> Process | None:
 def _look_with_psutil(pid: int) -> Process | None:
     process = psutil.Process(pid)
     with process.oneshot():
-        status = process.status()
-        if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return None
         return Process(
             pid=pid,
             start_time=process.create_time(),
             parent=process.ppid(),
             session=os.getsid(pid),
-            is_stopped=status == psutil.STATUS_STOPPED,
             token=read_token(pid),
         )
 
@@ -170,7 +188,8 @@ class Snapshot:
             if process.pid not in members:
                 members[process.pid] = process
                 found += self._children.get(process.pid, ())
-        return list(members.values())
+        # Oldest first: a shell whose child was ended before it would take that for its own end.
+        return sorted(members.values(), key=lambda process: process.key[::-1])
 
     def oldest(self, token: str) -> Process | None:
         """Return the process that has borne the token longest."""
