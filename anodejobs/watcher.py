@@ -308,6 +308,7 @@ class Watcher:
         Not waited for: what neither dies nor lets itself be recorded within the time that SIGKILL
         takes after the longest grace.
         """
+        self._executor.wind_down()
         graces = (launch.stop_grace for launch in self._watched.values())
         with anyio.move_on_after(max(graces, default=0.0) + _CLOSING_S):
             async with anyio.create_task_group() as stops:

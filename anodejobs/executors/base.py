@@ -186,5 +186,9 @@ class Executor(ABC):
         """Tell of all log growth from now on, some tens of milliseconds late; None: of none."""
 
     @abstractmethod
+    def wind_down(self) -> None:
+        """Put nothing off from now on: the application is about to close."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Let go of everything; processes that still run stay as they are. Idempotent."""

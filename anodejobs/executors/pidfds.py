@@ -11,6 +11,11 @@ import fcntl
 import os
 import select
 import struct
+import sys
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 # From <linux/pidfd.h>: _IOWR(0xFF, 11, struct pidfd_info), 64 bytes in its first version.
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -82,3 +87,86 @@ class Reapings:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
+
+
+class ChildWatch:
+    """Has asyncio watch our children through pidfds, as it does by itself from Python 3.12 on.
+
+    Python 3.11 starts a thread for each child unless the application has chosen another watcher,
+    and that choice is the application's: ours stands only for the one step of
+    ``create_subprocess_exec`` that looks it up.
+    """
+
+    def __init__(self) -> None:
+        self._watcher: asyncio.AbstractChildWatcher | None = None
+        loop = asyncio.get_running_loop()
+        is_own_kind = isinstance(loop, asyncio.SelectorEventLoop)
+        if sys.version_info < (3, 12) and is_own_kind and hasattr(os, "pidfd_open"):
+            self._watcher = asyncio.PidfdChildWatcher()
+            self._watcher.attach_loop(loop)
+
+    async def over(self, start: Coroutine[Any, Any, Result]) -> Result:
+        """Await a coroutine whose first step looks the watcher up."""
+        if self._watcher is None:
+            return await start
+        first: _FirstStep[Result] = _FirstStep(start, self._watcher)
+        return await first
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+
+
+class _FirstStep(Generator[Any, Any, Result]):
+    """Runs a coroutine, the first step of it under another child watcher."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Result], watcher: asyncio.AbstractChildWatcher
+    ) -> None:
+        self._coroutine = coroutine
+        self._watcher: asyncio.AbstractChildWatcher | None = watcher
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
+            return self._coroutine.send(value)
+        # Setting the watcher itself would close the one there is.
+        theirs = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(_WatchedPolicy(theirs, watcher))
+        try:
+            return self._coroutine.send(value)
+        finally:
+            asyncio.set_event_loop_policy(theirs)
+
+    def throw(self, *args: Any) -> Any:
+        return self._coroutine.throw(*args)
+
+
+class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):
+    """The application's policy in everything but the child watcher."""
+
+    def __init__(
+        self, theirs: asyncio.AbstractEventLoopPolicy, watcher: asyncio.AbstractChildWatcher
+    ) -> None:
+        self._theirs = theirs
+        self._watcher = watcher
+
+    def get_event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._theirs.get_event_loop()
+
+    def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._theirs.set_event_loop(loop)
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._theirs.new_event_loop()
+
+    def get_child_watcher(self) -> asyncio.AbstractChildWatcher:
+        return self._watcher
+
+    def set_child_watcher(self, watcher: asyncio.AbstractChildWatcher | None) -> None:
+        self._theirs.set_child_watcher(watcher)  # type: ignore[arg-type]  # None is allowed

@@ -24,13 +24,15 @@ from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
 from anodejobs.executors import tree
 from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
-from anodejobs.executors.pidfds import Reapings, exit_code
+from anodejobs.executors.pidfds import ChildWatch, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
 
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
-_LOOK_EVERY_S = 0.25
+_LOOK_EVERY_S = 0.5
 """How often, at most, leftovers of ended jobs are looked for."""
+_LOOK_SHARE = 50
+"""A look for leftovers takes at most this part of the time."""
 _POLL_S = 0.2
 """How long one wait for strangers' deaths takes where the system has no pidfds."""
 _INVENTED = 255
@@ -77,6 +79,7 @@ class Processes(Executor):
         self._on_growth: OnGrowth | None = None
         self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
         self._pump: LogPump | None = None
+        self._children: ChildWatch | None = None
         self._reapings: Reapings | None = None
         self._is_closed = False
 
@@ -101,14 +104,16 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            process = await asyncio.create_subprocess_exec(
-                *launch.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=theirs["stdout"],
-                stderr=theirs["stderr"],
-                cwd=launch.cwd,
-                env=self._environment(launch, attempt, number),
-                start_new_session=True,
+            process = await self._watch_children().over(
+                asyncio.create_subprocess_exec(
+                    *launch.argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=theirs["stdout"],
+                    stderr=theirs["stderr"],
+                    cwd=launch.cwd,
+                    env=self._environment(launch, attempt, number),
+                    start_new_session=True,
+                )
             )
         except BaseException as error:
             for fd in ours.values():
@@ -337,6 +342,9 @@ class Processes(Executor):
         if owner is not None and self._on_growth is not None:
             self._on_growth(*owner, offset)
 
+    def wind_down(self) -> None:
+        self._looks.is_pressed.set()
+
     async def close(self) -> None:
         self._is_closed = True
         pump, self._pump = self._pump, None
@@ -344,6 +352,8 @@ class Processes(Executor):
             await pump.close()
         if self._reapings is not None:
             self._reapings.close()
+        if self._children is not None:
+            self._children.close()
         for held in self._held.values():
             if held.pidfd is not None:
                 os.close(held.pidfd)
@@ -356,6 +366,11 @@ class Processes(Executor):
             return self._held[token]
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
+
+    def _watch_children(self) -> ChildWatch:
+        if self._children is None:
+            self._children = ChildWatch()
+        return self._children
 
     def _pumping(self) -> LogPump:
         if self._is_closed:
@@ -380,6 +395,8 @@ class _Looks:
     def __init__(self) -> None:
         self._latest = tree.Snapshot({})
         self._began_at = self._ended_at = 0.0
+        self.is_pressed = asyncio.Event()
+        """Set when nothing should be put off any more."""
         self._turn = asyncio.Lock()
         self._patient_turn = asyncio.Lock()
 
@@ -399,8 +416,10 @@ class _Looks:
         async with self._patient_turn:
             if self._began_at >= asked_at:
                 return self._latest
-            pause = max(_LOOK_EVERY_S, 20 * (self._ended_at - self._began_at))
-            await asyncio.sleep(self._ended_at + pause - time.monotonic())
+            pause = max(_LOOK_EVERY_S, _LOOK_SHARE * (self._ended_at - self._began_at))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._ended_at + pause - time.monotonic()):
+                    await self.is_pressed.wait()
             return await self.take()
 
 
