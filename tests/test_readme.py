@@ -1,0 +1,50 @@
+"""The README's snippets run as they stand, and its commands are those of CI."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anodejobs import Jobs
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CI = Path(__file__).parent.parent / ".ci" / "run"
+
+
+def test_the_first_snippet_runs_as_a_script(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SNIPPETS[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stdout hi" in done.stdout
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS[1:], ids=lambda s: re.findall(r"def (\w+)", s)[0])
+async def test_the_snippet_runs(snippet: str, jobs: Jobs) -> None:
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    (function,) = [f for f in names.values() if inspect.iscoroutinefunction(f)]
+    await function(jobs)
+
+
+def test_ci_passes_the_tests_by_the_command_of_the_readme() -> None:
+    if not CI.exists():
+        pytest.skip("tests of an installed package have no CI beside them")
+    assert "README.md" in CI.read_text()
+
+
+def test_every_file_that_proves_a_promise_exists() -> None:
+    named = set(re.findall(r"tests/test_\w+\.py", README))
+    assert named
+    assert all((Path(__file__).parent.parent / name).exists() for name in named)
