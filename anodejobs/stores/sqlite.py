@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import sqlite3
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,17 +25,10 @@ from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
-from anodejobs.stores.base import (
-    Delete,
-    Insert,
-    JobStore,
-    Query,
-    Save,
-    Stored,
-    Write,
-    history_entry,
-)
+from anodejobs.stores.base import JobStore, Query, Stored, Write
 from anodejobs.stores.doorbell import Doorbell
+from anodejobs.stores.sqlite_queries import page, where
+from anodejobs.stores.sqlite_writes import Batch, Environments
 
 Durability = Literal["process", "power"]
 
@@ -88,28 +78,9 @@ MIGRATIONS = (
     """,
 )
 
-_NO_ENVIRONMENT: tuple[dict[str, str] | None, str] = (None, "")
 _BUSY_TIMEOUT_S = 60.0
 _CHECKPOINT_AFTER_WRITES = 1000
 _TRUNCATE_ABOVE_BYTES = 64 * 1024 * 1024
-
-_INSERT = """
-    INSERT INTO jobs (job_id, revision, status, created_at, last_update, started_at, finished_at,
-        name, user_id, workflow_id, record, attempt, launch, environment)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO NOTHING"""
-_SAVE = """
-    UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
-        record = ?, attempt = coalesce(?, attempt)
-    WHERE job_id = ? AND revision = ?"""
-_RENEW = """
-    UPDATE jobs SET revision = ?, status = ?, created_at = ?, last_update = ?, started_at = ?,
-        finished_at = ?, name = ?, user_id = ?, workflow_id = ?, record = ?,
-        attempt = coalesce(?, attempt), launch = ?, environment = ?
-    WHERE job_id = ? AND revision = ?"""
-_DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
-_COUNT = """
-    INSERT INTO counters VALUES (?, ?)
-    ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
 
 
 class SqliteJobStore(JobStore):
@@ -126,8 +97,8 @@ class SqliteJobStore(JobStore):
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
         self._checkpoints = _Checkpoints(self.path)
-        self._batches: deque[_Batch] = deque()
-        self._last_environment = _NO_ENVIRONMENT
+        self._batches: deque[Batch] = deque()
+        self._environments = Environments()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
 
@@ -162,7 +133,7 @@ class SqliteJobStore(JobStore):
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
-        batch = _Batch(writes)
+        batch = Batch(writes, self._environments)
         self._batches.append(batch)
         async with self._translated("write to"):
             # aiosqlite sends each of its calls to the thread of the connection and back. The one
@@ -189,7 +160,7 @@ class SqliteJobStore(JobStore):
         last = None
         if query.after is not None:
             last = await self._sort_value(query)
-        sql, parameters = _page(query, last)
+        sql, parameters = page(query, last)
         return [JobRecord.model_validate_json(row[0]) for row in await self._read(sql, parameters)]
 
     async def _sort_value(self, query: Query) -> Any:
@@ -208,8 +179,8 @@ class SqliteJobStore(JobStore):
             sql = f"SELECT name, value FROM counters WHERE name IN ({marks})"
             rows = await self._read(sql, tuple(wanted))
         else:
-            where, parameters = _where(filter)
-            sql = f"SELECT status, count(*) FROM jobs{where} GROUP BY status"
+            clause, parameters = where(filter)
+            sql = f"SELECT status, count(*) FROM jobs{clause} GROUP BY status"
             rows = await self._read(sql, parameters)
         return {Status(status): n for status, n in rows if n}
 
@@ -219,10 +190,10 @@ class SqliteJobStore(JobStore):
         mine = "" if job_id is None else " AND job_id = ?"
         parameters = (after,) if job_id is None else (after, job_id)
         rows = await self._read(
-            f"SELECT entry FROM history WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
+            f"SELECT seq, entry FROM history WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, -1 if limit is None else limit),
         )
-        return [JobEvent.model_validate_json(row[0]) for row in rows]
+        return [JobEvent({**json.loads(entry), "seq": seq}) for seq, entry in rows]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
@@ -255,94 +226,14 @@ class SqliteJobStore(JobStore):
         batch = self._batches.popleft()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            batch.results = self._apply(connection, batch.writes)
+            batch.apply(connection)
             connection.execute("COMMIT")
         except BaseException:
-            self._last_environment = _NO_ENVIRONMENT  # its row may just be undone
+            self._environments.forget()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self._bell.ring()
-
-    def _apply(self, connection: sqlite3.Connection, writes: Sequence[Write]) -> list[int | None]:
-        inserts = [write for write in writes if isinstance(write, Insert)]
-        renewals = [w for w in writes if isinstance(w, Save) and w.launch is not None]
-        saves = [w for w in writes if isinstance(w, Save) and w.launch is None]
-        deletes = [write for write in writes if isinstance(write, Delete)]
-        # Any order of kinds will do: two writes for one job in one batch were made at once, and
-        # the one that comes second is refused by its revision.
-        applied = {
-            id(write)
-            for sql, rows in (
-                (_INSERT, [(w, self._insert_row(connection, w)) for w in inserts]),
-                (_RENEW, [(w, self._renewal_row(connection, w)) for w in renewals]),
-                (_SAVE, [(w, _save_row(w)) for w in saves]),
-                (_DELETE, [(w, (w.record.self_id, w.record.revision)) for w in deletes]),
-            )
-            for write in _execute_each(connection, sql, rows)
-        }
-        first: list[Insert | Save] = [*inserts, *renewals]
-        _keep_tags(connection, [write for write in first if id(write) in applied])
-        _forget(connection, [write for write in deletes if id(write) in applied])
-        return _keep_history(connection, writes, applied)
-
-    def _insert_row(self, connection: sqlite3.Connection, write: Insert) -> tuple[Any, ...]:
-        record = write.record
-        return (
-            record.self_id,
-            record.revision,
-            record.status,
-            _micros(record.created_at) or 0,
-            _micros(record.last_update) or 0,
-            _micros(record.started_at),
-            _micros(record.finished_at),
-            record.name,
-            record.user_id,
-            record.workflow_id,
-            record.model_dump_json(),
-            _json(asdict(write.attempt)),
-            _json(write.launch.to_json()),
-            self._environment(connection, write.launch.base_env),
-        )
-
-    def _renewal_row(self, connection: sqlite3.Connection, write: Save) -> tuple[Any, ...]:
-        record, launch = write.record, write.launch
-        assert launch is not None
-        return (
-            record.revision,
-            record.status,
-            _micros(record.created_at) or 0,
-            _micros(record.last_update) or 0,
-            _micros(record.started_at),
-            _micros(record.finished_at),
-            record.name,
-            record.user_id,
-            record.workflow_id,
-            record.model_dump_json(),
-            write.attempt and _json(asdict(write.attempt)),
-            _json(launch.to_json()),
-            self._environment(connection, launch.base_env),
-            record.self_id,
-            record.revision - 1,
-        )
-
-    def _environment(self, connection: sqlite3.Connection, env: dict[str, str]) -> str:
-        """Return the key of an environment, which is kept once however many jobs had it."""
-        known, digest = self._last_environment
-        if env is not known:
-            body = json.dumps(env, sort_keys=True)
-            digest = hashlib.sha256(body.encode()).hexdigest()
-            connection.execute(
-                "INSERT INTO environments VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, body)
-            )
-            self._last_environment = (env, digest)
-        return digest
-
-
-class _Batch:
-    def __init__(self, writes: Sequence[Write]) -> None:
-        self.writes = writes
-        self.results: list[int | None] = []
 
 
 class _Writer(sqlite3.Connection):
@@ -390,166 +281,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _execute_each(
-    connection: sqlite3.Connection, sql: str, rows: list[tuple[Any, tuple[Any, ...]]]
-) -> list[Any]:
-    """Execute the statement for each row; return the writes whose row was changed."""
-    if not rows:
-        return []
-    connection.execute("SAVEPOINT each")
-    changed = connection.executemany(sql, [row for _, row in rows]).rowcount
-    if changed == len(rows):
-        connection.execute("RELEASE each")
-        return [write for write, _ in rows]
-    # Some were refused, and only one by one do we learn which.
-    connection.execute("ROLLBACK TO each")
-    connection.execute("RELEASE each")
-    return [write for write, row in rows if connection.execute(sql, row).rowcount == 1]
-
-
-def _save_row(write: Save) -> tuple[Any, ...]:
-    record = write.record
-    return (
-        record.revision,
-        record.status,
-        _micros(record.last_update) or 0,
-        _micros(record.started_at),
-        _micros(record.finished_at),
-        record.model_dump_json(),
-        write.attempt and _json(asdict(write.attempt)),
-        record.self_id,
-        record.revision - 1,
-    )
-
-
-def _keep_tags(connection: sqlite3.Connection, writes: list[Insert | Save]) -> None:
-    renewed = [(w.record.self_id,) for w in writes if isinstance(w, Save)]
-    if renewed:
-        connection.executemany("DELETE FROM tags WHERE job_id = ?", renewed)
-    tags = [(tag, w.record.self_id) for w in writes for tag in set(w.record.tags)]
-    if tags:
-        connection.executemany("INSERT INTO tags VALUES (?, ?)", tags)
-
-
-def _forget(connection: sqlite3.Connection, deletes: list[Delete]) -> None:
-    ids = [(write.record.self_id,) for write in deletes]
-    if ids:
-        connection.executemany("DELETE FROM tags WHERE job_id = ?", ids)
-        connection.executemany("DELETE FROM history WHERE job_id = ?", ids)
-
-
-def _keep_history(
-    connection: sqlite3.Connection, writes: Sequence[Write], applied: set[int]
-) -> list[int | None]:
-    """Write history and counters for what was applied; return the result of each write."""
-    (seq,) = connection.execute("SELECT value FROM counters WHERE name = 'seq'").fetchone()
-    first = seq
-    results: list[int | None] = []
-    entries: list[tuple[int, str, str]] = []
-    counters: Counter[str] = Counter()
-    for write in writes:
-        if id(write) not in applied:
-            results.append(None)
-        elif isinstance(write, Delete):
-            counters[write.record.status] -= 1
-            results.append(0)
-        else:
-            seq += 1
-            entry = history_entry(seq, write).model_dump_json(exclude_none=True)
-            entries.append((seq, write.record.self_id, entry))
-            counters[write.record.status] += 1
-            if isinstance(write, Save):
-                counters[write.previous] -= 1
-            results.append(seq)
-    counters["seq"] = seq - first
-    connection.executemany("INSERT INTO history VALUES (?, ?, ?)", entries)
-    connection.executemany(_COUNT, [(name, n) for name, n in counters.items() if n])
-    return results
-
-
-def _where(filter: JobFilter, *more: str) -> tuple[str, tuple[Any, ...]]:
-    """Return the WHERE clause of a filter, and its parameters."""
-    clauses = list(more)
-    parameters: list[Any] = []
-    for field, allowed in filter.choices():
-        if allowed is not None:
-            column = "job_id" if field == "self_id" else field
-            clauses.append(f"{column} IN ({', '.join('?' * len(allowed))})")
-            parameters += allowed
-    for tag in filter.tags or ():
-        clauses.append("job_id IN (SELECT job_id FROM tags WHERE tag = ?)")
-        parameters.append(tag)
-    if filter.created_after is not None:
-        clauses.append("created_at >= ?")
-        parameters.append(_micros(filter.created_after))
-    if filter.created_before is not None:
-        clauses.append("created_at < ?")
-        parameters.append(_micros(filter.created_before))
-    return (f" WHERE {' AND '.join(clauses)}" if clauses else ""), tuple(parameters)
-
-
-def _page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement for a page; ``last`` is the sort value of ``query.after``.
-
-    Where one of several statuses will do, the index gives each status its own page in order, and
-    the page is what comes first in all of them.
-    """
-    column = "job_id" if query.sort_by == "self_id" else query.sort_by
-    direction = "DESC" if query.descending else "ASC"
-    order = f" ORDER BY {column} {direction}, job_id {direction} LIMIT ?"
-    end = -1 if query.limit is None else query.limit + query.offset
-
-    statuses = query.filter.status
-    split = statuses is not None and len(statuses) > 1 and query.limit is not None
-    filters = (
-        [query.filter.model_copy(update={"status": [s]}) for s in dict.fromkeys(statuses or ())]
-        if split
-        else [query.filter]
-    )
-    selects: list[str] = []
-    parameters: list[Any] = []
-    for filter in filters:
-        where, values = _where(filter)
-        parameters += values
-        if query.after is not None:
-            beyond, boundary = _beyond(column, query, last)
-            where += f" {'AND' if where else 'WHERE'} {beyond}"
-            parameters += boundary
-        selects.append(f"SELECT * FROM (SELECT * FROM jobs{where}{order})")
-        parameters.append(end)
-    sql = f"SELECT record FROM ({' UNION ALL '.join(selects)}){order} OFFSET ?"
-    limit = -1 if query.limit is None else query.limit
-    return sql, (*parameters, limit, query.offset)
-
-
-_NULLABLE = {"started_at", "finished_at", "name"}
-
-
-def _beyond(column: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
-    """Return the condition that a row comes after ``query.after``. NULLs come first in SQLite."""
-    compare = "<" if query.descending else ">"
-    if last is not None:
-        rest = f" OR {column} IS NULL" if query.descending and column in _NULLABLE else ""
-        return f"(({column}, job_id) {compare} (?, ?){rest})", (last, query.after)
-    if query.descending:
-        return f"({column} IS NULL AND job_id < ?)", (query.after,)
-    return f"({column} IS NOT NULL OR job_id > ?)", (query.after,)
-
-
-def _micros(moment: datetime | None) -> int | None:
-    if moment is None:
-        return None
-    delta = moment - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _json(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, separators=(",", ":"))
 
 
 def _attempt(fields: dict[str, Any]) -> Attempt:
