@@ -11,12 +11,11 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
-from anyio.abc import TaskGroup
 
 from anodejobs.errors import (
     AnodeJobsError,
@@ -60,7 +59,7 @@ Answer = asyncio.Future[JobRecord]
 class Watcher:
     """Starts, follows, adopts and ends attempts."""
 
-    def __init__(self, jobdb: JobDB, executor: Executor, tasks: TaskGroup) -> None:
+    def __init__(self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup) -> None:
         self._jobdb = jobdb
         self._executor = executor
         self._tasks = tasks
@@ -71,7 +70,12 @@ class Watcher:
         self._heeded = {executor.supervisor}
         jobdb.on_stranger = self._heed
 
-    async def owned(self, work: Callable[..., Awaitable[Result]], *args: object) -> Result:
+    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+        self._tasks.create_task(work, name=f"anodejobs {name}")
+
+    async def owned(
+        self, work: Callable[..., Coroutine[None, None, Result]], *args: object
+    ) -> Result:
         """Return what ``work`` returns, done in a task of the root group.
 
         Cancelling gives up the result, not the work.
@@ -89,7 +93,7 @@ class Watcher:
                 if not answer.done():
                     answer.set_exception(ExecutorError("this Jobs was closed meanwhile"))
 
-        self._tasks.start_soon(answered)
+        self._own(answered(), work.__name__)
         return await answer
 
     # The life of an attempt.
@@ -103,7 +107,7 @@ class Watcher:
         returned. Raises JobActive. Cancelling gives up the answer, not the run.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._tasks.start_soon(self._life, record, launch, may_replace, answer)
+        self._own(self._life(record, launch, may_replace, answer), record.self_id)
         return await answer
 
     async def _life(
@@ -166,7 +170,7 @@ class Watcher:
                 await self._executor.wait(attempt.token)
                 await self._executor.clean(attempt.token)
             refused = StartFailed(error=f"its start could not be recorded: {error}")
-            self._tasks.start_soon(self._record, job_id, refused, attempt.token)
+            self._own(self._record(job_id, refused, attempt.token), job_id)
             raise
 
     async def _watch(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
@@ -279,7 +283,7 @@ class Watcher:
         event = await self._executor.adopt(claimed.launch, attempt)
         await self._jobdb.apply(job_id, event, token=attempt.token)
         if isinstance(event, Adopted):
-            self._tasks.start_soon(self._adopted_life, claimed, event.attempt)
+            self._own(self._adopted_life(claimed, event.attempt), job_id)
 
     async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
         job_id, launch = stored.record.self_id, stored.launch
@@ -293,7 +297,7 @@ class Watcher:
         supervisor = stored.attempt.supervisor
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
-            self._tasks.start_soon(self._succeed, supervisor)
+            self._own(self._succeed(supervisor), "succession")
 
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)

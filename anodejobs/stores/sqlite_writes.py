@@ -1,7 +1,8 @@
-"""A batch of writes as SQL: one ``executemany`` for each kind of write.
+"""A batch of writes as SQL, made to cost few turns.
 
-The rows are made on the event loop, so that the connection's thread does nothing but SQLite's
-work: two threads that both run Python take turns at it, and each turn costs more than a row.
+The thread of the connection and the event loop take turns at running Python, and under load a
+turn is what a commit waits for. So the rows are made on the event loop, and a statement inserts
+many rows at once where it can: it then is one turn, not one for each row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from anodejobs.events import Attempt
@@ -22,7 +24,7 @@ Row = tuple[Any, ...]
 _INSERT = """
     INSERT INTO jobs (job_id, revision, status, created_at, last_update, started_at, finished_at,
         name, user_id, workflow_id, record, attempt, launch, environment)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job_id) DO NOTHING"""
+    VALUES {rows} ON CONFLICT (job_id) DO NOTHING"""
 _SAVE = """
     UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
         record = ?, attempt = coalesce(?, attempt)
@@ -33,13 +35,13 @@ _RENEW = """
         attempt = coalesce(?, attempt), launch = ?, environment = ?
     WHERE job_id = ? AND revision = ?"""
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
-_ADD_HISTORY = "INSERT INTO history (seq, job_id, entry) VALUES (?, ?, ?)"
+_ADD_HISTORY = "INSERT INTO history (seq, job_id, entry) VALUES {rows}"
 _FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
-_ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES (?, ?)"
+_ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES {rows}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
-_ADD_ENVIRONMENTS = "INSERT INTO environments (digest, body) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_ADD_ENVIRONMENTS = "INSERT INTO environments (digest, body) VALUES {rows} ON CONFLICT DO NOTHING"
 _COUNT = """
-    INSERT INTO counters (name, value) VALUES (?, ?)
+    INSERT INTO counters (name, value) VALUES {rows}
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
 
 
@@ -218,8 +220,24 @@ def _apply_each(
 
 
 def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
-    """Execute the statement for each row; return how many rows of the table it changed."""
-    return connection.executemany(sql, rows).rowcount if rows else 0
+    """Execute the statement for all rows; return how many rows of the table it changed."""
+    if not rows:
+        return 0
+    if "{rows}" not in sql:
+        return connection.executemany(sql, rows).rowcount
+    width = len(rows[0])
+    most = _MOST_VARIABLES // width
+    one = f"({', '.join('?' * width)})"
+    changed = 0
+    for start in range(0, len(rows), most):
+        part = rows[start : start + most]
+        statement = sql.replace("{rows}", ", ".join([one] * len(part)))
+        changed += connection.execute(statement, list(chain.from_iterable(part))).rowcount
+    return changed
+
+
+_MOST_VARIABLES = 999
+"""The least that a build of SQLite takes in one statement."""
 
 
 def _keep_tags(connection: sqlite3.Connection, writes: list[Write]) -> None:
