@@ -64,7 +64,9 @@ class Watcher:
         self._executor = executor
         self._tasks = tasks
         self._watched: dict[str, Launch] = {}
-        """What has a task here, by token."""
+        """What has not ended and has a task here, by token."""
+        self._lives = 0
+        """How many attempts have a task here, those that are being cleaned up after included."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._heeded = {executor.supervisor}
@@ -196,6 +198,7 @@ class Watcher:
             await self._end(job_id, attempt, launch.stop_grace)
             exit = await self._executor.wait(token)
         await self._record(job_id, exit, token)
+        self._watched.pop(token)
         await self._executor.clean(token)
 
     async def _end(self, job_id: str, attempt: Attempt, grace: float) -> bool:
@@ -329,12 +332,14 @@ class Watcher:
     @contextmanager
     def _watching(self, launch: Launch, attempt: Attempt) -> Iterator[None]:
         self._watched[attempt.token] = launch
+        self._lives += 1
         self._is_idle.clear()
         try:
             yield
         finally:
-            del self._watched[attempt.token]
-            if not self._watched:
+            self._watched.pop(attempt.token, None)
+            self._lives -= 1
+            if not self._lives:
                 self._is_idle.set()
 
 

@@ -28,7 +28,7 @@ from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import JobStore, Query, Stored, Write
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.sqlite_queries import page, where
-from anodejobs.stores.sqlite_writes import Batch, Environments
+from anodejobs.stores.sqlite_writes import Batch, Environments, moment
 
 Durability = Literal["process", "power"]
 
@@ -70,7 +70,11 @@ MIGRATIONS = (
     CREATE TABLE history (
         seq INTEGER PRIMARY KEY NOT NULL,
         job_id TEXT NOT NULL,
-        entry TEXT NOT NULL
+        attempt INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        previous TEXT,
+        status TEXT NOT NULL,
+        why TEXT
     );
     CREATE INDEX history_by_job ON history (job_id, seq);
     CREATE TABLE counters (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -190,10 +194,23 @@ class SqliteJobStore(JobStore):
         mine = "" if job_id is None else " AND job_id = ?"
         parameters = (after,) if job_id is None else (after, job_id)
         rows = await self._read(
-            f"SELECT seq, entry FROM history WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
+            "SELECT seq, job_id, attempt, at, previous, status, why FROM history"
+            f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, -1 if limit is None else limit),
         )
-        return [JobEvent({**json.loads(entry), "seq": seq}) for seq, entry in rows]
+        return [
+            JobEvent(
+                seq=seq,
+                kind="status",
+                at=moment(at),
+                job_id=job,
+                attempt=attempt,
+                previous=previous,
+                status=status,
+                why=why,
+            )
+            for seq, job, attempt, at, previous, status, why in rows
+        ]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())

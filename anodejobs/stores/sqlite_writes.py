@@ -12,12 +12,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
 from anodejobs.events import Attempt
-from anodejobs.stores.base import Delete, Insert, Save, Write, history_entry
+from anodejobs.stores.base import Delete, Insert, Save, Write
 
 Row = tuple[Any, ...]
 
@@ -35,7 +35,8 @@ _RENEW = """
         attempt = coalesce(?, attempt), launch = ?, environment = ?
     WHERE job_id = ? AND revision = ?"""
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
-_ADD_HISTORY = "INSERT INTO history (seq, job_id, entry) VALUES {rows}"
+_ADD_HISTORY = """
+    INSERT INTO history (seq, job_id, attempt, at, previous, status, why) VALUES {rows}"""
 _FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
 _ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES {rows}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
@@ -54,15 +55,10 @@ class Batch:
         self._renewals: list[tuple[Write, Row]] = []
         self._saves: list[tuple[Write, Row]] = []
         self._deletes: list[tuple[Write, Row]] = []
-        self._entries: dict[int, str] = {}
         for write in writes:
             if isinstance(write, Delete):
                 self._deletes.append((write, (write.record.self_id, write.record.revision)))
-                continue
-            self._entries[id(write)] = history_entry(0, write).model_dump_json(
-                exclude_none=True, exclude={"seq"}
-            )
-            if isinstance(write, Insert):
+            elif isinstance(write, Insert):
                 self._inserts.append((write, _insert_row(write, environments)))
             elif write.launch is not None:
                 self._renewals.append((write, _renewal_row(write, environments)))
@@ -104,7 +100,7 @@ class Batch:
                 results.append(0)
             else:
                 seq += 1
-                history.append((seq, write.record.self_id, self._entries[id(write)]))
+                history.append((seq, *_history_row(write)))
                 counters["seq"] += 1
                 counters[write.record.status] += 1
                 if isinstance(write, Save):
@@ -199,6 +195,13 @@ def _save_row(write: Save) -> Row:
     )
 
 
+def _history_row(write: Insert | Save) -> Row:
+    record = write.record
+    previous = write.previous if isinstance(write, Save) else None
+    at = micros(record.last_update) or 0
+    return (record.self_id, record.attempt, at, previous, record.status, write.why)
+
+
 def _attempt_json(attempt: Attempt) -> str:
     return json.dumps({name: getattr(attempt, name) for name in Attempt.__slots__})
 
@@ -256,6 +259,11 @@ def micros(moment: datetime | None) -> int | None:
         return None
     delta = moment - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def moment(value: int) -> datetime:
+    """Return the moment that ``micros`` gave the value for."""
+    return _EPOCH + timedelta(microseconds=value)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
