@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,8 @@ from anodejobs.stores import from_url
 from anodejobs.stores.base import JobStore, Query, SortKey
 from anodejobs.transitions import opened, renewed
 from anodejobs.watcher import Watcher
+
+LOG = logging.getLogger("anodejobs")
 
 AnyFilter = JobFilter | Mapping[str, Any]
 AnyStatus = Status | str
@@ -104,6 +107,7 @@ class Jobs:
         self._opened: asyncio.Future[tuple[Watcher, Executor]] | None = None
         self._parts: tuple[Watcher, Executor] | None = None
         self._closing = asyncio.Event()
+        self._failure: BaseException | None = None
 
     # Opening and closing.
 
@@ -130,6 +134,8 @@ class Jobs:
             await asyncio.wait((self._root,))
 
     async def _open(self) -> tuple[Watcher, Executor]:
+        if self._failure is not None:
+            raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
         if self._closing.is_set():
             raise ExecutorError("this Jobs is closed; make another one")
         if self._parts is not None:
@@ -152,18 +158,17 @@ class Jobs:
             cause = _root_cause(error)
             self._jobdb.fail(cause)
             if not opened.done():
-                opened.set_exception(
-                    cause
-                    if isinstance(cause, AnodeJobsError)
-                    else ExecutorError(f"Jobs could not be opened: {cause!r}")
-                )
-                opened.exception()  # who opened may have been cancelled
+                opened.set_exception(_opening_error(cause))
+                opened.exception()  # looked at: who opened may have been cancelled
             elif not isinstance(cause, asyncio.CancelledError):
-                raise
+                self._failure = cause
+                LOG.critical("no job of %s is watched any more", self.db_path, exc_info=cause)
         finally:
             self._closing.set()
-            await executor.close()
-            await self._jobdb.close()
+            try:
+                await executor.close()
+            finally:
+                await self._jobdb.close()
 
     async def _prepare_directory(self) -> None:
         try:
@@ -321,7 +326,7 @@ class Jobs:
             ended = {record.self_id: record async for record in self._as_ended(job_ids)}
         return JobRecordDict((job_id, ended[job_id]) for job_id in job_ids)
 
-    async def as_completed(self, job_ids: Iterable[str]) -> AsyncIterator[JobRecord]:
+    async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._open()
         async for record in self._as_ended(_ids(job_ids)):
@@ -506,7 +511,7 @@ class Jobs:
         stdout: bool = True,
         stderr: bool = True,
         offset: int | Mapping[Stream, int] = 0,
-    ) -> AsyncIterator[LogChunk]:
+    ) -> AsyncGenerator[LogChunk, None]:
         """Give what the job writes as it writes it, from its beginning or ``offset`` on.
 
         It ends when the job has ended and all was given. To resume without a gap or a repeat, give
@@ -531,7 +536,7 @@ class Jobs:
         *,
         after: int | None = None,
         heartbeat: float | None = None,
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """Give what happens to the job, or to all: changes of status, and the growth of logs.
 
         From now on, or from after the event with ``seq`` ``after``; 0 is the very beginning. With
@@ -549,6 +554,14 @@ class Jobs:
         finally:
             if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
                 executor.report_growth(None)
+
+
+def _opening_error(cause: BaseException) -> AnodeJobsError:
+    if isinstance(cause, AnodeJobsError):
+        return cause
+    error = ExecutorError(f"this Jobs could not be opened: {cause!r}")
+    error.__cause__ = cause
+    return error
 
 
 class _Closed(Exception):  # no error: how a task group is ended
@@ -616,8 +629,8 @@ def _signal_number(sig: int | str) -> int:
 def _check_count(field: str, value: int | None, *, least: int) -> None:
     if value is None:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidJob(field, f"must be a whole number, {least} or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
 
 
 def _read_log(path: Path, tail: int | None) -> str:

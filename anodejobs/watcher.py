@@ -121,15 +121,28 @@ class Watcher:
     ) -> None:
         attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
         with self._watching(launch, attempt):
+            started: Attempt | None = None
             with _answering(answer):
-                kept = await self._record_start(record, launch, attempt, may_replace)
-                if kept is not None:
-                    _resolve(answer, kept)
-                    return
-                event = await self._start(record, launch, attempt)
-                _resolve(answer, await self._record_started(record, event, launch, attempt))
-            if isinstance(event, Started):
-                await self._watch(record.self_id, launch, event.attempt)
+                started = await self._begin(record, launch, attempt, may_replace, answer)
+            if started is not None:
+                await self._watch(record.self_id, launch, started)
+
+    async def _begin(
+        self,
+        record: JobRecord,
+        launch: Launch,
+        attempt: Attempt,
+        may_replace: Callable[[JobRecord], bool],
+        answer: Answer,
+    ) -> Attempt | None:
+        """Record and start a run, and answer; return the attempt that is to be watched."""
+        kept = await self._record_start(record, launch, attempt, may_replace)
+        if kept is not None:
+            _resolve(answer, kept)
+            return None
+        event = await self._start(record, launch, attempt)
+        _resolve(answer, await self._record_started(record, event, launch, attempt))
+        return event.attempt if isinstance(event, Started) else None
 
     async def _record_start(
         self,

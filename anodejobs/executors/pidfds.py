@@ -12,7 +12,7 @@ import os
 import select
 import struct
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -112,9 +112,11 @@ class ChildWatch:
         first: _FirstStep[Result] = _FirstStep(start, self._watcher)
         return await first
 
-    def close(self) -> None:
-        """Stop watching. Idempotent."""
+    def close(self, pids: Iterable[int]) -> None:
+        """Stop watching, the children that still run included. Idempotent."""
         if self._watcher is not None:
+            for pid in pids:
+                self._watcher.remove_child_handler(pid)
             self._watcher.close()
             self._watcher = None
 

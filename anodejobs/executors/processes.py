@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anodejobs.errors import ExecutorError
-from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, utc_now
 from anodejobs.executors import tree
 from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
 from anodejobs.executors.pidfds import ChildWatch, Reapings, exit_code
@@ -99,6 +99,7 @@ class Processes(Executor):
     async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
         if self._is_closed:
             raise ExecutorError("the executor is closed")
+        at, started_monotonic = utc_now(), time.monotonic()
         ours: dict[Stream, int] = {}
         theirs: dict[Stream, int] = {}
         try:
@@ -130,11 +131,11 @@ class Processes(Executor):
             # None where it has ended already: then there is nothing that could be signalled.
             start_time=tree.start_time(process.pid),
             boot_id=tree.boot_id(),
-            started_monotonic=time.monotonic(),
+            started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
         )
         self._hold(launch, attempt, ours, process)
-        return Started(attempt=attempt)
+        return Started(at=at, attempt=attempt)
 
     def _environment(self, launch: Launch, attempt: Attempt, number: int) -> dict[bytes, bytes]:
         """Return the environment as the system wants it; encoding it anew each time is costly."""
@@ -353,7 +354,8 @@ class Processes(Executor):
         if self._reapings is not None:
             self._reapings.close()
         if self._children is not None:
-            self._children.close()
+            processes = [held.process for held in self._held.values() if held.process]
+            self._children.close(p.pid for p in processes if p.returncode is None)
         for held in self._held.values():
             if held.pidfd is not None:
                 os.close(held.pidfd)

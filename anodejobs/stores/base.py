@@ -88,8 +88,8 @@ class Query:
             value = getattr(self, field)
             if value is None and field == "limit":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InvalidJob(field, "must be a whole number, zero or more")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**62:
+                raise InvalidJob(field, "must be a whole number, zero or more, below 2 ** 62")
 
 
 class JobStore(ABC):

@@ -1,0 +1,1011 @@
+"""What a store keeps to, as tests that a store of your own can be put to.
+
+    class TestMyStore(DurableStoreContract):
+        async def make_store(self, folder: Path) -> JobStore:
+            return MyStore(folder / "jobs.db")
+
+Needs pytest and pytest-asyncio, so nothing else in the package imports this module. For asserts
+that say what they saw, put ``pytest.register_assert_rewrite("anodejobs.testing")`` in a conftest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from anodejobs.errors import JobNotFound, StoreError
+from anodejobs.events import Attempt
+from anodejobs.executors.base import Launch, LogPlan, new_token
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.stores.base import (
+    SORT_KEYS,
+    Delete,
+    Insert,
+    JobStore,
+    Query,
+    Save,
+    SortKey,
+    Stored,
+    Write,
+)
+
+__all__ = [
+    "DurableStoreContract",
+    "StoreContract",
+    "make_attempt",
+    "make_insert",
+    "make_launch",
+    "make_record",
+    "make_save",
+]
+
+NOON = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
+PATIENCE_S = 20.0
+
+
+def make_record(self_id: str = "a-job", **fields: Any) -> JobRecord:
+    """Return the record of a running job; ``fields`` are those of ``JobRecord``."""
+    status = Status(fields.pop("status", Status.running))
+    usual = {"status": status, "reached": [status], "created_at": NOON, "last_update": NOON}
+    return JobRecord({"self_id": self_id, **usual, **fields})
+
+
+def make_launch(job_id: str = "a-job", **fields: Any) -> Launch:
+    """Return what starts ``true``; ``fields`` are those of ``Launch``."""
+    usual: dict[str, Any] = {
+        "argv": ("true",),
+        "cwd": "/",
+        "base_env": {"PATH": "/usr/bin:/bin"},
+        "envs": {},
+        "logs": LogPlan(stdout=Path("/nowhere/out.txt"), stderr=Path("/nowhere/errors.txt")),
+        "stop_grace": 10.0,
+    }
+    return Launch(job_id=job_id, **{**usual, **fields})
+
+
+def make_attempt(**fields: Any) -> Attempt:
+    """Return an attempt nobody else has; ``fields`` are those of ``Attempt``."""
+    return Attempt(**{"token": new_token(), "supervisor": "nobody", **fields})
+
+
+def make_insert(record: JobRecord, *, why: str | None = None, **launch: Any) -> Insert:
+    """Return the first write for a record; ``launch`` are fields of its ``Launch``."""
+    return Insert(
+        record=record,
+        launch=make_launch(record.self_id, **launch),
+        attempt=make_attempt(),
+        why=why,
+    )
+
+
+def make_save(
+    record: JobRecord,
+    *,
+    launch: Launch | None = None,
+    attempt: Attempt | None = None,
+    why: str | None = None,
+    **changes: Any,
+) -> Save:
+    """Return the write that makes the changes to a record."""
+    following = record.model_copy(update={"revision": record.revision + 1, **changes})
+    return Save(record=following, previous=record.status, launch=launch, attempt=attempt, why=why)
+
+
+_TICKS = [NOON + timedelta(microseconds=n) for n in (-1, 0, 1)] + [NOON + timedelta(days=1)]
+_TAGS = ["red", "green", "blue", "it's"]
+_NAMES = ["", "B", "a", "Ü", "a b", "🚀"]
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "nothing, spelled out": dict.fromkeys(JobFilter.model_fields),
+    "an id": {"self_id": "ü3"},
+    "ids": {"self_id": ["job-1", "Job 2", "unknown", "'%3", "'%3"]},
+    "an unknown id": {"self_id": "job-"},
+    "no id at all": {"self_id": []},
+    "a status": {"status": "running"},
+    "statuses": {"status": ["running", "finished", "lost", "running"]},
+    "every status": {"status": list(Status)},
+    "no status at all": {"status": []},
+    "a name": {"name": "a"},
+    "an empty name": {"name": ""},
+    "names": {"name": ["a", "B", "🚀"]},
+    "a user": {"user_id": "u1"},
+    "users": {"user_id": ["u1", ""]},
+    "a workflow": {"workflow_id": "w1"},
+    "workflows": {"workflow_id": ["w1", "w2"]},
+    "a tag": {"tags": ["red"]},
+    "a tag twice": {"tags": ["red", "red"]},
+    "tags": {"tags": ["red", "it's"]},
+    "all tags": {"tags": _TAGS},
+    "an unknown tag": {"tags": ["red", "re"]},
+    "no tag": {"tags": []},
+    "created after": {"created_after": NOON},
+    "created before": {"created_before": NOON},
+    "created between": {"created_after": _TICKS[1], "created_before": _TICKS[3]},
+    "created never": {"created_after": _TICKS[3], "created_before": _TICKS[0]},
+    "all at once": {
+        "self_id": [f"job-{n}" for n in range(12)],
+        "status": [s for s in Status if s is not Status.lost],
+        "name": ["a", "B", "", "Ü"],
+        "user_id": ["u1", "u2", ""],
+        "workflow_id": ["w1", "w2"],
+        "tags": ["red"],
+        "created_after": _TICKS[0],
+        "created_before": _TICKS[3],
+    },
+    "a status of a user": {"user_id": "u1", "status": ["running", "failed"]},
+    "tagged statuses": {"tags": ["blue"], "status": list(Status)[:6]},
+}
+_FILTERS = {name: JobFilter(fields) for name, fields in _FIELDS.items()}
+
+
+class StoreContract:
+    """Every promise of ``JobStore`` as a test. Subclass it and say how to make a store."""
+
+    pytestmark = pytest.mark.asyncio
+
+    async def make_store(self, folder: Path) -> JobStore:
+        """Return a store that is not open yet. The folder is empty; whether it is used is free."""
+        raise NotImplementedError
+
+    @pytest_asyncio.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[JobStore]:
+        """An open, empty store."""
+        async with _open(await self.make_store(tmp_path)) as store:
+            yield store
+
+    # A store without records.
+
+    async def test_a_new_store_is_empty(self, store: JobStore) -> None:
+        assert await store.page(Query(filter=JobFilter())) == []
+        assert await _counts(store, JobFilter()) == {}
+        assert await store.history() == []
+        assert await store.last_seq() == 0
+
+    @pytest.mark.parametrize("job_id", ["unknown", "", "' OR 1=1 --", "\udcff", "a\0b"])
+    async def test_an_unknown_id_has_no_job(self, store: JobStore, job_id: str) -> None:
+        await _put(store, make_record("known"))
+        assert await store.get(job_id) is None
+
+    async def test_closing_twice_is_no_error(self, tmp_path: Path) -> None:
+        store = await self.make_store(tmp_path)
+        await store.open(_nobody_listens)
+        await store.close()
+        await store.close()
+
+    async def test_closing_what_was_never_opened_is_no_error(self, tmp_path: Path) -> None:
+        await (await self.make_store(tmp_path)).close()
+
+    # Insert.
+
+    async def test_a_job_comes_back_as_it_was_put_in(self, store: JobStore) -> None:
+        insert = Insert(record=_full_record(), launch=_full_launch(), attempt=_full_attempt())
+        await store.commit([insert])
+        assert await store.get("a-job") == _as_stored(insert)
+
+    async def test_a_record_with_nothing_set_comes_back_as_it_was(self, store: JobStore) -> None:
+        insert = make_insert(JobRecord(self_id="a-job", status="starting"))
+        await store.commit([insert])
+        assert await store.get("a-job") == _as_stored(insert)
+
+    @pytest.mark.parametrize("job_id", ["../../x", "it's", "%", "Ünïcødé 🚀", "x" * 200, " "])
+    async def test_any_id_a_job_may_have_will_do(self, store: JobStore, job_id: str) -> None:
+        record = await _put(store, make_record(job_id))
+        assert await _record(store, job_id) == record
+        assert await store.page(Query(filter=JobFilter(self_id=job_id))) == [record]
+
+    async def test_an_insert_for_a_taken_id_is_refused(self, store: JobStore) -> None:
+        first = make_insert(make_record(name="first"))
+        await store.commit([first])
+        assert await store.commit([make_insert(make_record(name="second"))]) == [None]
+        assert await store.get("a-job") == _as_stored(first)
+        assert len(await store.history()) == 1
+
+    async def test_of_two_inserts_for_an_id_in_a_batch_the_first_is_applied(
+        self, store: JobStore
+    ) -> None:
+        first, second = (make_insert(make_record(name=name)) for name in ("first", "second"))
+        applied, refused = await store.commit([first, second])
+        assert (applied, refused) == (1, None)
+        assert await store.get("a-job") == _as_stored(first)
+
+    @pytest.mark.parametrize(
+        "env",
+        [
+            {},
+            {"EMPTY": ""},
+            {"LINES": "a\nb\r\n\tc", "QUOTES": """'"\\""", "EQUALS": "a=b=c"},
+            {"UNICODE": "Ünïcødé 🚀", "ÜMLAUT": "name"},
+            {"BYTES": os.fsdecode(b"\xff\xfe/\x80"), os.fsdecode(b"N\xe4me"): "latin-1"},
+            {"LONG": "x" * 100_000},
+        ],
+        ids=["none", "empty", "special", "unicode", "bytes", "long"],
+    )
+    async def test_an_environment_comes_back_byte_for_byte(
+        self, store: JobStore, env: dict[str, str]
+    ) -> None:
+        await store.commit([make_insert(make_record(), base_env=env, envs=env)])
+        launch = (await _stored(store)).launch
+        assert (launch.base_env, launch.envs) == (env, env)
+
+    async def test_each_job_keeps_the_environment_it_was_put_in_with(self, store: JobStore) -> None:
+        one, other = {"COLOUR": "red"}, {"COLOUR": "blue"}
+        envs = {"a": one, "b": other, "c": one, "d": dict(other)}
+        for job_id, env in envs.items():
+            await store.commit([make_insert(make_record(job_id), base_env=env)])
+        for job_id, env in envs.items():
+            assert (await _stored(store, job_id)).launch.base_env == env
+
+    @pytest.mark.parametrize(
+        "odd", [{"cwd": os.fsdecode(b"/\xff")}, {"revision": 2**70}], ids=["bytes", "huge number"]
+    )
+    async def test_what_cannot_be_kept_is_a_store_error_and_harms_no_other(
+        self, store: JobStore, odd: dict[str, Any]
+    ) -> None:
+        """A store that can keep it, may."""
+        env = {"SHARED": "by both"}
+        plain = make_insert(make_record("plain"), base_env=env)
+
+        async def commit_odd() -> None:
+            with contextlib.suppress(StoreError):
+                await store.commit([make_insert(make_record("odd", **odd), base_env=env)])
+
+        await asyncio.gather(commit_odd(), store.commit([plain]))
+        assert await store.get("plain") == _as_stored(plain)
+
+    # Save.
+
+    async def test_a_save_replaces_the_record(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        save = make_save(record, status=Status.finished, exit_code=0, finished_at=NOON)
+        (seq,) = await store.commit([save])
+        assert seq == await store.last_seq()
+        assert await _record(store) == save.record
+
+    async def test_a_save_made_from_an_old_record_is_refused(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        newer = make_save(record, error="newer")
+        await store.commit([newer])
+        assert await store.commit([make_save(record, error="older")]) == [None]
+        assert await _record(store) == newer.record
+        assert len(await store.history()) == 2
+
+    async def test_a_save_that_skips_a_revision_is_refused(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        unseen = record.model_copy(update={"revision": 2})
+        assert await store.commit([make_save(unseen)]) == [None]
+        assert await _record(store) == record
+
+    async def test_a_save_for_an_unknown_id_is_refused(self, store: JobStore) -> None:
+        assert await store.commit([make_save(make_record("unknown"))]) == [None]
+        assert await store.get("unknown") is None
+        assert await store.history() == []
+
+    async def test_a_refused_renewal_changes_nothing(self, store: JobStore) -> None:
+        insert = make_insert(make_record(tags=["old"]), base_env={"COLOUR": "red"})
+        await store.commit([insert])
+        stale = insert.record.model_copy(update={"revision": 7})
+        launch = make_launch(base_env={"COLOUR": "blue"})
+        assert await store.commit([make_save(stale, tags=["new"], launch=launch)]) == [None]
+        assert await store.get("a-job") == _as_stored(insert)
+        assert await store.page(Query(filter=JobFilter(tags=["new"]))) == []
+
+    async def test_a_save_leaves_launch_and_attempt_where_it_names_none(
+        self, store: JobStore
+    ) -> None:
+        insert = make_insert(make_record())
+        await store.commit([insert])
+        save = make_save(insert.record, status=Status.stopping)
+        await store.commit([save])
+        assert await store.get("a-job") == _as_stored(insert, record=save.record)
+
+    async def test_a_save_can_replace_the_attempt_alone(self, store: JobStore) -> None:
+        insert = make_insert(make_record(status="starting"))
+        await store.commit([insert])
+        started = dataclasses.replace(insert.attempt, pid=4711, pipes=(3, 4))
+        save = make_save(insert.record, status=Status.running, attempt=started)
+        await store.commit([save])
+        assert await store.get("a-job") == _as_stored(insert, record=save.record, attempt=started)
+
+    async def test_a_renewal_replaces_the_whole_job(self, store: JobStore) -> None:
+        record = await _put(store, _full_record())
+        launch = make_launch(argv=("false",), base_env={"COLOUR": "blue"}, envs={"A": "b"})
+        attempt = make_attempt()
+        renewed = make_record(revision=2, created_at=NOON + timedelta(days=1))
+        save = Save(record=renewed, previous=record.status, launch=launch, attempt=attempt)
+        await store.commit([save])
+        assert await store.get("a-job") == Stored(record=renewed, launch=launch, attempt=attempt)
+
+    async def test_a_renewed_job_is_found_by_what_it_is_now(self, store: JobStore) -> None:
+        old: dict[str, Any] = {"name": "old", "user_id": "u1", "tags": ["old", "both"]}
+        new: dict[str, Any] = {"name": "new", "user_id": "u2", "tags": ["both", "new"]}
+        record = await _put(store, make_record(workflow_id="w1", **old))
+        later = NOON + timedelta(hours=1)
+        changes = {"workflow_id": None, "created_at": later, **new}
+        save = make_save(record, launch=make_launch(), **changes)
+        await store.commit([save])
+        for field in ("name", "user_id", "tags"):
+            assert await store.page(Query(filter=JobFilter({field: old[field]}))) == []
+            assert await store.page(Query(filter=JobFilter({field: new[field]}))) == [save.record]
+        assert await store.page(Query(filter=JobFilter(workflow_id="w1"))) == []
+        assert await store.page(Query(filter=JobFilter(created_before=later))) == []
+        assert await store.page(Query(filter=JobFilter(created_after=later))) == [save.record]
+
+    # Delete.
+
+    async def test_a_delete_removes_the_job_and_its_history(self, store: JobStore) -> None:
+        other = await _put(store, make_record("other", tags=["red"]))
+        record = await _put(store, make_record(tags=["red"]))
+        assert await store.commit([Delete(record=record)]) == [0]
+        assert await store.get("a-job") is None
+        assert await store.page(Query(filter=JobFilter(tags=["red"]))) == [other]
+        assert {event.job_id for event in await store.history()} == {"other"}
+
+    async def test_a_delete_made_from_an_old_record_is_refused(self, store: JobStore) -> None:
+        record = await _put(store, make_record(tags=["red"]))
+        save = make_save(record, status=Status.finished)
+        await store.commit([save])
+        assert await store.commit([Delete(record=record)]) == [None]
+        assert await store.page(Query(filter=JobFilter(tags=["red"]))) == [save.record]
+        assert len(await store.history(job_id="a-job")) == 2
+
+    async def test_a_delete_of_an_unknown_id_is_refused(self, store: JobStore) -> None:
+        assert await store.commit([Delete(record=make_record("unknown"))]) == [None]
+
+    async def test_an_id_used_anew_after_a_delete_is_a_new_job(self, store: JobStore) -> None:
+        record = await _put(store, make_record(tags=["old"], name="old"))
+        await store.commit([Delete(record=record)])
+        insert = make_insert(make_record(), why="again")
+        (seq,) = await store.commit([insert])
+        assert await store.get("a-job") == _as_stored(insert)
+        assert [(e.seq, e.why) for e in await store.history()] == [(seq, "again")]
+        assert await store.page(Query(filter=JobFilter(tags=["old"]))) == []
+
+    # Batches, and the numbers they give.
+
+    async def test_an_empty_batch_gives_no_results(self, store: JobStore) -> None:
+        assert await store.commit([]) == []
+        assert await store.last_seq() == 0
+
+    async def test_a_batch_gives_its_results_in_the_order_of_its_writes(
+        self, store: JobStore
+    ) -> None:
+        saved, deleted, renewed, taken = [
+            await _put(store, make_record(job_id))
+            for job_id in ("saved", "deleted", "renewed", "taken")
+        ]
+        results = await store.commit(
+            [
+                make_save(saved, status=Status.finished),
+                make_insert(taken),
+                Delete(record=deleted),
+                make_insert(make_record("new-1")),
+                make_save(make_record("unknown")),
+                make_save(renewed, launch=make_launch("renewed")),
+                Delete(record=make_record("unknown")),
+                make_insert(make_record("new-2")),
+            ]
+        )
+        first = 5
+        assert results == [first, None, 0, first + 1, None, first + 2, None, first + 3]
+        told = [(e.seq, e.job_id) for e in await store.history(after=first - 1)]
+        assert told == [
+            (first, "saved"),
+            (first + 1, "new-1"),
+            (first + 2, "renewed"),
+            (first + 3, "new-2"),
+        ]
+
+    async def test_refused_writes_keep_none_of_their_batch_from_being_applied(
+        self, store: JobStore
+    ) -> None:
+        taken = [await _put(store, make_record(f"taken-{n}", tags=["old"])) for n in range(3)]
+        fresh = [make_record(f"fresh-{n}", tags=["new"]) for n in range(3)]
+        writes: list[Write] = []
+        for n in range(3):
+            writes += [make_insert(make_record(f"taken-{n}", tags=["new"])), make_insert(fresh[n])]
+        results = await store.commit(writes)
+        assert [seq is None for seq in results] == [True, False] * 3
+        assert await store.page(Query(filter=JobFilter(tags=["new"]))) == fresh
+        assert await store.page(Query(filter=JobFilter(tags=["old"]))) == taken
+
+    async def test_of_two_saves_from_one_revision_in_a_batch_one_is_applied(
+        self, store: JobStore
+    ) -> None:
+        record = await _put(store, make_record())
+        saves = [make_save(record, error=error) for error in ("one", "other")]
+        results = await store.commit(saves)
+        assert sum(seq is not None for seq in results) == 1
+        winner = saves[0 if results[0] is not None else 1]
+        assert await _record(store) == winner.record
+        assert len(await store.history()) == 2
+
+    async def test_a_batch_may_be_large(self, store: JobStore) -> None:
+        inserts = [make_insert(make_record(f"{n:05}")) for n in range(2000)]
+        assert await store.commit(inserts) == list(range(1, 2001))
+        saves = [make_save(insert.record, status=Status.finished) for insert in inserts]
+        assert await store.commit(saves) == list(range(2001, 4001))
+        assert await _counts(store, JobFilter()) == {Status.finished: 2000}
+
+    async def test_a_seq_is_never_used_again(self, store: JobStore) -> None:
+        for expected in (1, 2, 3):
+            insert = make_insert(make_record())
+            assert await store.commit([insert]) == [expected]
+            assert await store.commit([Delete(record=insert.record)]) == [0]
+            assert await store.last_seq() == expected
+
+    # Many at once.
+
+    async def test_of_many_writers_of_one_revision_one_wins(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        for _ in range(3):
+            saves = [make_save(record, error=f"writer {n}") for n in range(40)]
+            results = await asyncio.gather(*(store.commit([save]) for save in saves))
+            (winner,) = _winners(saves, results)
+            record = winner.record
+            assert await _record(store) == record
+
+    async def test_no_write_is_lost_among_writers_who_try_again(self, store: JobStore) -> None:
+        await _put(store, make_record())
+
+        async def write(times: int) -> None:
+            for _ in range(times):
+                while await store.commit([make_save(await _record(store))]) == [None]:
+                    pass
+
+        await asyncio.gather(*(write(5) for _ in range(8)))
+        assert (await _record(store)).revision == 41
+        seqs = [event.seq for event in await store.history()]
+        assert (len(seqs), seqs) == (41, sorted(set(seqs)))
+
+    async def test_commits_at_once_each_get_their_own_results(self, store: JobStore) -> None:
+        ids = [f"{n:03}" for n in range(60)]
+        results = await asyncio.gather(
+            *(store.commit([make_insert(make_record(job_id))]) for job_id in ids)
+        )
+        told = {event.seq: event.job_id for event in await store.history()}
+        assert [told[seq or 0] for (seq,) in results] == ids
+
+    @pytest.mark.parametrize("steps", range(5))
+    async def test_a_cancelled_commit_is_applied_whole_or_not_at_all(
+        self, store: JobStore, steps: int
+    ) -> None:
+        ids = [f"{n:03}" for n in range(200)]
+        commit = asyncio.create_task(store.commit([make_insert(make_record(i)) for i in ids]))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        commit.cancel()
+        await asyncio.wait([commit])
+        after = await _put(store, make_record("after"))
+        assert await _record(store, "after") == after
+        found = await store.page(Query(filter=JobFilter(self_id=ids), sort_by="self_id"))
+        assert _ids(found) in ([], ids)
+
+    async def test_a_commit_after_a_cancelled_one_gets_its_own_results(
+        self, store: JobStore
+    ) -> None:
+        cancelled = asyncio.create_task(store.commit([make_insert(make_record(x)) for x in "ab"]))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        mine = await store.commit([make_save(make_record("unknown")), make_insert(make_record())])
+        await asyncio.wait([cancelled])
+        assert mine == [None, await store.last_seq()]
+
+    async def test_a_reader_never_sees_half_a_batch(self, store: JobStore) -> None:
+        inserts = [make_insert(make_record(f"{n}", name="v0")) for n in range(100)]
+        await store.commit(inserts)
+        records = [insert.record for insert in inserts]
+        for version in range(5):
+            saves = [make_save(record, error=f"version {version}") for record in records]
+            commit = asyncio.create_task(store.commit(saves))
+            while not commit.done():
+                await asyncio.sleep(0)  # a store in memory may give nobody else a turn
+                seen = await store.page(Query(filter=JobFilter()))
+                assert len({(record.revision, record.error) for record in seen}) == 1
+            records = [save.record for save in saves]
+            assert None not in await commit
+
+    async def test_cancelled_reads_cost_nothing(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        for _ in range(3):
+            reads: list[asyncio.Task[Any]] = [
+                asyncio.create_task(store.page(Query(filter=JobFilter()))),
+                asyncio.create_task(store.history()),
+            ]
+            await asyncio.sleep(0)
+            for read in reads:
+                read.cancel()
+            await asyncio.wait(reads)
+        assert await _record(store) == record
+        assert await store.last_seq() == 1
+
+    # Pages.
+
+    @pytest.mark.parametrize("sort_by", SORT_KEYS)
+    @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+    async def test_a_page_has_what_matches_in_order(
+        self, store: JobStore, sort_by: SortKey, descending: bool
+    ) -> None:
+        records = await _put_many(store)
+        for name, filter in _FILTERS.items():
+            query = Query(filter=filter, sort_by=sort_by, descending=descending)
+            assert await store.page(query) == _expected(records, query), name
+
+    @pytest.mark.parametrize("sort_by", SORT_KEYS)
+    @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+    async def test_paging_by_after_visits_every_match_once(
+        self, store: JobStore, sort_by: SortKey, descending: bool
+    ) -> None:
+        records = await _put_many(store)
+        for name, filter in _FILTERS.items():
+            query = Query(filter=filter, sort_by=sort_by, descending=descending, limit=7)
+            visited = await _ids_page_by_page(store, query)
+            whole = dataclasses.replace(query, limit=None)
+            assert visited == _ids(_expected(records, whole)), name
+
+    async def test_any_mix_of_filter_order_limit_offset_and_after_agrees_with_a_model(
+        self, store: JobStore
+    ) -> None:
+        records = await _put_many(store)
+        rng = random.Random(20240229)
+        for _ in range(300):
+            query = Query(
+                filter=rng.choice(list(_FILTERS.values())),
+                sort_by=rng.choice(SORT_KEYS),
+                descending=rng.random() < 0.5,
+                limit=rng.choice([None, 0, 1, 5, 100]),
+                offset=rng.choice([0, 0, 1, 4, 100]),
+                after=rng.choice([None, rng.choice(records).self_id]),
+            )
+            assert _ids(await store.page(query)) == _ids(_expected(records, query)), query
+
+    async def test_a_filter_may_name_thousands_of_ids(self, store: JobStore) -> None:
+        record = await _put(store, make_record("known"))
+        ids = [f"unknown-{n}" for n in range(10_000)]
+        filter = JobFilter(self_id=[*ids, "known"], status=["starting", "running", "paused"])
+        assert await store.page(Query(filter=filter, limit=10)) == [record]
+        assert await _counts(store, filter) == {Status.running: 1}
+
+    @pytest.mark.parametrize("offset", [0, 1])
+    async def test_a_limit_may_be_as_large_as_numbers_get(
+        self, store: JobStore, offset: int
+    ) -> None:
+        records = [await _put(store, make_record(job_id)) for job_id in "abc"]
+        query = Query(filter=JobFilter(), limit=sys.maxsize, offset=offset)
+        assert await store.page(query) == records[offset:]
+
+    async def test_an_offset_beyond_the_end_gives_an_empty_page(self, store: JobStore) -> None:
+        await _put(store, make_record())
+        for offset in (1, sys.maxsize):
+            assert await store.page(Query(filter=JobFilter(), limit=10, offset=offset)) == []
+
+    @pytest.mark.parametrize("sort_by", SORT_KEYS)
+    async def test_a_page_after_an_unknown_job_is_refused(
+        self, store: JobStore, sort_by: SortKey
+    ) -> None:
+        gone = await _put(store, make_record("gone"))
+        await store.commit([Delete(record=gone)])
+        for unknown in ("unknown", "gone"):
+            with pytest.raises(JobNotFound) as caught:
+                await store.page(Query(filter=JobFilter(), sort_by=sort_by, after=unknown))
+            assert caught.value.job_id == unknown
+
+    async def test_a_page_after_what_can_be_no_id_is_refused(self, store: JobStore) -> None:
+        with pytest.raises(JobNotFound):
+            await store.page(Query(filter=JobFilter(), after="\udcff"))
+
+    async def test_the_job_a_page_comes_after_need_not_match(self, store: JobStore) -> None:
+        for job_id, status in [("a", "running"), ("b", "finished"), ("c", "running")]:
+            await _put(store, make_record(job_id, status=status))
+        running = Query(filter=JobFilter(status="running"), after="b")
+        assert _ids(await store.page(running)) == ["c"]
+        back = dataclasses.replace(running, descending=True)
+        assert _ids(await store.page(back)) == ["a"]
+
+    # Counts.
+
+    @pytest.mark.parametrize("filter", _FILTERS.values(), ids=_FILTERS)
+    async def test_counts_agree_with_a_model(self, store: JobStore, filter: JobFilter) -> None:
+        records = await _put_many(store)
+        assert await _counts(store, filter) == _expected_counts(records, filter)
+
+    async def test_counts_follow_saves_renewals_and_deletes(self, store: JobStore) -> None:
+        records = {record.self_id: record for record in await _put_many(store)}
+        rng = random.Random(1)
+        for _ in range(20):
+            writes: list[Write] = [
+                _random_write(rng, r) for r in rng.sample(list(records.values()), 5)
+            ]
+            writes.append(make_save(make_record("unknown"), status=Status.lost))
+            await store.commit(writes)
+            for write in writes[:-1]:
+                records[write.record.self_id] = write.record
+                if isinstance(write, Delete):
+                    del records[write.record.self_id]
+            for name in ("nothing", "statuses", "names", "a user", "a tag", "created after"):
+                expected = _expected_counts(records.values(), _FILTERS[name])
+                assert await _counts(store, _FILTERS[name]) == expected, name
+
+    # History.
+
+    async def test_the_history_tells_each_change_of_a_status(self, store: JobStore) -> None:
+        record = await _put(store, make_record(status="starting", attempt=3))
+        later = NOON + timedelta(seconds=1)
+        save = make_save(record, status=Status.failed, last_update=later, why="exit code 1")
+        await store.commit([save])
+        about = {"kind": "status", "job_id": "a-job", "attempt": 3}
+        assert await store.history() == [
+            JobEvent(seq=1, at=NOON, previous=None, status="starting", why=None, **about),
+            JobEvent(
+                seq=2, at=later, previous="starting", status="failed", why="exit code 1", **about
+            ),
+        ]
+
+    async def test_refused_writes_are_not_in_the_history(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        stale = record.model_copy(update={"revision": 9})
+        refused: list[Write] = [make_insert(record), make_save(stale), Delete(record=stale)]
+        assert await store.commit(refused) == [None] * 3
+        assert [event.seq for event in await store.history()] == [1]
+        assert await store.last_seq() == 1
+
+    async def test_the_history_is_given_by_job_after_a_seq_and_up_to_a_limit(
+        self, store: JobStore
+    ) -> None:
+        ids = ["a", "b", "a", "c", "b", "a"]
+        await _tell(store, ids)
+        told = list(enumerate(ids, start=1))
+        for job_id in (None, "a", "b", "unknown"):
+            mine = [(seq, i) for seq, i in told if job_id in (None, i)]
+            for after in range(8):
+                for limit in (None, 0, 1, 2, 100):
+                    events = await store.history(job_id=job_id, after=after, limit=limit)
+                    expected = [pair for pair in mine if pair[0] > after][:limit]
+                    assert [(e.seq, e.job_id) for e in events] == expected
+
+    @pytest.mark.parametrize("after", [1000, 2**63 - 1, 2**63, 10**30])
+    async def test_there_is_no_history_after_a_seq_to_come(
+        self, store: JobStore, after: int
+    ) -> None:
+        await _put(store, make_record())
+        assert await store.history(after=after) == []
+
+    async def test_the_last_seq_outlives_its_job(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        await store.commit([Delete(record=record)])
+        assert await store.history() == []
+        assert await store.last_seq() == 1
+
+
+class DurableStoreContract(StoreContract):
+    """The promises of a store whose records outlive it, and which others may use meanwhile.
+
+    Stores made with the same folder hold the same records.
+    """
+
+    @pytest_asyncio.fixture
+    async def other(self, store: JobStore, tmp_path: Path) -> AsyncIterator[JobStore]:
+        """Another open store on the records of ``store``."""
+        async with _open(await self.make_store(tmp_path)) as other:
+            yield other
+
+    async def reopened(self, store: JobStore, folder: Path) -> JobStore:
+        """Return another store, not open yet, once the first has been closed."""
+        await store.close()
+        return await self.make_store(folder)
+
+    async def test_everything_is_there_after_reopening(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        insert = Insert(record=_full_record(), launch=_full_launch(), attempt=_full_attempt())
+        await store.commit([insert])
+        records = await _put_many(store)
+        history = await store.history()
+        async with _open(await self.reopened(store, tmp_path)) as again:
+            assert await again.get("a-job") == _as_stored(insert)
+            query = Query(filter=JobFilter(), sort_by="self_id")
+            records.append(insert.record)
+            assert await again.page(query) == _expected(records, query)
+            assert await _counts(again, JobFilter()) == _expected_counts(records, JobFilter())
+            assert await again.history() == history
+            assert await again.last_seq() == len(history)
+
+    async def test_a_store_can_be_opened_again_itself(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        await store.close()
+        await store.open(_nobody_listens)
+        assert await store.commit([make_save(record)]) == [2]
+
+    async def test_no_seq_is_used_again_after_deleting_all_and_reopening(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        records = await _put_many(store)
+        await store.commit([Delete(record=record) for record in records])
+        async with _open(await self.reopened(store, tmp_path)) as again:
+            assert await again.last_seq() == len(records)
+            assert await again.commit([make_insert(make_record())]) == [len(records) + 1]
+
+    async def test_a_record_from_before_reopening_can_be_saved(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        record = await _put(store, make_record())
+        async with _open(await self.reopened(store, tmp_path)) as again:
+            assert await again.commit([make_save(record)]) == [2]
+            assert await again.commit([make_save(record)]) == [None]
+
+    async def test_what_one_store_commits_the_other_sees_at_once(
+        self, store: JobStore, other: JobStore
+    ) -> None:
+        insert = make_insert(make_record(tags=["red"]), base_env={"COLOUR": "red"})
+        await store.commit([insert])
+        assert await other.get("a-job") == _as_stored(insert)
+        save = make_save(insert.record, status=Status.finished)
+        assert await other.commit([save]) == [2]
+        assert await _record(store) == save.record
+        assert await _counts(store, JobFilter()) == {Status.finished: 1}
+        assert await store.commit([Delete(record=save.record)]) == [0]
+        assert await other.get("a-job") is None
+
+    async def test_of_writers_in_two_stores_one_wins(
+        self, store: JobStore, other: JobStore
+    ) -> None:
+        record = await _put(store, make_record())
+        for n in range(10):
+            saves = [make_save(record, error=f"{n} {m}") for m in range(10)]
+            results = await asyncio.gather(
+                *((store, other)[m % 2].commit([save]) for m, save in enumerate(saves))
+            )
+            (winner,) = _winners(saves, results)
+            record = winner.record
+            assert await _record(store) == await _record(other) == record
+
+    async def test_two_stores_never_give_the_same_seq(
+        self, store: JobStore, other: JobStore
+    ) -> None:
+        inserts = [make_insert(make_record(f"{n}")) for n in range(80)]
+        results = await asyncio.gather(
+            *((store, other)[n % 2].commit([insert]) for n, insert in enumerate(inserts))
+        )
+        assert sorted(seq or 0 for (seq,) in results) == list(range(1, 81))
+
+    async def test_a_store_is_told_of_what_another_commits(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        told = asyncio.Event()
+        async with _open(await self.make_store(tmp_path), told.set):
+            for n in range(5):
+                told.clear()
+                await _put(store, make_record(f"{n}"))
+                async with asyncio.timeout(PATIENCE_S):
+                    await told.wait()
+
+    async def test_what_a_store_is_told_of_is_there_to_be_read(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        seen: asyncio.Future[Stored | None] = asyncio.get_running_loop().create_future()
+
+        async def look() -> None:
+            seen.set_result(await listening.get("a-job"))
+
+        looking: list[asyncio.Task[None]] = []
+        listening = await self.make_store(tmp_path)
+        async with _open(listening, lambda: looking.append(asyncio.create_task(look()))):
+            insert = make_insert(make_record())
+            await store.commit([insert])
+            async with asyncio.timeout(PATIENCE_S):
+                assert await seen == _as_stored(insert)
+
+    async def test_a_store_is_not_told_of_its_own_commits(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        calls: list[str] = []
+        others_ear = asyncio.Event()
+        own = await self.make_store(tmp_path)
+        another = await self.make_store(tmp_path)
+        async with _open(own, lambda: calls.append("told")), _open(another, others_ear.set):
+            await _put(own, make_record())
+            async with asyncio.timeout(PATIENCE_S):
+                await others_ear.wait()
+            assert calls == []
+
+
+# Helpers, in the order they are called.
+
+
+@asynccontextmanager
+async def _open(
+    store: JobStore, on_foreign_commit: Callable[[], None] | None = None
+) -> AsyncIterator[JobStore]:
+    try:
+        await store.open(on_foreign_commit or _nobody_listens)
+        yield store
+    finally:
+        await store.close()
+
+
+def _nobody_listens() -> None:
+    """Ignore what others commit."""
+
+
+async def _counts(store: JobStore, filter: JobFilter) -> dict[Status, int]:
+    return {status: n for status, n in (await store.count(filter)).items() if n}
+
+
+async def _put(store: JobStore, record: JobRecord) -> JobRecord:
+    (seq,) = await store.commit([make_insert(record)])
+    assert seq, f"{record.self_id} was refused"
+    return record
+
+
+async def _stored(store: JobStore, job_id: str = "a-job") -> Stored:
+    stored = await store.get(job_id)
+    assert stored is not None, f"{job_id} is not there"
+    return stored
+
+
+async def _record(store: JobStore, job_id: str = "a-job") -> JobRecord:
+    return (await _stored(store, job_id)).record
+
+
+def _as_stored(
+    insert: Insert, *, record: JobRecord | None = None, attempt: Attempt | None = None
+) -> Stored:
+    return Stored(
+        record=record or insert.record, launch=insert.launch, attempt=attempt or insert.attempt
+    )
+
+
+def _winners(saves: list[Save], results: list[list[int | None]]) -> list[Save]:
+    """Return the saves, each committed by itself, that were applied."""
+    return [save for save, (seq,) in zip(saves, results, strict=True) if seq is not None]
+
+
+def _full_record() -> JobRecord:
+    """Return a record in which every field is set."""
+    record = make_record(
+        status="stopped",
+        last_pid=4711,
+        dirname="/srv/jobs",
+        cwd="/srv/Wörk dir",
+        logdir="/srv/jobs/job_logs",
+        logfile="a%2Fjob",
+        command=["sh", "-c", "echo 'ünïcødé' \"$1\"\n", ""],
+        name="Náme",
+        description="two\nlines",
+        tags=["b", "a", "ü"],
+        metadata={"deep": [{"er": None}, 1.5, True, "x"], "": {}},
+        user_id="u1",
+        workflow_id="w1",
+        attempt=2,
+        timeout=0.1,
+        started_at=NOON + timedelta(microseconds=1),
+        finished_at=NOON + timedelta(days=1),
+        exit_code=-9,
+        evidence="adopted",
+        error="killed by SIGKILL",
+        host="host",
+        reached=["starting", "running", "stopping", "stopped"],
+    )
+    unset = set(JobRecord.model_fields) - record.model_fields_set - {"revision"}
+    assert not unset, f"not every field is tried: {unset}"
+    return record
+
+
+def _full_launch() -> Launch:
+    return make_launch(
+        argv=("sh", "-c", "exit 3", "", os.fsdecode(b"\xff")),
+        cwd=os.fsdecode(b"/srv/\xff"),
+        base_env={"HOME": "/root"},
+        envs={"A": "b"},
+        logs=LogPlan(
+            stdout=Path("/srv/out.txt"), stderr=Path("/srv/ü/err.txt"), max_bytes=5, backups=3
+        ),
+        timeout=1.5,
+        stop_grace=0.0,
+        start_grace=2.25,
+        leftovers="leave",
+    )
+
+
+def _full_attempt() -> Attempt:
+    return make_attempt(
+        supervisor="host:1",
+        pid=4711,
+        start_time=1234567.89,
+        boot_id="b00t",
+        started_monotonic=0.1,
+        pipes=(2**40, 3),
+    )
+
+
+def _random_fields(rng: random.Random) -> dict[str, Any]:
+    """Return fields that tie often, and are often missing."""
+    return {
+        "created_at": rng.choice(_TICKS),
+        "last_update": rng.choice(_TICKS),
+        "started_at": rng.choice([None, *_TICKS]),
+        "finished_at": rng.choice([None, None, *_TICKS]),
+        "name": rng.choice([None, *_NAMES]),
+        "user_id": rng.choice([None, "u1", "u2", ""]),
+        "workflow_id": rng.choice([None, "w1", "w2"]),
+        "tags": rng.sample(_TAGS, rng.randint(0, 4)) * rng.randint(1, 2),
+    }
+
+
+async def _put_many(store: JobStore) -> list[JobRecord]:
+    """Put in sixty records that tie in everything but their ids."""
+    rng = random.Random(0)
+    ids = [f"{prefix}{n}" for prefix in ("job-", "Job ", "ü", "'%") for n in range(15)]
+    rng.shuffle(ids)
+    records = [
+        make_record(job_id, status=rng.choice(list(Status)), **_random_fields(rng))
+        for job_id in ids
+    ]
+    assert None not in await store.commit([make_insert(record) for record in records])
+    return records
+
+
+def _expected(records: Iterable[JobRecord], query: Query) -> list[JobRecord]:
+    """Return the page as plain Python has it."""
+
+    def key(record: JobRecord) -> tuple[bool, Any, str]:
+        value = record[query.sort_by]
+        return (value is not None, value, record.self_id)
+
+    everything = {record.self_id: record for record in records}
+    page = sorted(everything.values(), key=key, reverse=query.descending)
+    if query.after is not None:
+        page = page[page.index(everything[query.after]) + 1 :]
+    page = [record for record in page if query.filter.matches(record)]
+    return page[query.offset :][: query.limit]
+
+
+def _expected_counts(records: Iterable[JobRecord], filter: JobFilter) -> dict[Status, int]:
+    return Counter(record.status for record in records if filter.matches(record))
+
+
+def _ids(records: Sequence[JobRecord]) -> list[str]:
+    return [record.self_id for record in records]
+
+
+async def _ids_page_by_page(store: JobStore, query: Query) -> list[str]:
+    visited: list[str] = []
+    while page := await store.page(query):
+        assert query.limit is None or len(page) <= query.limit
+        visited += _ids(page)
+        assert len(visited) == len(set(visited)), "a job was visited twice"
+        query = dataclasses.replace(query, after=visited[-1])
+    return visited
+
+
+def _random_write(rng: random.Random, record: JobRecord) -> Write:
+    status = rng.choice(list(Status))
+    if rng.random() < 0.1:
+        return Delete(record=record)
+    if rng.random() < 0.4:
+        launch = make_launch(record.self_id)
+        return make_save(record, status=status, launch=launch, **_random_fields(rng))
+    return make_save(record, status=status, finished_at=rng.choice(_TICKS))
+
+
+async def _tell(store: JobStore, job_ids: Iterable[str]) -> None:
+    """Commit one write for each id, in their order."""
+    newest: dict[str, JobRecord] = {}
+    for job_id in job_ids:
+        known = newest.get(job_id)
+        write = make_save(known) if known else make_insert(make_record(job_id))
+        newest[job_id] = write.record
+        await store.commit([write])

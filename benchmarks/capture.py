@@ -1,0 +1,96 @@
+"""One job's output into its log file, as fast as the job can write it, 8 KiB a write.
+
+Beside the same job writing its own file (O_APPEND, no supervisor in between), and beside asyncio's
+StreamReader. Memory has to stay flat however much the job writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import PeakMemory, Stopwatch, shrink, size_of
+from benchmarks.peers import posix_spawn, pump_by_stream_reader, wait_by_pidfd
+from benchmarks.programs import BLOCK, expect, flooding
+from benchmarks.rounds import Figures, How, Row, Size, Subject, at_least, at_most
+
+RATE = "MB/s"
+CPU = "app CPU s/GB"
+MEMORY = "app memory growth MiB"
+
+
+async def anodejobs(place: Path, size: Size) -> Figures:
+    from benchmarks.supervised import open_jobs, run_and_wait, stdout_log
+
+    async with open_jobs(place) as jobs:
+
+        async def one(job_id: str, command: list[str]) -> Path:
+            record = await run_and_wait(jobs, job_id, command)
+            expect(f"exit code of {job_id}", record.exit_code, 0)
+            return stdout_log(record)
+
+        return await _captured(size, one)
+
+
+async def own_file(place: Path, size: Size) -> Figures:
+    async def one(job_id: str, command: list[str]) -> Path:
+        log = place / job_id
+        expect(f"exit code of {job_id}", await wait_by_pidfd(posix_spawn(command, log)), 0)
+        return log
+
+    return await _captured(size, one)
+
+
+async def stream_reader(place: Path, size: Size) -> Figures:
+    async def one(job_id: str, command: list[str]) -> Path:
+        log = place / job_id
+        expect(f"exit code of {job_id}", await pump_by_stream_reader(command, log), 0)
+        return log
+
+    return await _captured(size, one)
+
+
+async def _captured(size: Size, one: Callable[[str, list[str]], Awaitable[Path]]) -> Figures:
+    """One job after another, each from the same start: nothing left to be written back."""
+    await one("warm-up", flooding(1))
+    megabytes = size["mib"] * 2**20 / 1e6
+    rates, cpus, growths = [], [], []
+    for number in range(size["times"]):
+        await asyncio.to_thread(os.sync)
+        memory, watch = PeakMemory(), Stopwatch()
+        log = await one(f"flood-{number}", flooding(size["mib"]))
+        rates.append(megabytes / watch.wall_s)
+        cpus.append(watch.cpu_s * 1000 / megabytes)
+        growths.append(memory.growth_mib)
+        _check_and_shrink(log, size)
+    return {RATE: median(rates), CPU: median(cpus), MEMORY: max(growths)}
+
+
+def _check_and_shrink(log: Path, size: Size) -> None:
+    expect("bytes in the log", size_of(log), size["mib"] * 2**20)
+    with log.open("rb") as file:
+        file.seek(-len(BLOCK), os.SEEK_END)
+        expect("end of the log", file.read(), BLOCK)
+    shrink(log)
+
+
+SIDES = {"anodejobs": anodejobs, "own file": own_file, "StreamReader": stream_reader}
+
+SUBJECTS = (
+    Subject(
+        name="capture-1GiB",
+        module="capture",
+        sides=tuple(SIDES),
+        size={"mib": 1024, "times": 3},
+        quick={"mib": 16, "times": 1},
+        rows=(
+            Row(RATE, "own file", at_least(1.0)),
+            Row(MEMORY, target=at_most(8), how=How.ALONE),
+            Row(RATE, "StreamReader"),
+            Row(CPU, "StreamReader"),
+        ),
+    ),
+)

@@ -1,0 +1,191 @@
+"""Status changes per second: 64 callers that each await their own, one after another.
+
+The jobs are paused and resumed without there being processes: what is timed is the transition and
+its commit. Beside the same rows written by the standard ``sqlite3`` module with one transaction for
+each change: once with rows made beforehand, so that nothing but SQL is timed, and once by a program
+that makes each row when its change comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import Stopwatch
+from benchmarks.programs import expect
+from benchmarks.rounds import Figures, Row, Size, Subject, at_least
+
+if TYPE_CHECKING:
+    from anodejobs.jobdb import JobDB
+    from anodejobs.records import JobRecord
+    from anodejobs.stores.base import Insert
+
+RATE = "changes/s"
+CPU = "CPU us/change"
+
+Change = tuple[tuple[object, ...], tuple[object, ...], tuple[str, str]]
+"""The parameters of the UPDATE, those of the history's entry, the statuses from and to."""
+
+PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"
+UPDATE = """
+    UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
+        record = ?, attempt = coalesce(?, attempt)
+    WHERE job_id = ? AND revision = ?"""
+ENTER = "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)"
+LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
+COUNT = """
+    INSERT INTO counters VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
+
+
+async def anodejobs(place: Path, size: Size) -> Figures:
+    from anodejobs.jobdb import JobDB
+    from anodejobs.stores.sqlite import SqliteJobStore
+
+    callers, turns = size["callers"], size["changes"] // size["callers"]
+    jobdb = JobDB(SqliteJobStore(place / "jobs.db"))
+    await jobdb.open()
+    try:
+        async with asyncio.TaskGroup() as group:
+            server = group.create_task(jobdb.serve())
+            for job in _running_jobs(place, callers):
+                await jobdb.create(job.record, job.launch, job.attempt, replace=None)
+            figures = await _apply_all(jobdb, callers, turns)
+            server.cancel()
+        expect("changes in the history", len(await jobdb.history(_job_id(0))), turns + 1)
+    finally:
+        await jobdb.close()
+    return figures
+
+
+async def _apply_all(jobdb: JobDB, callers: int, turns: int) -> Figures:
+    from anodejobs.events import Paused, Resumed
+
+    async def caller(job_id: str) -> None:
+        for turn in range(turns):
+            record = await jobdb.apply(job_id, Resumed() if turn % 2 else Paused())
+            expect("revision", record.revision, turn + 2)
+
+    watch = Stopwatch()
+    async with asyncio.TaskGroup() as group:
+        for number in range(callers):
+            group.create_task(caller(_job_id(number)))
+    return _figures(watch, turns * callers)
+
+
+async def sqlite_rows_made(place: Path, size: Size) -> Figures:
+    """The peer whose rows are there already."""
+    return await _by_sqlite3(place, size, list)
+
+
+async def sqlite_making_rows(place: Path, size: Size) -> Figures:
+    """The peer that makes each row when its change comes."""
+    return await _by_sqlite3(place, size, iter)
+
+
+async def _by_sqlite3(
+    place: Path, size: Size, take: Callable[[Iterable[Change]], Iterable[Change]]
+) -> Figures:
+    from benchmarks.made import make_store
+
+    path = place / "db" / "jobs.db"
+    inserts = _running_jobs(place, size["callers"])
+    await make_store(path, inserts)
+    changes = take(_changes([insert.record for insert in inserts], size["changes"]))
+    return _write_each(path, changes, size["changes"])
+
+
+def _write_each(path: Path, changes: Iterable[Change], expected: int) -> Figures:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(PRAGMAS)
+        watch = Stopwatch()
+        for change in changes:
+            _write(connection, change)
+        figures = _figures(watch, expected)
+        ((entries,),) = connection.execute("SELECT count(*) FROM history WHERE previous IS NOT NULL")
+    expect("changes in the history", entries, expected)
+    return figures
+
+
+def _write(connection: sqlite3.Connection, change: Change) -> None:
+    update, entry, (previous, status) = change
+    connection.execute("BEGIN IMMEDIATE")
+    expect("rows changed", connection.execute(UPDATE, update).rowcount, 1)
+    ((seq,),) = connection.execute(LAST_SEQ)
+    connection.execute(ENTER, (seq + 1, *entry))
+    connection.executemany(COUNT, [(status, 1), (previous, -1), ("seq", 1)])
+    connection.execute("COMMIT")
+
+
+def _running_jobs(place: Path, jobs: int) -> list[Insert]:
+    from benchmarks.made import inserts_of
+
+    insert = inserts_of(place)
+    now = datetime.now(UTC)
+    times = {"created_at": now, "last_update": now, "started_at": now}
+    return [insert(_job_id(number), times) for number in range(jobs)]
+
+
+def _job_id(number: int) -> str:
+    return f"job-{number}"
+
+
+def _changes(records: list[JobRecord], changes: int) -> Iterator[Change]:
+    """What pausing and resuming each job in turn would write, made by the library's own table."""
+    from anodejobs.events import Paused, Resumed
+    from anodejobs.transitions import transition
+
+    for number in range(changes):
+        turn, job = divmod(number, len(records))
+        old = records[job]
+        new = records[job] = transition(old, Resumed() if turn % 2 else Paused())
+        update = (
+            new.revision,
+            new.status,
+            _micros(new.last_update),
+            _micros(new.started_at),
+            None,
+            new.model_dump_json(),
+            None,
+            new.self_id,
+            old.revision,
+        )
+        at = _micros(new.last_update)
+        entry = (new.self_id, new.attempt, at, old.status, new.status, None)
+        yield update, entry, (old.status, new.status)
+
+
+def _micros(moment: datetime | None) -> int:
+    assert moment is not None
+    return int(moment.timestamp() * 1_000_000)
+
+
+def _figures(watch: Stopwatch, changes: int) -> Figures:
+    return {RATE: changes / watch.wall_s, CPU: watch.cpu_s * 1e6 / changes}
+
+
+SIDES = {
+    "anodejobs": anodejobs,
+    "sqlite3, rows made": sqlite_rows_made,
+    "sqlite3, making rows": sqlite_making_rows,
+}
+
+SUBJECTS = (
+    Subject(
+        name="transitions@64",
+        module="store",
+        sides=tuple(SIDES),
+        size={"callers": 64, "changes": 19_200},
+        quick={"callers": 64, "changes": 640},
+        rows=(
+            Row(RATE, "sqlite3, rows made", at_least(2.0)),
+            Row(RATE, "sqlite3, making rows"),
+            Row(CPU, "sqlite3, making rows"),
+        ),
+    ),
+)

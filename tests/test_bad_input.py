@@ -1,0 +1,257 @@
+"""What cannot be meant is refused, by the name of the field, before anything happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from anodejobs import InvalidJob, JobFilter, JobNotFound, Jobs
+
+SECRET = "hunter2-is-no-password"
+NO_SECONDS: list[Any] = [-1, -0.001, float("nan"), float("inf"), "1", True, 10**400, [1]]
+NO_COUNTS: list[Any] = [-1, 1.5, "1", True, [1]]
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+    """A Jobs that holds nothing, and must hold nothing at the end of the test."""
+    async with Jobs(db_path=tmp_path / "job_db", store="memory://", stop_grace=1) as jobs:
+        yield jobs
+        assert await jobs.count() == 0
+        assert list((tmp_path / "job_db" / "job_logs").iterdir()) == []
+        assert psutil.Process().children(recursive=True) == []
+
+
+async def refuse(field: str, call: Awaitable[object]) -> None:
+    """Await the call, and see that it is refused for the field."""
+    with pytest.raises(InvalidJob) as caught:
+        async with asyncio.timeout(20):
+            await call
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: ")
+    assert isinstance(caught.value, ValueError)
+    assert SECRET not in repr(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+class NulPath:
+    def __fspath__(self) -> str:
+        return "/tmp/a\0b"
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"/tmp"
+
+
+BAD_SPECS: list[tuple[str, dict[str, Any]]] = [
+    # What to run.
+    *(
+        ("command", {"command": command})
+        for command in (
+            *("", " ", "\t\n", [], [""], [" ", "a"], (), "a\0b", ["a\0b"], ["a", "b\0"]),
+            *(None, 5, b"true", [b"true"], ["true", 5], ["true", None], {"a": "b"}, {"true"}),
+            *(["echo", Path("/tmp")], "\udcff", ["echo", "\udcff"]),
+        )
+    ),
+    # Its name.
+    *(
+        ("job_id", {"job_id": job_id})
+        for job_id in (
+            *("", "x" * 201, "a\nb", "a\n", "\n", "a\0b", "\t", "\x1b[31m", "\x7f", "\u2028"),
+            *("\u200b", "\ud800", 5, b"a", ["a"], True),
+        )
+    ),
+    # Where and with what.
+    *(
+        ("cwd", {"cwd": cwd})
+        for cwd in ("a\0b", "/\udcff", NulPath(), BytesPath(), 5, b"/tmp", ["/"], True)
+    ),
+    *(
+        ("envs", {"envs": envs})
+        for envs in (
+            *({"A=B": SECRET}, {"": SECRET}, {"=": SECRET}, {"A\0": SECRET}, {"A": f"{SECRET}\0"}),
+            *({"A": 5}, {"A": None}, {"A": SECRET.encode()}, {"A": [SECRET]}, {5: SECRET}),
+            *({b"A": SECRET}, {"A": SECRET, "B": True}, [f"A={SECRET}"], f"A={SECRET}", 5, None),
+            {"A": f"{SECRET}\ud800"},
+        )
+    ),
+    *(("inherit_env", {"inherit_env": value}) for value in ("yes", 1, None)),
+    # What it is called and belongs to.
+    *(
+        (field, {field: value})
+        for field in ("name", "description", "user_id", "workflow_id")
+        for value in (5, b"a", ["a"], "\udcff")
+    ),
+    *(("tags", {"tags": tags}) for tags in ("red", [5], ["red", None], {"red": 1}, 5, ["\udcff"])),
+    *(
+        ("metadata", {"metadata": metadata})
+        for metadata in (
+            *([1], "a", 5, None, {5: 1}, {"a": object()}, {"a": {1, 2}}, {"a": b"b"}),
+            *({"a": float("nan")}, {"a": [float("inf")]}, {"a": "\udcff"}, {"\udcff": 1}),
+        )
+    ),
+    # How it is looked after.
+    *(
+        (field, {field: value})
+        for field in ("timeout", "stop_grace", "start_grace")
+        for value in NO_SECONDS
+    ),
+    ("start_grace", {"start_grace": None}),
+    *(("leftovers", {"leftovers": value}) for value in ("keep", "", None, True)),
+    *(("if_exists", {"if_exists": value}) for value in ("replace", "", None, True, ["skip"])),
+    *(("fresh_for", {"if_exists": "skip", "fresh_for": value}) for value in NO_SECONDS),
+    ("fresh_for", {"fresh_for": 10}),
+    ("fresh_for", {"if_exists": "error", "fresh_for": 10}),
+    # What there is not.
+    *((name, {name: SECRET}) for name in ("env", "args", "shell", "self_id", "nice", "status")),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"), BAD_SPECS, ids=[ascii(wrong)[:60] for _, wrong in BAD_SPECS]
+)
+async def test_a_run_with_bad_input_is_refused(
+    jobs: Jobs, tmp_path: Path, field: str, wrong: dict[str, Any]
+) -> None:
+    ran = tmp_path / "ran"
+    asked = {"command": ["touch", str(ran)], "job_id": "a", "envs": {"TOKEN": SECRET}, **wrong}
+    await refuse(field, jobs.run(**asked))
+    assert not ran.exists()
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"deeper": value}
+    return value
+
+
+async def is_kept_or_refused(tmp_path: Path, metadata: dict[str, Any]) -> bool:
+    """Return whether metadata come back as they were put in, or are refused as such."""
+    async with Jobs(db_path=tmp_path) as jobs, Jobs(db_path=tmp_path) as other:
+        try:
+            async with asyncio.timeout(20):
+                record = await jobs.run("true", metadata=metadata)
+        except InvalidJob as error:
+            return error.field == "metadata" and await jobs.count() == 0
+        return (await other.wait(record.self_id)).metadata == metadata
+
+
+@pytest.mark.parametrize("levels", [100, 200, 250, 260, 1000, 10_000])
+async def test_metadata_of_any_depth_are_kept_or_refused(tmp_path: Path, levels: int) -> None:
+    assert await is_kept_or_refused(tmp_path, deep(levels))
+
+
+@pytest.mark.parametrize(
+    "number",
+    [2**63, 2**64, 10**400, 10**5000, -(10**5000), 1e308, -0.0],
+    ids=["i64", "u64", "1e400", "1e5000", "-1e5000", "1e308", "-0"],
+)
+async def test_numbers_of_any_size_are_kept_or_refused(tmp_path: Path, number: float) -> None:
+    assert await is_kept_or_refused(tmp_path, {"number": number})
+
+
+BAD_CALLS: list[tuple[str, str, Callable[[Jobs], Awaitable[object]]]] = [
+    *(
+        ("status", f"wait {status!r}", lambda jobs, status=status: jobs.wait("a", status))
+        for status in ("nonsense", "", "Running", [], ["running", ""], [5], 5, True, b"running")
+    ),
+    *(
+        (field, f"{name} {value!r}"[:40], lambda jobs, call=call, value=value: call(jobs, value))
+        for field, name, call in (
+            ("timeout", "wait", lambda jobs, value: jobs.wait("a", timeout=value)),
+            ("timeout", "wait_all", lambda jobs, value: jobs.wait_all([], timeout=value)),
+            ("grace", "stop", lambda jobs, value: jobs.stop("a", grace=value)),
+            ("grace", "restart", lambda jobs, value: jobs.restart("a", grace=value)),
+            ("heartbeat", "events", lambda jobs, value: anext(jobs.events(heartbeat=value))),
+        )
+        for value in NO_SECONDS
+    ),
+    *(
+        (field, f"{name} {field} {value!r}", lambda jobs, c=call, value=value: c(jobs, value))
+        for field, name, call in (
+            ("limit", "list_jobs", lambda jobs, value: jobs.list_jobs(limit=value)),
+            ("offset", "list_jobs", lambda jobs, value: jobs.list_jobs(offset=value)),
+            ("after", "events", lambda jobs, value: anext(jobs.events(after=value))),
+            ("tail", "job_logs", lambda jobs, value: jobs.job_logs("a", tail=value)),
+            ("offset", "follow", lambda jobs, value: anext(jobs.follow("a", offset=value))),
+        )
+        for value in NO_COUNTS
+    ),
+    *(
+        ("sig", f"signal {sig!r}", lambda jobs, sig=sig: jobs.signal("a", sig))
+        for sig in ("SIGNONSENSE", "", "SIG", "9", 0, -1, 65, 1000, 2.0, True, None, b"SIGTERM")
+    ),
+    *(
+        ("sort_by", f"sort_by {key!r}", lambda jobs, key=key: jobs.list_jobs(sort_by=key))
+        for key in ("command", "", "created_at; DROP TABLE jobs", None, 5, ["name"])
+    ),
+    *(
+        ("sort_order", f"sort_order {o!r}", lambda jobs, o=o: jobs.list_jobs(sort_order=o))
+        for o in ("up", "", "DESC", None, True)
+    ),
+    *(
+        ("after", f"list_jobs after {after!r}", lambda jobs, a=after: jobs.list_jobs(after=a))
+        for after in (5, b"a", ["a"])
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [(field, call) for field, _, call in BAD_CALLS],
+    ids=[name for _, name, _ in BAD_CALLS],
+)
+async def test_a_call_with_bad_input_is_refused(
+    jobs: Jobs, field: str, call: Callable[[Jobs], Awaitable[object]]
+) -> None:
+    await refuse(field, call(jobs))
+
+
+BAD_FILTERS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {name: "a"}) for name in ("job_id", "state", "tag", "created_at", "envs", "")),
+    *(("status", {"status": status}) for status in ("nonsense", ["running", ""], 5)),
+    *((field, {field: 5}) for field in ("self_id", "name", "user_id", "workflow_id", "tags")),
+    *((field, {field: ["a", None]}) for field in ("self_id", "name", "user_id", "workflow_id")),
+    ("tags", {"tags": "red"}),
+    *(
+        (field, {field: value})
+        for field in ("created_after", "created_before")
+        for value in ("yesterday", [], "")
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong"), BAD_FILTERS, ids=str)
+async def test_a_filter_with_bad_input_is_refused_everywhere(
+    jobs: Jobs, field: str, wrong: dict[str, Any]
+) -> None:
+    await refuse(field, jobs.list_status(wrong))
+    await refuse(field, jobs.list_jobs(**wrong))
+    await refuse(field, jobs.count(wrong))
+    await refuse(field, jobs.counts(wrong))
+    await refuse(field, jobs.wait_all(wrong))
+    with pytest.raises(InvalidJob):
+        JobFilter(wrong)
+
+
+STRANGE_IDS = ["a\0b", "\n", "", "\udcff", "x" * 100_000, "' OR 1=1 --"]
+
+
+@pytest.mark.parametrize("job_id", STRANGE_IDS, ids=[ascii(i)[:20] for i in STRANGE_IDS])
+async def test_an_id_that_no_job_can_have_is_unknown(tmp_path: Path, job_id: str) -> None:
+    async with Jobs(db_path=tmp_path) as jobs:
+        assert await jobs.get_status(job_id) is None
+        assert await jobs.stop(job_id) is None
+        assert await jobs.delete(job_id) is False
+        assert await jobs.history(job_id) == []
+        assert await jobs.list_status({"self_id": job_id}) == {}
+        for call in (jobs.wait, jobs.pause, jobs.restart, jobs.job_logs, jobs.usage):
+            with pytest.raises(JobNotFound):
+                await call(job_id)

@@ -1,0 +1,652 @@
+"""JobDB over a store: batches, rivals, and stores that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import shlex
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from anodejobs import (
+    AnodeJobsError,
+    InvalidTransition,
+    JobActive,
+    JobEvent,
+    JobFilter,
+    JobNotFound,
+    JobRecord,
+    Jobs,
+    MemoryJobStore,
+    SqliteJobStore,
+    Status,
+    StoreError,
+)
+from anodejobs.events import Attempt, Exited, Paused, Started, StopRequested
+from anodejobs.jobdb import JobDB
+from anodejobs.stores.base import JobStore, Write
+from anodejobs.testing import make_attempt, make_launch, make_record
+
+LIMIT_S = 10.0
+
+
+def until(path: Path) -> str:
+    """Return the shell command that holds a job up until the file is there."""
+    return f"until [ -e {shlex.quote(str(path))} ]; do sleep 0.02; done"
+
+
+class FaultyStore(MemoryJobStore):
+    """A store that fails as it is told, and notes the size of each batch that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.failures = 0
+        """How many of the next commits fail."""
+        self.keeps_what_fails = False
+        """Whether a commit that fails was applied all the same: the answer was lost."""
+        self.error: Exception = StoreError("the disk is full")
+        self.failing_status: Status | None = None
+        """Commits to this status fail, as long as it is set."""
+        self.failing_reads = 0
+        self.began = asyncio.Event()
+        self.failed = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.tell: Callable[[], None] = lambda: None
+
+    async def open(self, on_foreign_commit: Callable[[], None]) -> None:
+        self.tell = on_foreign_commit
+
+    async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+        self.began.set()
+        await asyncio.sleep(0)
+        await self.may_go_on.wait()
+        if self.failures or any(w.record.status is self.failing_status for w in writes):
+            self.failures = max(0, self.failures - 1)
+            if self.keeps_what_fails:
+                await super().commit(writes)
+            self.failed.set()
+            raise self.error
+        self.batches.append(len(writes))
+        return await super().commit(writes)
+
+    async def history(
+        self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[JobEvent]:
+        if self.failing_reads:
+            self.failing_reads -= 1
+            raise StoreError("the disk cannot be read")
+        return await super().history(job_id=job_id, after=after, limit=limit)
+
+
+class CountingSqliteStore(SqliteJobStore):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.batches: list[int] = []
+
+    async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+        self.batches.append(len(writes))
+        return await super().commit(writes)
+
+
+@asynccontextmanager
+async def served(store: JobStore) -> AsyncIterator[JobDB]:
+    """A JobDB whose writes are made."""
+    jobdb = JobDB(store)
+    await jobdb.open()
+    tasks = [asyncio.create_task(serve()) for serve in (jobdb.serve, jobdb.serve_foreign)]
+    try:
+        yield jobdb
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await jobdb.close()
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
+
+
+async def create(jobdb: JobDB, job_id: str = "a-job", status: str = "starting") -> Attempt:
+    """Put a job in, and return its attempt."""
+    attempt = make_attempt(pid=1)
+    record = make_record(job_id, status=status)
+    assert await jobdb.create(record, make_launch(job_id), attempt, replace=None) == record
+    return attempt
+
+
+def exited(exit_code: int = 0) -> Exited:
+    return Exited(exit_code=exit_code, evidence="observed")
+
+
+async def fates(*calls: Awaitable[object]) -> list[object]:
+    """Return what each of the calls returns or raises, all made at once."""
+    async with asyncio.timeout(LIMIT_S):
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("kind", [FaultyStore, CountingSqliteStore])
+async def test_writes_at_once_share_a_commit(
+    tmp_path: Path, kind: type[FaultyStore] | type[CountingSqliteStore]
+) -> None:
+    store = FaultyStore() if kind is FaultyStore else CountingSqliteStore(tmp_path / "jobs.db")
+    async with served(store) as jobdb:
+        names = [f"job-{n}" for n in range(64)]
+        attempts = await asyncio.gather(*(create(jobdb, name) for name in names))
+        started = [Started(attempt=attempt) for attempt in attempts]
+        await asyncio.gather(*(jobdb.apply(n, e) for n, e in zip(names, started, strict=True)))
+        records = await asyncio.gather(*(jobdb.apply(name, exited()) for name in names))
+    assert {record.status for record in records} == {Status.finished}
+    assert sum(store.batches) == 3 * 64
+    assert len(store.batches) <= 3 * 4
+
+
+async def test_writes_that_come_during_a_commit_make_up_the_next() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        store.may_go_on.clear()
+        writes = [asyncio.create_task(create(jobdb, "first"))]
+        await store.began.wait()
+        writes += [asyncio.create_task(create(jobdb, f"job-{n}")) for n in range(20)]
+        await asyncio.sleep(0)
+        store.may_go_on.set()
+        await asyncio.gather(*writes)
+    assert store.batches == [1, 20]
+
+
+async def test_a_record_is_told_only_when_it_is_kept() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        attempt = await create(jobdb)
+        waiting = asyncio.create_task(jobdb.wait_for("a-job", frozenset({Status.running})))
+        await asyncio.sleep(0)
+        await jobdb.apply("a-job", Started(attempt=attempt))
+        kept = await store.get("a-job")
+        assert kept is not None
+        assert await waiting == kept.record
+
+
+async def test_a_cancelled_apply_leaves_a_jobdb_that_works() -> None:
+    async with served(FaultyStore()) as jobdb:
+        attempt = await create(jobdb)
+        for steps in range(6):
+            applying = asyncio.create_task(jobdb.apply("a-job", Started(attempt=attempt)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            applying.cancel()
+            await asyncio.wait([applying])
+        stored = await jobdb.stored("a-job")
+        if stored.record.status is Status.starting:
+            await jobdb.apply("a-job", Started(attempt=attempt))
+        assert (await jobdb.apply("a-job", exited(3))).exit_code == 3
+        assert [event.status for event in await jobdb.history("a-job")] == [
+            Status.starting,
+            Status.running,
+            Status.failed,
+        ]
+
+
+# Events that fit, and those that do not.
+
+
+async def test_an_event_that_does_not_fit_is_refused_and_changes_nothing() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="finished")
+        with pytest.raises(InvalidTransition):
+            await jobdb.apply("a-job", Paused())
+        record = await jobdb.get("a-job")
+        assert record is not None and (record.status, record.revision) == (Status.finished, 1)
+
+
+async def test_an_event_that_means_nothing_any_more_is_not_written() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="finished")
+        record = await jobdb.apply("a-job", StopRequested())
+        assert (record.status, record.revision) == (Status.finished, 1)
+        assert len(await jobdb.history("a-job")) == 1
+
+
+async def test_an_event_of_a_former_attempt_changes_nothing() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        former = await create(jobdb, status="failed")
+        old = await jobdb.get("a-job")
+        assert old is not None
+        new = make_record("a-job", status="running")
+        await jobdb.create(new, make_launch("a-job"), make_attempt(), replace=old)
+        record = await jobdb.apply("a-job", exited(9), token=former.token)
+        assert (record.status, record.exit_code) == (Status.running, None)
+        assert await jobdb.get("a-job") == record
+
+
+async def test_an_event_of_an_unknown_job_is_not_found() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        with pytest.raises(JobNotFound):
+            await jobdb.apply("nobody", exited())
+
+
+async def test_a_second_record_for_an_id_is_refused() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="running")
+        second = make_record("a-job", name="second")
+        answer = await jobdb.create(second, make_launch("a-job"), make_attempt(), replace=None)
+        assert answer is None
+        assert await jobdb.get("a-job") == make_record("a-job")
+
+
+async def test_an_active_job_is_not_deleted() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="running")
+        with pytest.raises(JobActive):
+            await jobdb.delete("a-job")
+        await jobdb.apply("a-job", exited())
+        assert await jobdb.delete("a-job") is True
+        assert await jobdb.delete("a-job") is False
+        assert await jobdb.get("a-job") is None
+
+
+async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "anodejobs")
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="running")
+        await jobdb.apply("a-job", exited(3))
+        await jobdb.apply("a-job", exited(3))
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "job a-job: new -> running",
+        "job a-job: running -> failed",
+    ]
+
+
+# Rivals.
+
+
+@asynccontextmanager
+async def rivals(kind: str, folder: Path) -> AsyncIterator[tuple[JobDB, JobDB]]:
+    """Two that write the same records."""
+    shared = MemoryJobStore()
+    stores = [shared if kind == "memory" else SqliteJobStore(folder / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, served(stores[1]) as other:
+        yield one, other
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def two(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[JobDB, JobDB]]:
+    async with rivals(request.param, tmp_path) as both:
+        yield both
+
+
+async def test_a_change_that_a_rival_made_first_is_built_upon(two: tuple[JobDB, JobDB]) -> None:
+    one, other = two
+    await create(one, status="running")
+    await other.apply("a-job", StopRequested(error="too slow"))
+    record = await one.apply("a-job", exited(-15))
+    assert (record.status, record.error, record.revision) == (Status.failed, "too slow", 3)
+    assert [event.status for event in await other.history("a-job")] == [
+        Status.running,
+        Status.stopping,
+        Status.failed,
+    ]
+
+
+async def test_a_change_that_no_longer_fits_after_a_rivals_is_refused(
+    two: tuple[JobDB, JobDB],
+) -> None:
+    one, other = two
+    await create(one, status="running")
+    ended = await other.apply("a-job", exited(3))
+    with pytest.raises(InvalidTransition):
+        await one.apply("a-job", Paused())
+    assert await one.get("a-job") == ended
+
+
+async def test_of_two_ends_one_is_kept_and_given_to_both(two: tuple[JobDB, JobDB]) -> None:
+    await create(two[0], status="running")
+    ends = await asyncio.gather(
+        two[0].apply("a-job", exited(1)),
+        two[1].apply("a-job", exited(2)),
+    )
+    assert ends[0] == ends[1]
+    assert len(await two[0].history("a-job")) == 2
+
+
+async def test_no_change_is_lost_between_rivals(two: tuple[JobDB, JobDB]) -> None:
+    attempt = await create(two[0], status="running")
+    for round_ in range(20):
+        await asyncio.gather(
+            two[round_ % 2].apply("a-job", StopRequested(), token=attempt.token),
+            two[1 - round_ % 2].apply("a-job", StopRequested(), token=attempt.token),
+            create(two[round_ % 2], f"job-{round_}", "running"),
+        )
+        await asyncio.gather(*(jobdb.apply(f"job-{round_}", exited(round_)) for jobdb in two))
+    record = await two[1].apply("a-job", exited(-15), token=attempt.token)
+    assert (record.status, record.revision) == (Status.stopped, 3)
+    counts = [await jobdb.count(JobFilter()) for jobdb in two]
+    assert counts == [{Status.stopped: 1, Status.finished: 1, Status.failed: 19}] * 2
+
+
+async def test_a_batch_with_refused_writes_keeps_the_others(tmp_path: Path) -> None:
+    async with rivals("sqlite", tmp_path) as (one, other):
+        names = [f"job-{n}" for n in range(30)]
+        await asyncio.gather(*(create(one, name, "running") for name in names))
+        await asyncio.gather(*(other.apply(name, exited(7)) for name in names[::3]))
+        records = await asyncio.gather(*(one.apply(name, exited(3)) for name in names))
+    codes = [record.exit_code for record in records]
+    assert codes == [7 if n % 3 == 0 else 3 for n in range(30)]
+
+
+async def test_a_wait_is_rung_by_a_rival(tmp_path: Path) -> None:
+    async with rivals("sqlite", tmp_path) as (one, other), asyncio.timeout(LIMIT_S):
+        await create(one, status="running")
+        waiting = asyncio.create_task(other.wait_for("a-job"))
+        await other.history("a-job")
+        await one.apply("a-job", exited(3))
+        assert (await waiting).exit_code == 3
+
+
+# Stores that fail.
+
+
+async def test_a_failed_commit_is_told_to_all_who_wrote(tmp_path: Path) -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        await create(jobdb, "a", "running")
+        await create(jobdb, "b", "running")
+        store.failures = 1
+        answers = await fates(jobdb.apply("a", exited()), jobdb.apply("b", exited()))
+        assert [type(answer) for answer in answers] == [StoreError, StoreError]
+        for job_id in "ab":
+            record = await jobdb.get(job_id)
+            assert record is not None and record.status is Status.running
+
+
+async def test_writes_work_again_when_the_store_does() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        await create(jobdb, status="running")
+        store.failures = 2
+        for _ in range(2):
+            with pytest.raises(StoreError, match="the disk is full"):
+                await jobdb.apply("a-job", exited(3))
+        assert (await jobdb.apply("a-job", exited(3))).exit_code == 3
+
+
+async def test_a_foreign_change_is_told_though_it_could_not_be_read_at_first() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb, asyncio.timeout(LIMIT_S):
+        await create(jobdb, status="running")
+        waiting = asyncio.create_task(jobdb.wait_for("a-job"))
+        async with served(store) as rival:
+            await rival.apply("a-job", exited(3))
+        store.failing_reads = 1
+        store.tell = jobdb._has_foreign.set
+        store.tell()
+        assert (await waiting).exit_code == 3
+        await create(jobdb, "another")
+
+
+async def test_failing_tells_the_cause_to_all_who_wait() -> None:
+    cause = RuntimeError("a bug")
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, status="running")
+        waits = [asyncio.create_task(jobdb.wait_for("a-job")) for _ in range(3)]
+        await asyncio.sleep(0)
+        jobdb.fail(cause)
+        answers = await fates(*waits, jobdb.wait_for("a-job"), jobdb.apply("a-job", exited()))
+    assert all(isinstance(answer, StoreError) for answer in answers)
+    assert all(answer.__cause__ is cause for answer in answers if isinstance(answer, StoreError))
+
+
+# Jobs on a store that fails.
+
+
+@pytest.fixture
+def store() -> FaultyStore:
+    return FaultyStore()
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Jobs]:
+    """A Jobs whose store can be made to fail."""
+    async with Jobs(db_path=tmp_path, store=store, stop_grace=1) as jobs:
+        yield jobs
+
+
+async def end_of(jobs: Jobs, job_id: str) -> JobRecord:
+    """Wait for the end of the job, however often the wait is broken off."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            try:
+                return await jobs.wait(job_id)
+            except StoreError:
+                continue
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_an_exit_is_recorded_as_soon_as_the_store_is_back(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path, failures: int
+) -> None:
+    await jobs.run(f"{until(tmp_path / 'go')}; exit 3", "held")
+    waiting = asyncio.create_task(jobs.wait("held"))
+    await asyncio.sleep(0)
+    store.failures = failures
+    (tmp_path / "go").touch()
+    with pytest.raises(StoreError, match="the disk is full"):
+        await waiting
+    record = await end_of(jobs, "held")
+    assert (record.exit_code, record.status) == (3, Status.failed)
+    assert len(await jobs.history("held")) == 3
+
+
+async def test_an_exit_whose_answer_was_lost_still_ends_the_waits(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    await jobs.run(f"{until(tmp_path / 'go')}; exit 3", "held")
+    store.failures, store.keeps_what_fails = 1, True
+    (tmp_path / "go").touch()
+    assert (await end_of(jobs, "held")).exit_code == 3
+    assert len(await jobs.history("held")) == 3
+
+
+async def test_a_store_that_fails_for_a_while_harms_no_job(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    for n in range(10):
+        await jobs.run(f"{until(tmp_path / 'go')}; exit {n}", f"job-{n}")
+    store.failures = 5
+    (tmp_path / "go").touch()
+    records = [await end_of(jobs, f"job-{n}") for n in range(10)]
+    assert [record.exit_code for record in records] == list(range(10))
+
+
+async def test_a_run_whose_beginning_cannot_be_recorded_is_not_begun(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    store.failures = 1
+    with pytest.raises(StoreError, match="the disk is full"):
+        await jobs.run(["touch", str(tmp_path / "ran")], "never")
+    async with asyncio.timeout(LIMIT_S):
+        assert await jobs.get_status("never") is None
+        assert (await jobs.run("exit 3", "never")).status is Status.running
+        assert (await jobs.wait("never")).exit_code == 3
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["not kept", "answer lost"])
+async def test_a_run_whose_start_cannot_be_recorded_is_undone(
+    jobs: Jobs, store: FaultyStore, keeps: bool
+) -> None:
+    store.failing_status, store.keeps_what_fails = Status.running, keeps
+    with pytest.raises(StoreError, match="the disk is full"):
+        await jobs.run("sleep 1000", "undone")
+    assert (await jobs.usage("undone")).processes == 0
+    assert not [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    store.failing_status = None
+    record = await end_of(jobs, "undone")
+    assert record.is_done
+    if not keeps:
+        assert record.status is Status.failed_start
+        assert record.error is not None and "the disk is full" in record.error
+    assert (await jobs.run("true", "undone")).status is Status.running
+
+
+async def test_a_cancelled_run_whose_start_cannot_be_recorded_harms_no_other(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    await jobs.run(f"{until(tmp_path / 'go')}; exit 3", "other")
+    store.failing_status = Status.running
+    running = asyncio.create_task(jobs.run("sleep 1000", "undone"))
+    await store.failed.wait()
+    running.cancel()
+    await asyncio.wait([running])
+    store.failing_status = None
+    assert (await end_of(jobs, "undone")).status in (Status.failed_start, Status.failed)
+    (tmp_path / "go").touch()
+    assert (await end_of(jobs, "other")).exit_code == 3
+
+
+async def test_a_stop_that_cannot_be_recorded_is_refused_and_can_be_asked_again(
+    jobs: Jobs, store: FaultyStore
+) -> None:
+    await jobs.run("sleep 1000", "long")
+    store.failures = 1
+    with pytest.raises(StoreError):
+        await jobs.stop("long")
+    record = await jobs.stop("long")
+    assert record is not None and record.status is Status.stopped
+
+
+async def test_a_cancelled_stop_that_cannot_be_recorded_harms_no_other(
+    jobs: Jobs, store: FaultyStore
+) -> None:
+    await jobs.run("sleep 1000", "long")
+    for steps in range(1, 8):
+        store.failures = 1
+        stopping = asyncio.create_task(jobs.stop("long"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        stopping.cancel()
+        await asyncio.wait([stopping])
+    store.failures = 0
+    record = await jobs.stop("long")
+    assert record is not None and record.status is Status.stopped
+
+
+@contextmanager
+def gone_in_the_end(record: JobRecord) -> Iterator[psutil.Process]:
+    """See to it that nothing is left of a job, whatever the test finds."""
+    assert record.last_pid is not None
+    process = psutil.Process(record.last_pid)
+    try:
+        yield process
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+        gc.collect()  # so that what was not closed is told of here
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+async def test_closing_ends_jobs_whose_end_cannot_be_recorded(
+    tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anodejobs.watcher._CLOSING_S", 0.5)
+    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1)
+    with gone_in_the_end(await jobs.run("exec sleep 1000", "long")) as process:
+        store.failures = 10**9
+        async with asyncio.timeout(LIMIT_S):
+            await jobs.close()
+        assert not is_alive(process)
+
+
+# The death of the root: a bug where nobody is to blame but us.
+
+
+@dataclass
+class Dead:
+    """A Jobs that met a bug while callers were waiting, listening and following."""
+
+    jobs: Jobs
+    callers: list[asyncio.Future[object]]
+    process: psutil.Process
+
+
+async def exhaust(items: AsyncGenerator[object, None]) -> None:
+    async with aclosing(items):
+        async for _ in items:
+            pass
+
+
+@pytest.fixture
+async def dead(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Dead]:
+    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1)
+    with gone_in_the_end(await jobs.run("exec sleep 1000", "long")) as process:
+        calls: list[Awaitable[object]] = [
+            jobs.wait("long"),
+            jobs.wait_all(["long"]),
+            exhaust(jobs.events()),  # type: ignore[arg-type]  # it is a generator, said or not
+            exhaust(jobs.follow("long")),  # type: ignore[arg-type]  # so is this
+        ]
+        callers = [asyncio.ensure_future(call) for call in calls]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        store.failures, store.error = 1, RuntimeError("a bug")
+        callers.append(asyncio.ensure_future(jobs.pause("long")))
+        await store.failed.wait()
+        yield Dead(jobs, callers, process)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+        async with asyncio.timeout(LIMIT_S):
+            await jobs.close()
+
+
+async def test_a_bug_ends_every_call_under_way(dead: Dead) -> None:
+    answers = await fates(*dead.callers)
+    assert [type(answer) for answer in answers if not isinstance(answer, AnodeJobsError)] == []
+    assert any("a bug" in str(answer) for answer in answers)
+
+
+async def test_a_bug_ends_every_later_call(dead: Dead) -> None:
+    for _ in range(3):  # while it goes down, and afterwards
+        answers = await fates(
+            dead.jobs.run("true"),
+            dead.jobs.wait("long"),
+            dead.jobs.stop("long"),
+            dead.jobs.delete("long"),
+        )
+        assert [type(answer) for answer in answers if not isinstance(answer, AnodeJobsError)] == []
+
+
+async def test_closing_after_a_bug_returns(dead: Dead) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        await dead.jobs.close()
+        await dead.jobs.close()
+
+
+async def test_a_bug_is_logged(dead: Dead, caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        await dead.jobs.close()
+    told = [record for record in caplog.records if record.name == "anodejobs" and record.exc_info]
+    assert "a bug" in "".join(str(record.exc_text) for record in told)
+
+
+async def test_a_bug_leaves_no_process(dead: Dead) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        await dead.jobs.close()
+    assert not is_alive(dead.process)

@@ -1,0 +1,990 @@
+"""Logs on their own: names, files and their rotation, readers, and the pump between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import queue
+import re
+import resource
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from anodejobs import logs
+from anodejobs.logs import (
+    LogChunk,
+    LogFile,
+    LogPump,
+    LogTail,
+    Pipe,
+    log_name,
+    remove_logs,
+    rotated_folder,
+)
+from tests.conftest import python
+
+LIMIT_S = 30.0
+LONGEST_FILE_NAME = 255
+SUFFIXES = "_errors.txt.rotated"
+ODD_IDS = ["../../x", "a/b", ".", "..", "-rf", "任务", " ", "~", "%", "%2F", "a" * 200, "务" * 200]
+
+job_ids = st.text(
+    st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1, max_size=200
+).filter(str.isprintable)
+untimed = settings(deadline=None)
+pieces = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
+
+
+# Names.
+
+
+@pytest.mark.parametrize("job_id", ODD_IDS)
+def test_a_log_of_an_odd_id_stays_inside_its_folder(tmp_path: Path, job_id: str) -> None:
+    path = tmp_path / f"{log_name(job_id)}_errors.txt"
+    path.touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_plain_id_is_its_own_log_name() -> None:
+    assert log_name("nightly-2024.02_eu") == "nightly-2024.02_eu"
+
+
+@pytest.mark.parametrize("job_id", ["-rf", ".hidden", ".", ".."])
+def test_a_log_name_is_neither_an_option_nor_hidden(job_id: str) -> None:
+    assert log_name(job_id)[0] not in ".-"
+
+
+@untimed
+@given(job_ids)
+def test_a_log_name_is_harmless(job_id: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_%+,=@~ ][A-Za-z0-9_.%+,=@~ -]*", log_name(job_id))
+
+
+@untimed
+@given(job_ids)
+@example("务" * 200)
+@example("A" * 200)
+def test_a_log_name_leaves_room_for_what_is_added(job_id: str) -> None:
+    name = log_name(job_id)
+    assert len(name) <= 200
+    assert len(f"{name}{SUFFIXES}".encode()) <= LONGEST_FILE_NAME
+
+
+@untimed
+@given(job_ids, job_ids)
+@example("a/b", "a%2Fb")
+@example("a%2fb", "a%2Fb")
+@example(".", "%2E")
+@example("-rf", "%2Drf")
+@example("a" * 199 + "b", "a" * 199 + "c")
+@example("ß", "ss")
+@example("K", "\N{KELVIN SIGN}")
+def test_no_two_ids_share_a_log_name(one: str, other: str) -> None:
+    assert (log_name(one) == log_name(other)) == (one == other)
+
+
+@untimed
+@given(job_ids)
+@example("Job")
+@example("a%2Fb")
+@example("A" * 200)
+@example("Straße")
+def test_ids_that_differ_in_case_share_no_file_even_where_case_is_ignored(job_id: str) -> None:
+    namesakes = {job_id, job_id.lower(), job_id.upper(), job_id.swapcase(), job_id.casefold()}
+    assert len({log_name(namesake).casefold() for namesake in namesakes}) == len(namesakes)
+
+
+@untimed
+@given(job_ids)
+@example("Job")
+@example("a" * 200)
+def test_no_id_can_be_made_to_take_the_log_of_another(job_id: str) -> None:
+    name = log_name(job_id)
+    assert name == job_id or log_name(name).casefold() != name.casefold()
+
+
+# Chunks.
+
+
+def test_a_chunk_knows_where_the_next_one_begins() -> None:
+    assert LogChunk("stdout", 10, b"hello").end == 15
+
+
+def test_the_text_of_a_chunk_has_a_mark_for_what_is_no_utf8() -> None:
+    assert (
+        LogChunk("stdout", 0, b"\xffna\xc3\xafve\xe4").text
+        == "\N{REPLACEMENT CHARACTER}naïve\ufffd"
+    )
+
+
+# Files.
+
+
+@untimed
+@given(pieces, st.integers(1, 50))
+def test_no_file_of_a_log_exceeds_max_bytes(written: list[bytes], max_bytes: int) -> None:
+    with new_log(max_bytes, 1000) as log:
+        write(log, *written)
+        assert all(path.stat().st_size <= max_bytes for path in files(log.path))
+
+
+def test_a_file_may_be_filled_to_the_last_byte(log: Callable[..., LogFile]) -> None:
+    full = log(max_bytes=10)
+    write(full, b"01234", b"56789")
+    assert full.path.read_bytes() == b"0123456789"
+    assert not rotated_folder(full.path).exists()
+
+
+def test_the_byte_after_the_last_one_begins_a_new_file(log: Callable[..., LogFile]) -> None:
+    full = log(max_bytes=10)
+    write(full, b"0123456789", b"!")
+    assert full.path.read_bytes() == b"!"
+    assert (rotated_folder(full.path) / "10").read_bytes() == b"0123456789"
+
+
+def test_a_piece_longer_than_a_file_is_cut_up(log: Callable[..., LogFile]) -> None:
+    short = log(max_bytes=4, backups=9)
+    write(short, b"0123456789")
+    assert [path.read_bytes() for path in files(short.path)] == [b"0123", b"4567", b"89"]
+
+
+@pytest.mark.parametrize("backups", [0, 1, 2, 3, 5])
+def test_so_many_backups_are_kept_and_no_more(log: Callable[..., LogFile], backups: int) -> None:
+    rotating = log(max_bytes=4, backups=backups)
+    kept = []
+    for number in range(1, 11):
+        write(rotating, b"%04d" % number)
+        kept.append(sum(path.stat().st_size > 0 for path in files(rotating.path)) - 1)
+    assert kept == [min(number, backups) for number in range(10)]
+
+
+@pytest.mark.parametrize("backups", [0, 1, 3])
+def test_the_backups_are_the_latest(log: Callable[..., LogFile], backups: int) -> None:
+    rotating = log(max_bytes=4, backups=backups)
+    written = b"".join(b"%04d" % number for number in range(9))
+    write(rotating, written)
+    assert b"".join(p.read_bytes() for p in files(rotating.path)) == written[-4 * (backups + 1) :]
+
+
+def test_offsets_go_on_across_rotation(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=0)
+    write(rotating, b"0123", b"4567", b"8")
+    assert rotating.offset == 9
+
+
+@untimed
+@given(pieces, pieces, st.none() | st.integers(1, 50), st.integers(0, 3))
+def test_a_log_that_is_opened_again_goes_on_at_the_same_offset(
+    before: list[bytes], after: list[bytes], max_bytes: int | None, backups: int
+) -> None:
+    with new_log(max_bytes, backups) as log:
+        write(log, *before)
+        again = LogFile(log.path, max_bytes, backups)
+        with contextlib.closing(again):
+            again.open()
+            assert again.offset == log.offset == len(b"".join(before))
+            write(again, *after)
+            assert again.offset == len(b"".join(before + after))
+
+
+def test_a_closed_log_is_opened_again_by_the_next_write(log: Callable[..., LogFile]) -> None:
+    closed = log()
+    write(closed, b"one ")
+    closed.close()
+    write(closed, b"two")
+    assert closed.path.read_bytes() == b"one two"
+
+
+@pytest.mark.parametrize("backups", [0, 1, 3])
+def test_what_a_reader_has_not_read_is_kept(log: Callable[..., LogFile], backups: int) -> None:
+    rotating = log(max_bytes=4, backups=backups)
+    with tail(rotating.path) as reader:
+        rotating.readers.add(reader)
+        written = b"".join(b"%04d" % number for number in range(20))
+        write(rotating, written)
+        assert read_all(reader) == written
+
+
+@pytest.mark.parametrize("backups", [0, 1, 3])
+def test_what_a_reader_has_read_is_trimmed(log: Callable[..., LogFile], backups: int) -> None:
+    rotating = log(max_bytes=4, backups=backups)
+    with tail(rotating.path) as reader:
+        rotating.readers.add(reader)
+        write(rotating, b"0123456789abcdefghij")
+        read_all(reader)
+        rotating.trim()
+    left = b"".join(path.read_bytes() for path in files(rotating.path))
+    assert left == b"0123456789abcdefghij"[-4 * (backups + 1) :]
+
+
+def test_the_slowest_reader_decides_what_is_kept(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=0)
+    with tail(rotating.path) as slow, tail(rotating.path) as quick:
+        rotating.readers |= {slow, quick}
+        write(rotating, b"0123456789ab")
+        slow.read(4)
+        read_all(quick)
+        rotating.trim()
+        assert [path.read_bytes() for path in files(rotating.path)] == [b"4567", b"89ab"]
+
+
+def test_a_log_is_rotated_while_readers_come_and_go(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=0)
+    rotating.readers |= {LogTail(rotating.path, 1 << 40) for _ in range(300)}
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        reader = LogTail(rotating.path, 1 << 40)
+        while not is_over.is_set():
+            rotating.readers.add(reader)
+            rotating.readers.discard(reader)
+
+    with quick_switches(), running(come_and_go, is_over.set):
+        write(rotating, *[b"0123"] * 2000)
+    assert rotating.offset == 8000
+
+
+def test_another_attempts_log_is_replaced_at_the_first_byte(log: Callable[..., LogFile]) -> None:
+    old = log(max_bytes=4, backups=9)
+    write(old, b"what an earlier attempt wrote")
+    new = log(max_bytes=4, backups=9, replaces=True)
+    assert old.path.exists()
+    write(new, b"new")
+    assert [path.read_bytes() for path in files(new.path)] == [b"new"]
+    assert new.offset == 3
+
+
+def test_a_log_is_replaced_once_only(log: Callable[..., LogFile]) -> None:
+    new = log(replaces=True)
+    write(new, b"one ")
+    new.close()
+    write(new, b"two")
+    assert new.path.read_bytes() == b"one two"
+
+
+def test_log_files_are_the_owners_alone(log: Callable[..., LogFile]) -> None:
+    old_mask = os.umask(0)
+    try:
+        rotating = log(max_bytes=4, backups=9)
+        write(rotating, b"0123456789")
+    finally:
+        os.umask(old_mask)
+    assert {mode(path) for path in files(rotating.path)} == {0o600}
+    assert mode(rotated_folder(rotating.path)) == 0o700
+
+
+def test_removed_logs_leave_nothing(log: Callable[..., LogFile], tmp_path: Path) -> None:
+    rotating = log(max_bytes=4, backups=9)
+    write(rotating, b"0123456789")
+    remove_logs([rotating.path, tmp_path / "never-written"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_of_removed_logs_can_read_on(log: Callable[..., LogFile]) -> None:
+    removed = log()
+    write(removed, b"0123456789")
+    with tail(removed.path) as reader:
+        assert reader.read(4) == b"0123"
+        remove_logs([removed.path])
+        assert read_all(reader) == b"456789"
+
+
+# Readers.
+
+
+@untimed
+@given(
+    st.binary(min_size=1, max_size=400),
+    st.integers(1, 100),
+    st.none() | st.integers(1, 60),
+    st.integers(0, 450),
+    st.integers(1, 100),
+)
+def test_a_log_reads_as_it_was_written_from_any_offset(
+    written: bytes, piece: int, max_bytes: int | None, offset: int, limit: int
+) -> None:
+    with new_log(max_bytes, 1000) as log, tail(log.path, offset) as reader:
+        write(log, *cut(written, piece))
+        assert read_all(reader, limit) == written[offset:]
+        assert reader.offset == max(offset, len(written))
+
+
+@untimed
+@given(
+    st.binary(min_size=1, max_size=400),
+    st.integers(1, 60),
+    st.integers(0, 3),
+    st.integers(0, 450),
+    st.integers(1, 100),
+)
+def test_where_bytes_are_gone_a_reader_goes_on_with_the_oldest_kept(
+    written: bytes, max_bytes: int, backups: int, offset: int, limit: int
+) -> None:
+    with new_log(max_bytes, backups) as log, tail(log.path, offset) as reader:
+        write(log, *cut(written, 50))
+        kept = sum(path.stat().st_size for path in files(log.path))
+        assert read_all(reader, limit) == written[max(offset, len(written) - kept) :]
+
+
+@untimed
+@given(pieces, st.integers(1, 30), st.integers(0, 2), st.integers(0, 100), st.integers(1, 40))
+def test_a_reader_that_keeps_up_gets_each_byte_once(
+    written: list[bytes], max_bytes: int, backups: int, offset: int, limit: int
+) -> None:
+    with new_log(max_bytes, backups) as log, tail(log.path, offset) as reader:
+        log.readers.add(reader)
+        got = b""
+        for piece in written:
+            write(log, piece)
+            got += read_all(reader, limit)
+        assert got == b"".join(written)[offset:]
+
+
+@pytest.mark.parametrize("backups", [0, 1])
+def test_a_reader_whose_open_file_was_removed_goes_on_with_the_oldest_kept(
+    log: Callable[..., LogFile], backups: int
+) -> None:
+    rotating = log(max_bytes=4, backups=backups)
+    with tail(rotating.path) as unknown_to_the_writer:
+        write(rotating, b"0123")
+        assert unknown_to_the_writer.read(2) == b"01"
+        write(rotating, b"456789abcdef")
+        assert read_all(unknown_to_the_writer).endswith(b"cdef")
+
+
+def test_a_reader_that_waits_further_on_sees_the_bytes_when_they_come(
+    log: Callable[..., LogFile],
+) -> None:
+    rotating = log(max_bytes=4, backups=9)
+    with tail(rotating.path, 9) as early:
+        write(rotating, b"0123")
+        assert early.read(100) == b""
+        write(rotating, b"456789ab")
+        assert read_all(early) == b"9ab"
+
+
+def test_reading_a_log_that_nobody_has_written_gives_nothing(tmp_path: Path) -> None:
+    with tail(tmp_path / "log") as reader:
+        assert reader.read(100) == b""
+        assert reader.end() == 0
+
+
+@untimed
+@given(pieces, st.none() | st.integers(1, 50), st.integers(0, 3))
+def test_the_end_of_a_log_is_how_much_was_written(
+    written: list[bytes], max_bytes: int | None, backups: int
+) -> None:
+    with new_log(max_bytes, backups) as log, tail(log.path) as reader:
+        write(log, *written)
+        assert reader.end() == len(b"".join(written))
+
+
+def test_a_closed_reader_goes_on_where_it_was(log: Callable[..., LogFile]) -> None:
+    written = log()
+    write(written, b"0123456789")
+    with tail(written.path) as reader:
+        reader.read(4)
+        reader.close()
+        assert reader.read(100) == b"456789"
+
+
+def test_read_cached_does_not_open_a_file(log: Callable[..., LogFile]) -> None:
+    written = log()
+    write(written, b"0123456789")
+    with tail(written.path) as reader, pytest.raises(BlockingIOError):
+        reader.read_cached(100)
+
+
+def test_read_cached_does_not_go_on_to_the_next_file(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=9)
+    write(rotating, b"01234567")
+    with tail(rotating.path) as reader:
+        assert reader.read(4) == b"0123"
+        with pytest.raises(BlockingIOError):
+            reader.read_cached(100)
+        assert reader.read(100) == b"4567"
+
+
+def test_read_cached_gives_up_where_the_system_cannot_tell(
+    log: Callable[..., LogFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = log()
+    write(written, b"0123456789")
+    monkeypatch.setattr(logs, "_NOWAIT", None)
+    with tail(written.path) as reader:
+        reader.read(4)
+        with pytest.raises(BlockingIOError):
+            reader.read_cached(100)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_read_cached_gives_up_where_the_file_system_cannot_tell(
+    log: Callable[..., LogFile], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    written = log()
+    write(written, b"0123456789")
+
+    def refuse(*args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    with tail(written.path) as reader:
+        reader.read(4)
+        monkeypatch.setattr(os, "preadv", refuse)
+        with pytest.raises(BlockingIOError):
+            reader.read_cached(100)
+
+
+def test_read_cached_gives_the_same_bytes_or_none(log: Callable[..., LogFile]) -> None:
+    written = log()
+    write(written, bytes(range(256)) * 1024)
+    with tail(written.path) as reader:
+        got = reader.read(1000)
+        while data := read_cached_or_wait(reader, 5000):
+            got += data
+    assert got == bytes(range(256)) * 1024
+
+
+def test_read_cached_does_not_wait_for_the_disk(log: Callable[..., LogFile]) -> None:
+    written = log()
+    write(written, bytes(4 * 1024 * 1024))
+    with tail(written.path) as reader:
+        reader.read(1)
+        if not is_dropped_from_memory(written.path):
+            pytest.skip("this file system keeps all in memory")
+        reader.offset = 1024 * 1024
+        with pytest.raises(BlockingIOError):
+            reader.read_cached(4096)
+        assert len(reader.read(4096)) == 4096
+
+
+@pytest.mark.parametrize("backups", [0, 2])
+def test_reading_while_another_thread_writes_and_rotates_sees_each_byte_once(
+    log: Callable[..., LogFile], backups: int
+) -> None:
+    rotating = log(max_bytes=500, backups=backups)
+    written = b"".join(b"%06d\n" % number for number in range(5000))
+    grown: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def write_all() -> None:
+        for piece in cut(written, 41):
+            write(rotating, piece)
+            grown.put(True)
+        grown.put(False)
+
+    got = b""
+    with tail(rotating.path) as reader:
+        rotating.readers.add(reader)
+        with quick_switches(), running(write_all):
+            while grown.get(timeout=LIMIT_S):
+                got += reader.read(97)
+            got += read_all(reader)
+    assert got == written
+
+
+# The pump.
+
+
+@pytest.fixture
+async def pump() -> AsyncIterator[LogPump]:
+    pump = LogPump(asyncio.get_running_loop(), lambda pipe, offset: None)
+    yield pump
+    await pump.close()
+
+
+Pipes = Callable[[], tuple[int, FileIO]]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipes]:
+    """Makes pipes, whose write ends it closes; the read ends are the pump's."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> tuple[int, FileIO]:
+            reading, writing = os.pipe()
+            return reading, stack.enter_context(FileIO(writing, "w"))
+
+        yield make
+
+
+async def test_what_is_written_to_a_pipe_arrives_in_the_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"hello\n")
+    await has_grown(pump, pumped, 6)
+    assert (tmp_path / "log").read_bytes() == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    "data", [b"no newline", b"\0" * 1000, bytes(range(256)) * 8, b"\r\n\r\n", b"\xff\xfe"], ids=repr
+)
+async def test_bytes_arrive_as_they_are(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, data: bytes
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(data)
+    await pump.settle(pumped)
+    assert (tmp_path / "log").read_bytes() == data
+
+
+async def test_many_pipes_arrive_each_in_its_own_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    ends = [pipe() for _ in range(50)]
+    pumped = [pump.add(reading, LogFile(tmp_path / str(reading))) for reading, _ in ends]
+    for _ in range(3):
+        for reading, writing in ends:
+            writing.write(b"%d\n" % reading)
+    for one in pumped:
+        await pump.settle(one)
+    for reading, _ in ends:
+        assert (tmp_path / str(reading)).read_bytes() == b"%d\n" % reading * 3
+
+
+async def test_more_logs_than_may_be_open_at_once_are_all_written(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    pump._most_open_logs = 4
+    ends = [pipe() for _ in range(20)]
+    pumped = [pump.add(reading, LogFile(tmp_path / str(reading))) for reading, _ in ends]
+    for _ in range(2):
+        for (reading, writing), one in zip(ends, pumped, strict=True):
+            writing.write(b"%d\n" % reading)
+            await pump.settle(one)
+    assert open_files_in(tmp_path) <= 4
+    for reading, _ in ends:
+        assert (tmp_path / str(reading)).read_bytes() == b"%d\n" % reading * 2
+
+
+async def test_a_pipe_without_a_byte_makes_no_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.close()
+    await pump.settle(pumped)
+    assert not (tmp_path / "log").exists()
+
+
+async def test_a_stream_that_ends_before_its_process_is_in_the_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    code = "import os, time; os.write(1, b'bye'); os.close(1); time.sleep(600)"
+    with child(python(code), stdout=writing) as process:
+        writing.close()
+        await has_grown(pump, pumped, 3)
+        await pump.settle(pumped)
+        assert process.poll() is None
+    assert (tmp_path / "log").read_bytes() == b"bye"
+
+
+async def test_settle_carries_what_is_there_though_a_writer_holds_the_pipe_for_ever(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"x" * 60_000)
+    async with asyncio.timeout(LIMIT_S):
+        await pump.settle(pumped)
+    assert (tmp_path / "log").stat().st_size == 60_000
+
+
+async def test_settle_returns_though_a_writer_never_stops(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log", 1024 * 1024, 0))
+    with child(["yes", "and so on"], stdout=writing) as process:
+        await has_grown(pump, pumped, 1)
+        async with asyncio.timeout(LIMIT_S):
+            await pump.settle(pumped)
+        assert process.poll() is None
+
+
+async def test_settle_of_a_pipe_that_has_ended_returns(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"bye")
+    writing.close()
+    await pump.settle(pumped)
+    await pump.settle(pumped)
+    await pump.release(pumped)
+    assert (tmp_path / "log").read_bytes() == b"bye"
+
+
+async def test_a_released_pipe_is_closed_though_a_writer_holds_it(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    await pump.release(pumped)
+    with pytest.raises(BrokenPipeError):
+        writing.write(b"is anybody there?")
+
+
+async def test_followers_are_told_of_every_growth(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    for number in range(1, 20):
+        writing.write(b"x")
+        await has_grown(pump, pumped, number)
+    assert not pumped.on_growth
+
+
+async def test_all_growth_is_told_of_where_that_is_asked_for(pipe: Pipes, tmp_path: Path) -> None:
+    told: asyncio.Queue[int] = asyncio.Queue()
+    pump = LogPump(asyncio.get_running_loop(), lambda pipe, offset: told.put_nowait(offset))
+    pump.reports_all = True
+    reading, writing = pipe()
+    pump.add(reading, LogFile(tmp_path / "log"))
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            writing.write(b"hello")
+            assert await told.get() == 5
+            writing.write(b" again")
+            assert await told.get() == 11
+    finally:
+        await pump.close()
+
+
+async def test_a_log_that_cannot_be_written_stalls_no_other_pipe(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "removed" / "log")
+    stalled = pump.add(reading, log)
+    writing.write(b"waits")
+    await log.failed()
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"hello")
+    await has_grown(pump, pumped, 5)
+    assert stalled.error == "the log log is incomplete: No such file or directory"
+    assert pumped.error is None
+
+
+async def test_a_log_goes_on_where_it_was_once_it_can_be_written(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_RETRY_S", 0.02)
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "removed" / "log")
+    pumped = pump.add(reading, log)
+    writing.write(b"one ")
+    await log.failed()
+    writing.write(b"two ")
+    log.path.parent.mkdir()
+    await has_grown(pump, pumped, 8)
+    writing.write(b"three")
+    await has_grown(pump, pumped, 13)
+    assert log.path.read_bytes() == b"one two three"
+    assert pumped.error is None
+
+
+async def test_no_byte_is_lost_while_there_is_no_room(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_RETRY_S", 0.02)
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "log")
+    pumped = pump.add(reading, log)
+    code = "import sys; sys.stdout.write(''.join(f'{n:09d}\\n' for n in range(200_000)))"
+    with child(python(code), stdout=writing) as process:
+        with room_for(1_000_000):
+            await log.failed()
+        await has_grown(pump, pumped, 2_000_000)
+        assert process.wait() == 0
+    assert log.path.read_bytes() == b"".join(b"%09d\n" % number for number in range(200_000))
+
+
+async def test_a_log_without_room_says_so(pump: LogPump, pipe: Pipes, tmp_path: Path) -> None:
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "log")
+    pumped = pump.add(reading, log)
+    with room_for(1_000_000), child(["yes", "and so on"], stdout=writing):
+        await log.failed()
+        await pump.settle(pumped)
+    assert pumped.error == "the log log is incomplete: File too large"
+    assert log.path.stat().st_size == 1_000_000
+
+
+async def test_settle_gives_up_what_cannot_be_written(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "removed" / "log"))
+    writing.write(b"nowhere to go")
+    await pump.settle(pumped)
+    await pump.settle(pumped)
+    assert pumped.error == "the log log is incomplete: No such file or directory"
+
+
+async def test_one_logs_fault_leaves_the_others_alone(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "broken")
+    broken = pump.add(reading, log)
+    rotated_folder(log.path).mkdir()
+    (rotated_folder(log.path) / "no offset").touch()
+    writing.write(b"lost")
+    await log.failed()
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"hello")
+    await has_grown(pump, pumped, 5)
+    assert broken.error is not None and "broken" in broken.error
+    assert "broken" in caplog.text
+
+
+async def test_closing_closes_every_pipe(pump: LogPump, pipe: Pipes, tmp_path: Path) -> None:
+    ends = [pipe() for _ in range(5)]
+    for reading, writing in ends:
+        pump.add(reading, LogFile(tmp_path / str(reading)))
+        writing.write(b"in the pipe, or in the log")
+    await pump.close()
+    for _, writing in ends:
+        with pytest.raises(BrokenPipeError):
+            writing.write(b"is anybody there?")
+
+
+async def test_closing_closes_a_pipe_that_waits_for_room(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    log = Trouble(tmp_path / "removed" / "log")
+    pump.add(reading, log)
+    writing.write(b"waits")
+    await log.failed()
+    await pump.close()
+    with pytest.raises(BrokenPipeError):
+        writing.write(b"is anybody there?")
+
+
+async def test_closing_twice_is_closing_once(pump: LogPump) -> None:
+    await pump.close()
+    await pump.close()
+
+
+async def test_a_line_of_any_length_takes_no_more_memory(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    code = "import os; [os.write(1, b'x' * 1024 * 1024) for _ in range(64)]"
+    before = forget_peak_memory()
+    with child(python(code), stdout=writing) as process:
+        await has_grown(pump, pumped, 64 * 1024 * 1024)
+        assert process.wait() == 0
+    assert (tmp_path / "log").stat().st_size == 64 * 1024 * 1024
+    assert peak_memory() - before < 32 * 1024 * 1024
+
+
+# What the tests above are written with.
+
+
+class Trouble(LogFile):
+    """A log that says when it could not be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._has_failed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    async def failed(self) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await self._has_failed.wait()
+
+    def write(self, data: memoryview) -> int:
+        try:
+            return super().write(data)
+        except Exception:
+            self._loop.call_soon_threadsafe(self._has_failed.set)
+            raise
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Callable[..., LogFile]]:
+    """Makes logs at one path, and closes them."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: int | bool) -> LogFile:
+            return stack.enter_context(
+                contextlib.closing(LogFile(tmp_path / "log", **options))  # type: ignore[arg-type]
+            )
+
+        yield make
+
+
+@contextmanager
+def new_log(max_bytes: int | None, backups: int) -> Iterator[LogFile]:
+    """Make a log in a folder of its own: Hypothesis runs a test many times."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(LogFile(Path(folder) / "log", max_bytes, backups)) as log,
+    ):
+        yield log
+
+
+@contextmanager
+def tail(path: Path, offset: int = 0) -> Iterator[LogTail]:
+    with contextlib.closing(LogTail(path, offset)) as tail:
+        yield tail
+
+
+def write(log: LogFile, *written: bytes) -> None:
+    for piece in written:
+        left = memoryview(piece)
+        while left:
+            left = left[log.write(left) :]
+
+
+def read_all(reader: LogTail, limit: int = 1000) -> bytes:
+    got = b""
+    while data := reader.read(limit):
+        assert len(data) <= limit
+        got += data
+    return got
+
+
+def read_cached_or_wait(reader: LogTail, limit: int) -> bytes:
+    try:
+        return reader.read_cached(limit)
+    except BlockingIOError:
+        return reader.read(limit)
+
+
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files of a log, oldest first."""
+    folder = rotated_folder(path)
+    rotated = sorted(folder.iterdir(), key=lambda p: int(p.name)) if folder.exists() else []
+    return [*rotated, path] if path.exists() else rotated
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@contextmanager
+def running(work: Callable[[], None], end: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Run a function in a thread while the context is open."""
+    errors: list[BaseException] = []
+
+    def caught() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=caught)
+    thread.start()
+    try:
+        yield
+    finally:
+        end()
+        thread.join()
+    assert not errors
+
+
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """Have threads take turns as often as can be, so that a race shows."""
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(old)
+
+
+@contextmanager
+def child(command: list[str], stdout: FileIO) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program while the context is open."""
+    with subprocess.Popen(command, stdout=stdout) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def has_grown(pump: LogPump, pipe: Pipe, offset: int) -> None:
+    """Return when the pipe has given ``offset`` bytes to its log."""
+    woken = asyncio.Event()
+    pump.follow(pipe, woken.set)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while pipe.offset < offset:
+                await woken.wait()
+                woken.clear()
+    finally:
+        pump.unfollow(pipe, woken.set)
+
+
+@contextmanager
+def room_for(n: int) -> Iterator[None]:
+    """Refuse what would make a file of this process longer, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def is_dropped_from_memory(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        # Far from where the test reads: looking has the system read what lies near, ahead.
+        os.preadv(fd, [bytearray(1)], 3 * 1024 * 1024, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def open_files_in(folder: Path) -> int:
+    targets = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(Path(os.readlink(f"/proc/self/fd/{name}")))
+    return sum(target.parent == folder for target in targets)
+
+
+def forget_peak_memory() -> int:
+    """Return how much memory this process has now, which is its new peak."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024

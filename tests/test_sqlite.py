@@ -1,0 +1,671 @@
+"""What the SQLite store promises beyond the contract: its file, other processes, full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from anodejobs import JobFilter, SqliteJobStore, Status, StoreError
+from anodejobs.events import Attempt
+from anodejobs.executors.base import Launch, LogPlan
+from anodejobs.records import JobEvent, JobRecord
+from anodejobs.stores.base import Query, Stored
+from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
+from anodejobs.testing import make_insert, make_record, make_save
+
+IS_LINUX = sys.platform == "linux"
+PATIENCE_S = 20.0
+
+CHILD = """
+import asyncio, os, resource, signal, subprocess, sys
+from anodejobs import JobFilter, SqliteJobStore, StoreError
+from anodejobs.stores.base import Query
+from anodejobs.testing import make_insert, make_record
+
+signal.alarm(60)  # whatever happens to the test
+
+def say(*words):
+    print(*words, flush=True)
+
+async def put(store, *ids, **fields):
+    return await store.commit([make_insert(make_record(i, **fields)) for i in ids])
+
+async def main():
+    store = SqliteJobStore("jobs.db")
+{body}
+
+asyncio.run(main())
+"""
+
+# A file of version 1, every column in use. Once released, never change it: there are such files.
+VERSION_1 = """
+    PRAGMA application_id = 1095651140;
+    PRAGMA user_version = 1;
+    CREATE TABLE jobs (
+        job_id TEXT PRIMARY KEY NOT NULL,
+        revision INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        last_update INTEGER NOT NULL,
+        started_at INTEGER,
+        finished_at INTEGER,
+        name TEXT,
+        user_id TEXT,
+        workflow_id TEXT,
+        record TEXT NOT NULL,
+        attempt TEXT NOT NULL,
+        launch TEXT NOT NULL,
+        environment TEXT NOT NULL REFERENCES environments (digest)
+    );
+    CREATE INDEX jobs_by_creation ON jobs (created_at, job_id);
+    CREATE INDEX jobs_by_status ON jobs (status, created_at, job_id);
+    CREATE INDEX jobs_by_update ON jobs (last_update, job_id);
+    CREATE INDEX jobs_by_name ON jobs (name, job_id) WHERE name IS NOT NULL;
+    CREATE INDEX jobs_by_user ON jobs (user_id, created_at, job_id) WHERE user_id IS NOT NULL;
+    CREATE INDEX jobs_by_workflow ON jobs (workflow_id, created_at, job_id)
+        WHERE workflow_id IS NOT NULL;
+    CREATE TABLE tags (
+        tag TEXT NOT NULL,
+        job_id TEXT NOT NULL,
+        PRIMARY KEY (tag, job_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX tags_by_job ON tags (job_id);
+    CREATE TABLE environments (digest TEXT PRIMARY KEY NOT NULL, body TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE history (
+        seq INTEGER PRIMARY KEY NOT NULL,
+        job_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        previous TEXT,
+        status TEXT NOT NULL,
+        why TEXT
+    );
+    CREATE INDEX history_by_job ON history (job_id, seq);
+    CREATE TABLE counters (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL) WITHOUT ROWID;
+
+    INSERT INTO environments VALUES ('abc', '{"COLOUR": "\\udcff", "PATH": "/bin"}');
+    INSERT INTO jobs VALUES (
+        'old/job', 2, 'failed', 1700000000123456, 1700000001000000, 1700000000500000,
+        1700000001000000, 'Old', 'u1', 'w1',
+        '{"self_id":"old/job","status":"failed","last_update":"2023-11-14T22:13:21Z",
+          "last_pid":4711,"dirname":"/srv/jobs","cwd":"/srv","logdir":"/srv/jobs/job_logs",
+          "logfile":"old%2Fjob","command":["sh","-c","exit 3"],"name":"Old","description":null,
+          "tags":["red","green"],"metadata":{"a":[1,null]},"user_id":"u1","workflow_id":"w1",
+          "attempt":1,"timeout":1.5,"created_at":"2023-11-14T22:13:20.123456Z",
+          "started_at":"2023-11-14T22:13:20.500000Z","finished_at":"2023-11-14T22:13:21Z",
+          "exit_code":3,"evidence":"observed","error":"exit code 3","host":"h",
+          "reached":["starting","failed"],"revision":2}',
+        '{"token":"t0ken","supervisor":"h:1","pid":4711,"start_time":12.5,"boot_id":"b",
+          "started_monotonic":0.5,"pipes":[3,4]}',
+        '{"job_id":"old/job","argv":["sh","-c","exit 3"],"cwd":"/srv","envs":{"A":"b"},
+          "logs":{"stdout":"/srv/o.txt","stderr":"/srv/e.txt","max_bytes":null,"backups":1},
+          "timeout":1.5,"stop_grace":10.0,"start_grace":0.0,"leftovers":"kill"}',
+        'abc'
+    );
+    INSERT INTO tags VALUES ('red', 'old/job'), ('green', 'old/job');
+    INSERT INTO history VALUES
+        (7, 'old/job', 1, 1700000000123456, NULL, 'starting', NULL),
+        (9, 'old/job', 1, 1700000001000000, 'starting', 'failed', 'exit code 3');
+    INSERT INTO counters VALUES ('seq', 12), ('failed', 1), ('starting', 0);
+"""
+
+
+@asynccontextmanager
+async def opened(path: Path, **options: str) -> AsyncIterator[SqliteJobStore]:
+    store = SqliteJobStore(path, **options)
+    try:
+        await store.open(lambda: None)
+        yield store
+    finally:
+        await store.close()
+
+
+async def put(store: SqliteJobStore, *ids: str, **fields: object) -> list[int | None]:
+    return await store.commit([make_insert(make_record(job_id, **fields)) for job_id in ids])
+
+
+async def ids_in(store: SqliteJobStore) -> list[str]:
+    query = Query(filter=JobFilter(), sort_by="self_id")
+    return [record.self_id for record in await store.page(query)]
+
+
+@contextmanager
+def process(*command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a program that talks through its pipes, and is killed if the test does not end it."""
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def child(body: str) -> tuple[str, ...]:
+    """Return the command that runs the body of a coroutine; its ``store`` is in the folder."""
+    return sys.executable, "-c", CHILD.format(body=body)
+
+
+def ends_well(running: subprocess.Popen[str]) -> bool:
+    running.stdin.close()
+    return running.wait() == 0
+
+
+# The file.
+
+
+async def test_a_new_database_is_for_its_owner_alone(tmp_path):
+    path = tmp_path / "new" / "jobs.db"
+    async with opened(path) as store:
+        await put(store, "a")
+        modes = {
+            p.name: stat.S_IMODE(p.stat().st_mode) for p in [path.parent, *path.parent.iterdir()]
+        }
+    assert modes == {
+        "new": 0o700,
+        "jobs.db": 0o600,
+        "jobs.db-wal": 0o600,
+        "jobs.db-shm": 0o600,
+        "jobs.db-bells": 0o700,
+    }
+
+
+async def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
+    tmp_path.chmod(0o750)
+    async with opened(tmp_path / "jobs.db"):
+        pass
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+
+
+async def test_the_database_has_a_write_ahead_log(tmp_path):
+    async with opened(tmp_path / "jobs.db"):
+        pass
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("process", 1), ("power", 2)])
+async def test_only_power_durability_syncs_each_commit(tmp_path, durability, synchronous):
+    """In SQLite's numbers: 1 is NORMAL, 2 is FULL."""
+    seen = []
+
+    class Asked(SqliteJobStore):
+        def apply_next(self, connection):
+            super().apply_next(connection)
+            seen.append(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    store = Asked(tmp_path / "jobs.db", durability=durability)
+    await store.open(lambda: None)
+    await put(store, "a")
+    await store.close()
+    assert seen[-1] == synchronous
+
+
+async def test_a_store_that_is_not_open_says_so(tmp_path):
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    for call in (store.commit([]), store.get("a"), store.last_seq(), store.count(JobFilter())):
+        with pytest.raises(StoreError, match="is not open"):
+            await call
+
+
+async def test_a_closed_store_leaves_only_the_database(tmp_path):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.db", "jobs.db-bells"]
+    assert list((tmp_path / "jobs.db-bells").iterdir()) == []
+
+
+async def test_closing_twice_at_once_closes_once(tmp_path):
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    await store.open(lambda: None)
+    await asyncio.gather(store.close(), store.close())
+    with pytest.raises(StoreError):
+        await store.last_seq()
+
+
+async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("anodejobs.stores.sqlite._TRUNCATE_ABOVE_BYTES", 1024 * 1024)
+    log = tmp_path / "jobs.db-wal"
+    started_anew = asyncio.Event()
+    largest = 0
+
+    async def load(name: str) -> None:
+        nonlocal largest
+        n = 0
+        while not started_anew.is_set():
+            n += 1
+            await put(store, *(f"{name}-{n}-{m}" for m in range(100)), description="x" * 2000)
+            size = log.stat().st_size
+            if size < largest:
+                started_anew.set()
+            largest = max(largest, size)
+
+    async with opened(tmp_path / "jobs.db") as store, asyncio.timeout(PATIENCE_S):
+        # Two, so that one commit is always waiting while the other is made.
+        await asyncio.gather(load("a"), load("b"))
+    assert not log.exists()
+
+
+# Files that are not ours, or of a newer version.
+
+
+async def test_a_newer_database_is_left_as_it_is(tmp_path):
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await put(store, "a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    await _assert_refused_unharmed(path, match="newer anodejobs.*upgrade")
+
+
+async def test_a_database_of_another_program_is_left_as_it_is(tmp_path):
+    path = tmp_path / "jobs.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE jobs (id); INSERT INTO jobs VALUES (1);")
+    await _assert_refused_unharmed(path, match="another program")
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database\n" * 1000, b"hello\n", b"SQLite format 3\0" + b"?" * 84]
+)
+async def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "jobs.db").write_bytes(content)
+    await _assert_refused_unharmed(tmp_path / "jobs.db", match="cannot open")
+
+
+async def _assert_refused_unharmed(path: Path, *, match: str) -> None:
+    before = path.read_bytes()
+    store = SqliteJobStore(path)
+    with pytest.raises(StoreError, match=match):
+        await store.open(lambda: None)
+    await store.close()
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir() if not p.name.endswith("-bells")] == ["jobs.db"]
+
+
+async def test_a_folder_in_place_of_the_file_is_a_store_error(tmp_path):
+    (tmp_path / "jobs.db").mkdir()
+    with pytest.raises(StoreError, match="cannot open"):
+        async with opened(tmp_path / "jobs.db"):
+            pass
+
+
+async def test_a_file_in_place_of_the_folder_is_a_store_error(tmp_path):
+    (tmp_path / "folder").write_text("in the way")
+    with pytest.raises(StoreError, match="cannot open"):
+        async with opened(tmp_path / "folder" / "jobs.db"):
+            pass
+
+
+@pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o755, 0o444), (0o555, None)])
+async def test_a_database_that_may_not_be_written_is_a_store_error(
+    tmp_path, folder_mode, file_mode
+):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+    if file_mode is None:
+        (tmp_path / "jobs.db").unlink()
+    else:
+        (tmp_path / "jobs.db").chmod(file_mode)
+    tmp_path.chmod(folder_mode)
+    as_nobody = """
+    if os.getuid() == 0:
+        os.setuid(65534)  # root may write everything
+    try:
+        await store.open(lambda: None)
+    except StoreError as error:
+        say("StoreError", error)
+    await store.close()
+    """
+    with process(*child(as_nobody), folder=tmp_path) as running:
+        told = running.stdout.readline()
+        assert told == "StoreError cannot open jobs.db: [Errno 13] Permission denied: 'jobs.db'\n"
+        assert ends_well(running)
+
+
+# Versions.
+
+
+async def test_a_version_1_file_opens_with_its_data(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    async with opened(path) as store:
+        assert await store.get("old/job") == OLD_JOB
+        for fields in ({}, {"tags": ["green"]}, {"name": "Old"}, {"created_before": WHEN[1]}):
+            assert await store.page(Query(filter=JobFilter(fields))) == [OLD_JOB.record]
+        assert await store.count(JobFilter()) == {Status.failed: 1}
+        assert await store.history() == OLD_HISTORY
+        assert await store.last_seq() == 12
+        assert await store.commit([make_save(OLD_JOB.record), make_insert(make_record())]) == [
+            13,
+            14,
+        ]
+
+
+async def test_a_migrated_file_is_built_like_a_new_one(tmp_path):
+    _make_version_1(tmp_path / "old.db")
+    for name in ("old.db", "new.db"):
+        async with opened(tmp_path / name):
+            pass
+    assert _build(tmp_path / "old.db") == _build(tmp_path / "new.db")
+
+
+async def test_a_new_file_says_whose_it_is_and_of_which_version(tmp_path):
+    async with opened(tmp_path / "jobs.db"):
+        pass
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    assert (application_id, version) == (APPLICATION_ID, len(MIGRATIONS)) == (0x414E4F44, version)
+
+
+def _make_version_1(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"BEGIN; {VERSION_1}; COMMIT;")
+    assert len(MIGRATIONS) >= 1
+
+
+def _build(path: Path) -> set[tuple[str, str]]:
+    """Return the statements the tables and indexes were made with, however indented."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {(name, " ".join(sql.split())) for name, sql in rows}
+
+
+WHEN = [
+    datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC),
+    datetime(2023, 11, 14, 22, 13, 21, tzinfo=UTC),
+]
+OLD_JOB = Stored(
+    record=JobRecord(
+        self_id="old/job",
+        status="failed",
+        last_update=WHEN[1],
+        last_pid=4711,
+        dirname="/srv/jobs",
+        cwd="/srv",
+        logdir="/srv/jobs/job_logs",
+        logfile="old%2Fjob",
+        command=["sh", "-c", "exit 3"],
+        name="Old",
+        tags=["red", "green"],
+        metadata={"a": [1, None]},
+        user_id="u1",
+        workflow_id="w1",
+        timeout=1.5,
+        created_at=WHEN[0],
+        started_at=WHEN[0].replace(microsecond=500_000),
+        finished_at=WHEN[1],
+        exit_code=3,
+        evidence="observed",
+        error="exit code 3",
+        host="h",
+        reached=["starting", "failed"],
+        revision=2,
+    ),
+    launch=Launch(
+        job_id="old/job",
+        argv=("sh", "-c", "exit 3"),
+        cwd="/srv",
+        base_env={"COLOUR": "\udcff", "PATH": "/bin"},
+        envs={"A": "b"},
+        logs=LogPlan(stdout=Path("/srv/o.txt"), stderr=Path("/srv/e.txt")),
+        timeout=1.5,
+        stop_grace=10.0,
+    ),
+    attempt=Attempt(
+        token="t0ken",
+        supervisor="h:1",
+        pid=4711,
+        start_time=12.5,
+        boot_id="b",
+        started_monotonic=0.5,
+        pipes=(3, 4),
+    ),
+)
+OLD_HISTORY = [
+    JobEvent(seq=7, kind="status", at=WHEN[0], job_id="old/job", attempt=1, status=Status.starting),
+    JobEvent(
+        seq=9,
+        kind="status",
+        at=WHEN[1],
+        job_id="old/job",
+        attempt=1,
+        previous=Status.starting,
+        status=Status.failed,
+        why="exit code 3",
+    ),
+]
+
+
+# Other processes.
+
+LOCK_HOLDER = """
+import sqlite3, sys
+connection = sqlite3.connect("jobs.db", isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+connection.close()
+"""
+VISITOR = """
+import sqlite3
+connection = sqlite3.connect("jobs.db")
+print([job_id for job_id, in connection.execute("SELECT job_id FROM jobs ORDER BY job_id")])
+connection.close()
+"""
+
+
+async def test_a_commit_waits_until_another_process_lets_go_of_the_file(tmp_path):
+    async with opened(tmp_path / "jobs.db") as store:
+        with process(sys.executable, "-c", LOCK_HOLDER, folder=tmp_path) as holder:
+            assert holder.stdout.readline() == "locked\n"
+            commit = asyncio.create_task(put(store, "a"))
+            await asyncio.wait([commit], timeout=2)
+            assert not commit.done()
+            assert await store.get("a") is None, "reading need not wait"
+            holder.stdin.write("let go\n")
+            assert await commit == [1]
+            assert ends_well(holder)
+
+
+async def test_a_commit_that_waited_in_vain_harms_no_later_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("anodejobs.stores.sqlite._BUSY_TIMEOUT_S", 0.1)
+    env = {"COLOUR": "red"}
+    first, second = (make_insert(make_record(job_id), base_env=env) for job_id in "ab")
+    async with opened(tmp_path / "jobs.db") as store:
+        with process(sys.executable, "-c", LOCK_HOLDER, folder=tmp_path) as holder:
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(StoreError, match="locked"):
+                await store.commit([first])
+            holder.stdin.write("let go\n")
+            assert ends_well(holder)
+        assert await store.commit([second]) == [1]
+        assert await store.get("a") is None
+        stored = await store.get("b")
+        assert stored == Stored(record=second.record, launch=second.launch, attempt=second.attempt)
+
+
+async def test_many_processes_can_make_the_database_at_once(tmp_path):
+    open_at_once = """
+    say("ready")
+    sys.stdin.readline()
+    await store.open(lambda: None)
+    say(*await put(store, str(os.getpid())))
+    await store.close()
+    """
+    command = child(open_at_once)
+    with (
+        process(*command, folder=tmp_path) as a,
+        process(*command, folder=tmp_path) as b,
+        process(*command, folder=tmp_path) as c,
+        process(*command, folder=tmp_path) as d,
+    ):
+        for running in (a, b, c, d):
+            assert running.stdout.readline() == "ready\n"
+        for running in (a, b, c, d):
+            running.stdin.write("go\n")
+        seqs = sorted(int(running.stdout.readline()) for running in (a, b, c, d))
+        assert all(ends_well(running) for running in (a, b, c, d))
+    assert seqs == [1, 2, 3, 4]
+    async with opened(tmp_path / "jobs.db") as store:
+        assert await ids_in(store) == sorted(str(running.pid) for running in (a, b, c, d))
+
+
+async def test_a_commit_in_another_process_is_told_on_the_loop(tmp_path):
+    told = asyncio.Event()
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    await store.open(told.set)
+    commit_when_asked = """
+    await store.open(lambda: None)
+    say("ready")
+    while sys.stdin.readline():
+        say(*await put(store, "theirs"))
+    await store.close()
+    """
+    with process(*child(commit_when_asked), folder=tmp_path) as running:
+        assert running.stdout.readline() == "ready\n"
+        assert not told.is_set()
+        running.stdin.write("commit\n")
+        async with asyncio.timeout(PATIENCE_S):
+            await told.wait()
+        assert await ids_in(store) == ["theirs"]
+        assert ends_well(running)
+    await store.close()
+
+
+async def test_a_second_store_in_the_process_does_not_loosen_the_hold_of_the_first(tmp_path):
+    """To close a file gives up all locks that the process has on it, whoever took them."""
+
+    def visit() -> str:
+        with process(sys.executable, "-c", VISITOR, folder=tmp_path) as visitor:
+            found = visitor.stdout.readline()
+            assert ends_well(visitor)
+            return found
+
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "before")
+        async with opened(tmp_path / "jobs.db"):
+            pass
+        assert visit() == "['before']\n"
+        await put(store, "after")
+        assert visit() == "['after', 'before']\n"
+
+
+async def test_what_a_killed_process_was_told_is_committed_is_there(tmp_path):
+    commit_for_ever = """
+    await store.open(lambda: None)
+    n = 0
+    while True:
+        ids = [f"{n}-{m}" for m in range(5)]
+        await put(store, *ids)
+        say(*ids)
+        n += 1
+    """
+    with process(*child(commit_for_ever), folder=tmp_path) as running:
+        told = [running.stdout.readline() for _ in range(200)]
+        running.kill()
+        told += running.stdout.readlines()
+    async with opened(tmp_path / "jobs.db") as store:
+        found = set(await ids_in(store))
+        whole = {f"{n}-{m}" for n in range(len(found) // 5) for m in range(5)}
+        assert set(" ".join(told).split()) <= found == whole
+        assert [event.seq for event in await store.history()] == list(range(1, len(found) + 1))
+        assert await store.count(JobFilter()) == {Status.running: len(found)}
+        assert await put(store, "after") == [len(found) + 1]
+
+
+async def test_the_bell_of_a_killed_process_is_cleared_away(tmp_path):
+    wait_to_be_killed = """
+    await store.open(lambda: None)
+    say("ready")
+    await asyncio.Event().wait()
+    """
+    with process(*child(wait_to_be_killed), folder=tmp_path) as running:
+        running.stdout.readline()
+    bells = tmp_path / "jobs.db-bells"
+    assert len(list(bells.iterdir())) == 1
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        assert len(list(bells.iterdir())) == 1, "its own"
+
+
+async def test_a_commit_that_cannot_be_told_to_others_is_no_failure(tmp_path):
+    """As when no descriptor is left to ring with; here one that is no bell is in the way."""
+    (tmp_path / "jobs.db-bells" / "no-bell").mkdir(parents=True)
+    async with opened(tmp_path / "jobs.db") as store:
+        assert await put(store, "a") == [1]
+
+
+# Full disks.
+
+FILL_AND_GO_ON = """
+    fill_up, make_room = {fill_up}, {make_room}
+    await store.open(lambda: None)
+    await put(store, "before")
+    fill_up()
+    n, env = 0, {{"COLOUR": "red"}}
+    try:
+        while n < 1000:
+            await store.commit([make_insert(make_record(f"big-{{n}}", description="x" * 10_000),
+                                            base_env=env)])
+            n += 1
+    except StoreError as error:
+        say("StoreError", error)
+    say(n)
+    for job_id in ["before", *(f"big-{{m}}" for m in range(n))]:
+        assert (await store.get(job_id)).record.self_id == job_id
+    assert await store.get(f"big-{{n}}") is None
+    make_room()
+    await store.commit([make_insert(make_record("after"), base_env=env)])
+    assert (await store.get("after")).launch.base_env == env
+    say(*await put(store, *(f"more-{{m}}" for m in range(50))))
+    await store.close()
+    """
+
+
+async def test_no_more_space_for_the_file_is_a_store_error_until_there_is_again(tmp_path):
+    body = FILL_AND_GO_ON.format(
+        fill_up="lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, -1))",
+        make_room="lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))",
+    )
+    with process(*child(body), folder=tmp_path) as running:
+        await _assert_failed_and_went_on(running)
+    async with opened(tmp_path / "jobs.db") as store:
+        assert {"before", "after", "big-0", "more-49"} <= set(await ids_in(store))
+
+
+@pytest.mark.skipif(not IS_LINUX or not shutil.which("unshare"), reason="needs a disk of its own")
+async def test_a_full_disk_is_a_store_error_until_there_is_room_again(tmp_path):
+    a_small_disk = """
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", os.getcwd()])
+    say("mounted" if mounted.returncode == 0 else "not mounted")
+    os.chdir(os.getcwd())
+    """
+    body = a_small_disk + FILL_AND_GO_ON.format(
+        fill_up='lambda: open("ballast", "wb", buffering=0).write(bytes(1_000_000))',
+        make_room='lambda: os.unlink("ballast")',
+    )
+    unshare = ("unshare", "--user", "--map-root-user", "--mount")
+    with process(*unshare, *child(body), folder=tmp_path) as running:
+        if running.stdout.readline() != "mounted\n":
+            pytest.skip("this machine lets nobody mount a small disk")
+        await _assert_failed_and_went_on(running)
+
+
+async def _assert_failed_and_went_on(running: subprocess.Popen[str]) -> None:
+    assert running.stdout.readline().startswith("StoreError cannot write to jobs.db: ")
+    assert int(running.stdout.readline()) > 0
+    assert len(running.stdout.readline().split()) == 50
+    assert ends_well(running)

@@ -1,0 +1,88 @@
+"""The stores of the package keep the contract of a store, and a URL names the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anodejobs import InvalidJob, JobFilter, Jobs, MemoryJobStore, SqliteJobStore, StoreError
+from anodejobs.stores import from_url
+from anodejobs.stores.base import JobStore, Query
+from anodejobs.testing import DurableStoreContract, StoreContract
+
+
+class TestMemoryJobStore(StoreContract):
+    async def make_store(self, folder: Path) -> JobStore:
+        return MemoryJobStore()
+
+
+class TestSqliteJobStore(DurableStoreContract):
+    async def make_store(self, folder: Path) -> JobStore:
+        return SqliteJobStore(folder / "jobs.db")
+
+
+def test_a_memory_url_names_a_memory_store():
+    assert isinstance(from_url("memory://"), MemoryJobStore)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///jobs.db", "jobs.db"),
+        ("sqlite:///some/where/jobs.db", "some/where/jobs.db"),
+        ("sqlite:////var/lib/jobs.db", "/var/lib/jobs.db"),
+        ("sqlite:////var/my%20jobs%23.db", "/var/my jobs#.db"),
+    ],
+)
+def test_a_sqlite_url_names_a_file(url, path):
+    store = from_url(url)
+    assert isinstance(store, SqliteJobStore)
+    assert store.path == Path(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "jobs.db", "postgresql://host/jobs", "sqlite://", "sqlite:///", "sqlite://host/jobs.db"],
+)
+def test_a_url_of_no_store_is_a_store_error(url):
+    with pytest.raises(StoreError, match="use memory:// or sqlite:///"):
+        from_url(url)
+
+
+def test_the_password_in_a_url_is_not_repeated():
+    with pytest.raises(StoreError) as caught:
+        from_url("postgresql://me:hunter2@host/jobs")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_unknown_durability_is_a_store_error():
+    with pytest.raises(StoreError, match="'process' or 'power'"):
+        from_url("sqlite:///jobs.db", durability="none")
+
+
+@pytest.mark.parametrize("folder", ["a#b", "a?b", "a%20b", "a b", "ü", "a;b", "a\tb"])
+async def test_a_folder_may_have_any_name(tmp_path, folder):
+    async with Jobs(db_path=tmp_path / folder):
+        assert (tmp_path / folder / "jobs.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sort_by": "command"},
+        {"sort_by": "created_at; DROP TABLE jobs"},
+        {"limit": -1},
+        {"limit": 1.5},
+        {"limit": True},
+        {"limit": "1"},
+        {"offset": -1},
+        {"offset": None},
+    ],
+    ids=str,
+)
+def test_a_query_that_cannot_be_answered_is_an_invalid_job(wrong):
+    with pytest.raises(InvalidJob) as caught:
+        Query(filter=JobFilter(), **wrong)
+    assert caught.value.field == next(iter(wrong))

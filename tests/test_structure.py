@@ -1,0 +1,332 @@
+"""The shape of the package: what is public, who knows whom, and what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import anodejobs
+
+ROOT = Path(anodejobs.__file__).parent
+
+PUBLIC = [
+    "AnodeJobsError",
+    "ExecutorError",
+    "InvalidJob",
+    "InvalidTransition",
+    "JobActive",
+    "JobEvent",
+    "JobFilter",
+    "JobNotFound",
+    "JobOptions",
+    "JobRecord",
+    "JobRecordDict",
+    "JobSpec",
+    "JobStore",
+    "Jobs",
+    "LogChunk",
+    "MemoryJobStore",
+    "SqliteJobStore",
+    "Status",
+    "StatusUnreachable",
+    "StoreError",
+    "Usage",
+    "WaitTimeout",
+]
+
+# From the bottom up: a module here knows only those above it in this list, and not its own line.
+LAYERS = [
+    ["errors", "events"],
+    ["logs", "records"],
+    ["executors.base", "transitions"],
+    ["executors.tree", "executors.pidfds", "stores.base"],
+    ["executors.processes", "stores.doorbell", "stores.memory"],
+    ["stores.sqlite", "jobdb"],
+    ["follower", "watcher"],
+    ["jobs"],
+]
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+
+
+# What is public.
+
+
+def test_the_public_names_are_these():
+    assert anodejobs.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_resolves(name):
+    value = getattr(anodejobs, name)
+    assert value.__name__ == name
+    assert name in dir(anodejobs)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'anodejobs' has no attribute 'Job'"):
+        _ = anodejobs.Job
+
+
+def test_a_star_import_gives_the_public_names():
+    names: dict[str, object] = {}
+    exec("from anodejobs import *", names)
+    assert sorted(names.keys() - {"__builtins__"}) == sorted(PUBLIC)
+
+
+def test_a_type_checker_sees_the_names_that_python_sees():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if _is_for_type_checkers(node)]
+    seen = [alias.name for node in block.body for alias in node.names]
+    assert sorted(seen) == sorted(PUBLIC)
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["errors", "records", "transitions"])
+def test_what_a_module_calls_public_is_there(module):
+    imported = importlib.import_module(f"anodejobs.{module}")
+    for name in imported.__all__:
+        assert hasattr(imported, name), name
+
+
+# What an import costs.
+
+STORES_AND_WEB = {"sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Return the modules a fresh interpreter has after the statement."""
+    code = f"{statement}; import sys; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(told.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "anodejobs",
+        "anodejobs.errors",
+        "anodejobs.events",
+        "anodejobs.records",
+        "anodejobs.transitions",
+        "anodejobs.jobdb",
+        "anodejobs.stores.memory",
+    ],
+)
+def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
+    imported = imported_by(f"import {module}")
+    assert not imported & {*STORES_AND_WEB, "psutil", "anodejobs.jobs", "anodejobs.testing"}
+
+
+@pytest.mark.parametrize("module", ["anodejobs", "anodejobs.errors", "anodejobs.events"])
+def test_the_smallest_modules_import_the_standard_library_only(module):
+    strangers = {name.partition(".")[0] for name in imported_by(f"import {module}")}
+    bare = {name.partition(".")[0] for name in imported_by("pass")}
+    assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
+
+
+def test_processes_import_no_models_and_no_database():
+    imported = imported_by("import anodejobs.executors.processes")
+    assert not imported & {*STORES_AND_WEB, "pydantic", "anyio"}
+    assert not {name for name in imported if name.startswith("anodejobs.stores")}
+
+
+def test_a_record_by_its_public_name_imports_no_database():
+    imported = imported_by("from anodejobs import JobRecord, JobFilter, Status, InvalidJob")
+    assert not imported & {*STORES_AND_WEB, "anodejobs.jobs"}
+
+
+def test_the_facade_imports_no_web_and_no_tests():
+    imported = imported_by("from anodejobs import Jobs")
+    assert not imported & {"fastapi", "starlette", "aiohttp", "pytest", "anodejobs.testing"}
+
+
+# Who knows whom.
+
+
+def test_no_import_is_part_of_a_cycle():
+    known = {module: set(_imports(module)) for module in _modules()}
+    while free := {module for module, knows in known.items() if not knows & known.keys()}:
+        known = {module: knows for module, knows in known.items() if module not in free}
+    assert not known
+
+
+@pytest.mark.parametrize("module", LEVEL)
+def test_a_module_knows_only_those_under_it(module):
+    above = {known for known in _imports(module) if LEVEL.get(known, -1) >= LEVEL[module]}
+    assert not above
+
+
+def test_errors_and_events_know_nothing_of_the_package():
+    assert list(_imports("errors")) == []
+    assert list(_imports("events")) == []
+
+
+def test_records_know_neither_stores_nor_processes():
+    assert set(_imports("records")) <= {"errors", "events"}
+    assert set(_imports("transitions")) <= {"errors", "events", "records"}
+
+
+def test_executors_know_neither_records_nor_stores():
+    for module in _modules("executors"):
+        for known in _imports(module):
+            assert known in ("errors", "events", "logs") or known.startswith("executors"), module
+
+
+def test_stores_know_nothing_above_them():
+    for module in _modules("stores"):
+        for known in _imports(module):
+            assert known.startswith("stores") or known in (
+                "errors",
+                "events",
+                "records",
+                "executors.base",
+            ), module
+
+
+def test_the_writer_of_records_knows_no_technology():
+    for known in _imports("jobdb"):
+        if known.startswith(("executors", "stores")):
+            assert known in ("executors.base", "stores.base")
+
+
+@pytest.mark.parametrize("module", ["watcher", "follower"])
+def test_the_supervisor_knows_contracts_only(module):
+    for known in _imports(module):
+        if known.startswith(("executors", "stores")):
+            assert known in ("executors.base", "stores.base")
+
+
+def test_nothing_but_the_outermost_knows_the_facade():
+    knowing = {module for module in _modules() if "jobs" in set(_imports(module))}
+    assert {module.partition(".")[0] for module in knowing} <= {"web", "cli"}
+
+
+def test_nothing_imports_the_test_suites():
+    assert not [module for module in _modules() if "testing" in set(_imports(module))]
+
+
+# Who may touch what.
+
+
+def test_only_stores_speak_sql():
+    for module in _modules():
+        if not module.startswith("stores"):
+            assert not _foreign(module) & {"sqlite3", "aiosqlite", "sqlalchemy"}, module
+            sentences = [text for text in _texts(module) if _is_sql(text)]
+            assert not sentences, module
+
+
+def test_only_executors_touch_processes():
+    forbidden = {
+        *("os.kill", "os.killpg", "os.fork", "os.forkpty", "os.waitpid", "os.waitid", "os.wait"),
+        *("os.pidfd_open", "os.posix_spawn", "os.system", "os.execv", "os.execve", "os.execvpe"),
+        *("signal.pidfd_send_signal", "asyncio.create_subprocess_exec"),
+        *("asyncio.create_subprocess_shell",),
+    }
+    for module in _modules():
+        if not module.startswith("executors"):
+            assert not _foreign(module) & {"psutil", "subprocess", "multiprocessing"}, module
+            assert not set(_dotted_names(module)) & forbidden, module
+
+
+def test_nothing_forks():
+    """Not even through Popen: with these arguments it does not use vfork."""
+    slow = {"preexec_fn", "user", "group", "extra_groups"}
+    for module in _modules("executors"):
+        for node in ast.walk(_tree(module)):
+            if isinstance(node, ast.Call) and "subprocess" in ast.unparse(node.func).lower():
+                assert not slow & {keyword.arg for keyword in node.keywords}, module
+        assert not set(_dotted_names(module)) & {"os.fork", "os.forkpty"}, module
+
+
+def test_a_status_is_set_in_transitions_only():
+    for module in _modules():
+        if module in ("transitions", "testing"):
+            continue
+        for node in ast.walk(_tree(module)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("JobRecord"):
+                assert "status" not in {keyword.arg for keyword in node.keywords}, module
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".model_copy"):
+                assert "'status'" not in ast.unparse(node) or module.startswith("stores"), module
+
+
+def test_no_module_is_named_like_one_of_the_standard_library():
+    names = {part for module in _modules() for part in module.split(".")}
+    assert not names & sys.stdlib_module_names
+
+
+# Reading the package.
+
+
+def _modules(folder: str = "") -> list[str]:
+    """Return the names of all modules but the package itself, without its name."""
+    names = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names.append(".".join(parts).removesuffix("__init__").removesuffix("."))
+    return [name for name in names if name]
+
+
+def _tree(module: str) -> ast.Module:
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text())
+
+
+def _imported(module: str) -> Iterator[str]:
+    """Give all that the module imports when it runs, also late, by full names."""
+    todo: list[ast.AST] = [_tree(module)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not _is_for_type_checkers(node):
+            todo += ast.iter_child_nodes(node)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _imports(module: str) -> Iterator[str]:
+    """Give the modules of the package that the module imports."""
+    modules = set(_modules())
+    for name in _imported(module):
+        package, _, inner = name.partition(".")
+        if package == "anodejobs":
+            yield inner if inner in modules else inner.rpartition(".")[0]
+
+
+def _foreign(module: str) -> set[str]:
+    """Return the names of other packages that the module imports."""
+    return {name.partition(".")[0] for name in _imported(module)} - {"anodejobs"}
+
+
+def _dotted_names(module: str) -> Iterator[str]:
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+    yield from _imported(module)
+
+
+def _texts(module: str) -> Iterator[str]:
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _is_sql(text: str) -> bool:
+    starts = ("SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM ", "CREATE TABLE ", "PRAGMA ")
+    return text.lstrip().startswith(starts)

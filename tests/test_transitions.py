@@ -1,0 +1,499 @@
+"""The life of a job: every cell of the table, and what each event says beside the status."""
+
+from __future__ import annotations
+
+import copy
+from datetime import timedelta
+from signal import Signals
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anodejobs import InvalidTransition, JobRecord, Status, StatusUnreachable
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Claimed,
+    Event,
+    Exited,
+    Lost,
+    Paused,
+    Resumed,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+    utc_now,
+)
+from anodejobs.records import TERMINAL
+from anodejobs.transitions import (
+    EVENTS,
+    SIGNALLABLE,
+    TABLE,
+    has_reached,
+    opened,
+    renewed,
+    reopened,
+    transition,
+)
+
+NOW = utc_now()
+EARLIER = NOW - timedelta(minutes=1)
+ATTEMPT = Attempt(token="t0ken", supervisor="nobody", pid=4711)
+
+CODE_0 = Exited(at=NOW, exit_code=0, evidence="observed")
+CODE_3 = Exited(at=NOW, exit_code=3, evidence="observed")
+KILLED = Exited(at=NOW, exit_code=-9, evidence="observed")
+EXAMPLES = {
+    "Started": Started(at=NOW, attempt=ATTEMPT),
+    "StartFailed": StartFailed(at=NOW, error="no such program"),
+    "Claimed": Claimed(at=NOW),
+    "Adopted": Adopted(at=NOW, attempt=ATTEMPT),
+    "Paused": Paused(at=NOW),
+    "Resumed": Resumed(at=NOW),
+    "StopRequested": StopRequested(at=NOW),
+    "StopFailed": StopFailed(at=NOW, error="alive after SIGKILL"),
+    "Exited 0": CODE_0,
+    "Exited 3": CODE_3,
+    "Lost": Lost(at=NOW, error="it is gone"),
+}
+
+# What each event makes of each status. "=" leaves the record as it is, "!" is refused.
+EXPECTED = """
+              Started  StartFailed   Claimed      Adopted      Paused  Resumed  StopRequested  StopFailed   Exited_0  Exited_3  Lost
+pending       !        !             !            !            !       !        !              !            !         !         !
+queued        !        !             !            !            !       !        !              !            !         !         !
+starting      running  failed_start  starting     running      !       !        !              !            !         !         lost
+running       !        !             running      running      paused  =        stopping       !            finished  failed    lost
+paused        !        !             paused       paused       =       running  stopping       !            finished  failed    lost
+stopping      !        !             stopping     stopping     !       !        =              failed_stop  stopped   stopped   lost
+finished      !        !             !            !            !       !        =              !            =         =         =
+failed        !        !             !            !            !       !        =              !            =         =         =
+failed_start  !        !             !            !            !       !        =              !            =         =         =
+stopped       !        !             !            !            !       !        =              !            =         =         =
+cancelled     !        !             !            !            !       !        =              !            =         =         =
+lost          !        !             !            !            !       !        =              !            =         =         =
+failed_stop   !        !             failed_stop  failed_stop  !       !        stopping       !            stopped   stopped   lost
+"""  # noqa: E501
+HEAD, *ROWS = [line.split() for line in EXPECTED.strip().splitlines()]
+CELLS = [
+    (Status(status), event.replace("_", " "), cell)
+    for status, *cells in ROWS
+    for event, cell in zip(HEAD, cells, strict=True)
+]
+
+
+def record(status: Status | str, **fields: object) -> JobRecord:
+    """Return a record as it may be in the middle of a job's life."""
+    usual = {"self_id": "a", "reached": ["starting", Status(status)], "last_update": EARLIER}
+    return JobRecord({**usual, "status": status, "revision": 5, **fields})
+
+
+# The table.
+
+
+def test_the_table_has_a_cell_for_every_pair():
+    assert set(TABLE) == set(Status)
+    for row in TABLE.values():
+        assert set(row) == set(EVENTS)
+
+
+def test_the_table_knows_every_event_there_is():
+    def below(event: type[Event]) -> set[type[Event]]:
+        return {event}.union(*(below(child) for child in event.__subclasses__()))
+
+    # A dataclass with slots is made twice, and the first one may not have been collected yet.
+    names = {event.__qualname__ for event in below(Event) if event.__module__ == Event.__module__}
+    assert {event.__qualname__ for event in EVENTS} == names - {"Event"}
+    assert len(EVENTS) == len(set(EVENTS))
+
+
+def test_every_pair_has_its_expectation_here():
+    assert [status for status, *_ in ROWS] == [status.value for status in Status]
+    assert {type(event) for event in EXAMPLES.values()} == set(EVENTS)
+    assert [name.replace("_", " ") for name in HEAD] == list(EXAMPLES)
+
+
+@pytest.mark.parametrize(("status", "name", "cell"), CELLS)
+def test_a_status_and_an_event_make(status, name, cell):
+    before = record(status)
+    event = EXAMPLES[name]
+    if cell == "!":
+        with pytest.raises(InvalidTransition) as caught:
+            transition(before, event)
+        facts = (caught.value.job_id, caught.value.status, caught.value.event)
+        assert facts == ("a", status, type(event).__name__)
+    elif cell == "=":
+        assert transition(before, event) is before
+    else:
+        assert transition(before, event).status is Status(cell)
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_no_event_changes_an_ended_job(status):
+    before = record(status)
+    for event in EXAMPLES.values():
+        try:
+            after = transition(before, event)
+        except InvalidTransition:
+            continue
+        assert after is before
+
+
+def test_the_statuses_with_known_processes_are_these():
+    assert {"running", "paused", "stopping", "failed_stop"} == SIGNALLABLE
+
+
+# What a transition does beside the status.
+
+CHANGES = [(s, name) for s, name, cell in CELLS if cell not in "!="]
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_each_change_counts_one_revision_and_tells_its_time(status, name):
+    after = transition(record(status), EXAMPLES[name])
+    assert (after.revision, after.last_update) == (6, NOW)
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_a_transition_leaves_the_record_before_it_alone(status, name):
+    before = record(status)
+    kept = copy.deepcopy(before)
+    after = transition(before, EXAMPLES[name])
+    assert before == kept
+    assert after is not before
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_each_status_is_reached_once_in_order(status, name):
+    before = record(status)
+    after = transition(before, EXAMPLES[name])
+    fresh = [] if after.status in before.reached else [after.status]
+    assert after.reached == [*before.reached, *fresh]
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_only_an_end_is_told_as_one(status, name):
+    after = transition(record(status), EXAMPLES[name])
+    assert (after.finished_at is not None) == after.is_done
+    assert (after.exit_code is not None) == (name in ("Exited 0", "Exited 3"))
+    assert (after.evidence is not None) == (after.exit_code is not None)
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_a_transition_keeps_what_was_asked_for(status, name):
+    asked = {"name": "x", "tags": ["t"], "command": ["true"], "metadata": {"a": 1}, "timeout": 2.0}
+    after = transition(record(status, **asked, created_at=EARLIER, attempt=3), EXAMPLES[name])
+    assert after.model_dump(include=set(asked)) == asked
+    assert (after.self_id, after.created_at, after.attempt) == ("a", EARLIER, 3)
+
+
+# Starting, adopting.
+
+
+def test_a_start_tells_the_pid_and_the_time():
+    after = transition(record("starting"), EXAMPLES["Started"])
+    assert (after.last_pid, after.started_at) == (4711, NOW)
+
+
+def test_a_failed_start_tells_why():
+    after = transition(record("starting"), EXAMPLES["StartFailed"])
+    assert (after.error, after.finished_at, after.exit_code) == ("no such program", NOW, None)
+
+
+def test_adopting_a_job_whose_start_nobody_told_tells_the_pid_and_the_time():
+    after = transition(record("starting"), EXAMPLES["Adopted"])
+    assert (after.status, after.last_pid, after.started_at) == ("running", 4711, NOW)
+
+
+def test_adopting_a_job_keeps_the_time_of_its_start():
+    after = transition(record("paused", started_at=EARLIER), EXAMPLES["Adopted"])
+    assert (after.status, after.started_at) == ("paused", EARLIER)
+
+
+def test_being_claimed_changes_nothing_that_users_see():
+    before = record("running", started_at=EARLIER, last_pid=1)
+    after = transition(before, EXAMPLES["Claimed"])
+    ignored = {"revision", "last_update"}
+    assert after.model_dump(exclude=ignored) == before.model_dump(exclude=ignored)
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("status", ["running", "paused"])
+@pytest.mark.parametrize(
+    ("code", "grace", "expected", "error"),
+    [
+        (0, False, "finished", None),
+        (0, True, "finished", None),
+        (1, False, "failed", "exit code 1"),
+        (255, True, "failed_start", "exit code 255"),
+        (-9, False, "failed", "killed by SIGKILL"),
+        (-15, True, "failed_start", "killed by SIGTERM"),
+        (-40, False, "failed", "killed by signal 40"),
+    ],
+)
+def test_an_exit_of_its_own(status, code, grace, expected, error):
+    exited = Exited(at=NOW, exit_code=code, evidence="adopted", in_start_grace=grace)
+    after = transition(record(status), exited)
+    assert (after.status, after.exit_code, after.error) == (expected, code, error)
+    assert (after.evidence, after.finished_at) == ("adopted", NOW)
+
+
+@pytest.mark.parametrize("signal", [s for s in Signals if s.name not in ("SIGRTMIN", "SIGRTMAX")])
+def test_an_end_by_a_signal_is_told_by_its_name(signal):
+    exited = Exited(exit_code=-signal, evidence="observed")
+    assert transition(record("running"), exited).error == f"killed by {signal.name}"
+
+
+@pytest.mark.parametrize("exited", [CODE_0, CODE_3, KILLED], ids=["code 0", "code 3", "killed"])
+def test_a_job_that_ended_because_asked_to_is_stopped_without_an_error(exited):
+    stopping = transition(record("running"), StopRequested())
+    after = transition(stopping, exited)
+    assert (after.status, after.exit_code, after.error) == ("stopped", exited.exit_code, None)
+
+
+@pytest.mark.parametrize("exited", [CODE_0, CODE_3, KILLED], ids=["code 0", "code 3", "killed"])
+def test_a_job_that_was_stopped_because_of_an_error_has_failed_with_it(exited):
+    stopping = transition(record("running"), StopRequested(error="took longer than 2 s"))
+    assert stopping.error == "took longer than 2 s"
+    after = transition(stopping, exited)
+    assert (after.status, after.exit_code) == ("failed", exited.exit_code)
+    assert after.error == "took longer than 2 s"
+
+
+@pytest.mark.parametrize("request_", [StopRequested(), StopRequested(error="took too long")])
+@pytest.mark.parametrize(
+    ("code", "grace", "expected", "error"),
+    [
+        (0, False, "finished", None),
+        (3, False, "failed", "exit code 3"),
+        (3, True, "failed_start", "exit code 3"),
+        (-11, False, "failed", "killed by SIGSEGV"),
+    ],
+)
+def test_a_job_that_was_dead_before_it_was_signalled_ended_by_itself(
+    request_, code, grace, expected, error
+):
+    exited = Exited(exit_code=code, evidence="observed", ended_by_itself=True, in_start_grace=grace)
+    after = transition(transition(record("running"), request_), exited)
+    assert (after.status, after.exit_code, after.error) == (expected, code, error)
+
+
+def test_a_second_request_to_stop_does_not_make_it_a_failure():
+    stopping = transition(record("running"), StopRequested())
+    again = transition(stopping, StopRequested(error="took too long"))
+    assert transition(again, KILLED).status == "stopped"
+
+
+def test_a_job_alive_after_sigkill_can_be_stopped_again():
+    stopping = transition(record("running"), StopRequested())
+    stuck = transition(stopping, StopFailed(error="alive after SIGKILL"))
+    assert (stuck.status, stuck.error, stuck.is_done) == (
+        "failed_stop",
+        "alive after SIGKILL",
+        False,
+    )
+    again = transition(stuck, StopRequested())
+    assert (again.status, again.error) == ("stopping", None)
+    after = transition(again, KILLED)
+    assert (after.status, after.error) == ("stopped", None)
+
+
+@pytest.mark.parametrize("status", ["starting", "running", "paused", "stopping", "failed_stop"])
+def test_a_lost_job_has_no_exit_code(status):
+    after = transition(record(status), EXAMPLES["Lost"])
+    assert (after.status, after.exit_code, after.evidence) == ("lost", None, None)
+    assert (after.error, after.finished_at) == ("it is gone", NOW)
+
+
+def test_an_error_of_the_logs_is_told_whatever_the_end():
+    exited = Exited(exit_code=0, evidence="observed", log_error="no space left")
+    after = transition(record("running"), exited)
+    assert (after.status, after.error) == ("finished", "no space left")
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (Started(attempt=ATTEMPT), None),
+        (StartFailed(error="no such program"), "no such program"),
+        (Claimed(), "its supervisor had gone"),
+        (Adopted(attempt=ATTEMPT), "adopted"),
+        (Adopted(attempt=ATTEMPT, gap=True), "adopted; the log may have a gap"),
+        (Paused(), None),
+        (Resumed(), None),
+        (StopRequested(), None),
+        (StopRequested(error="took too long", reason="asked"), "took too long"),
+        (StopRequested(reason="the application closed"), "the application closed"),
+        (StopFailed(error="alive"), "alive"),
+        (CODE_0, "exit code 0"),
+        (KILLED, "killed by signal 9"),
+        (
+            Exited(exit_code=1, evidence="observed", log_error="no space left"),
+            "exit code 1; no space left",
+        ),
+        (Lost(error="it is gone"), "it is gone"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_event_says_why_in_one_line(event, why):
+    assert event.why == why
+
+
+# A run's first record.
+
+
+def test_a_job_opens_as_starting():
+    first = opened(self_id="a", name="x")
+    assert (first.status, first.reached, first.revision) == ("starting", ["starting"], 1)
+    assert (first.self_id, first.name) == ("a", "x")
+
+
+def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run():
+    asked = {
+        "self_id": "a",
+        "dirname": "/d",
+        "cwd": "/c",
+        "logdir": "/l",
+        "logfile": "f",
+        "command": ["true"],
+        "name": "n",
+        "description": "text",
+        "tags": ["t"],
+        "metadata": {"a": 1},
+        "user_id": "u",
+        "workflow_id": "w",
+        "timeout": 1.5,
+        "host": "h",
+    }
+    of_the_run = {
+        "status": "failed",
+        "last_update": EARLIER,
+        "last_pid": 1,
+        "attempt": 3,
+        "created_at": EARLIER,
+        "started_at": EARLIER,
+        "finished_at": EARLIER,
+        "exit_code": 1,
+        "evidence": "observed",
+        "error": "exit code 1",
+        "reached": ["starting", "running", "failed"],
+        "revision": 7,
+    }
+    assert asked.keys() | of_the_run.keys() == JobRecord.model_fields.keys()
+    again = renewed(JobRecord({**asked, **of_the_run}))
+    assert again == opened(**asked, created_at=again.created_at, last_update=again.created_at)
+    assert again.created_at >= NOW
+
+
+def test_a_run_after_another_goes_on_counting_revisions():
+    old = record("failed", revision=7)
+    first = opened(self_id="a")
+    assert reopened(first, after=old) == first.model_copy(update={"revision": 8})
+
+
+# Waiting for a status.
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_wait_for_any_end_is_over_at_the_end(status):
+    assert has_reached(record(status), None) == (status in TERMINAL)
+
+
+@pytest.mark.parametrize(
+    ("reached", "wanted", "over"),
+    [
+        (["starting"], {"starting"}, True),
+        (["starting"], {"running"}, False),
+        (["starting", "running"], {"starting"}, True),
+        (["starting", "running"], {"finished", "running"}, True),
+        (["starting", "running"], {"finished", "failed"}, False),
+        (["starting", "running", "stopping"], {"running"}, True),
+        (["starting", "running", "finished"], {"running"}, True),
+        (["starting", "running", "finished"], {"finished"}, True),
+    ],
+)
+def test_a_wait_is_over_when_the_attempt_has_reached_one_of_its_statuses(reached, wanted, over):
+    seen = record(reached[-1], reached=reached)
+    assert has_reached(seen, frozenset(Status(status) for status in wanted)) is over
+
+
+def test_a_wait_for_what_an_ended_job_never_was_ends_with_its_record():
+    ended = record("failed", reached=["starting", "failed"])
+    with pytest.raises(StatusUnreachable) as caught:
+        has_reached(ended, frozenset({Status.running, Status.finished}))
+    assert caught.value.record is ended
+    assert caught.value.wanted == ("finished", "running")
+
+
+def test_a_job_alive_after_sigkill_may_still_reach_a_status():
+    stuck = record("failed_stop", reached=["starting", "running", "stopping", "failed_stop"])
+    assert has_reached(stuck, frozenset({Status.stopped})) is False
+
+
+# Whole lives.
+
+GRAPH = {
+    (status, Status(cell)) for status, _, cell in CELLS if cell not in "!=" and cell != status
+} | {
+    # By the exit code, and where it was dead already when it was to be signalled.
+    (Status.running, Status.failed_start),
+    (Status.paused, Status.failed_start),
+    (Status.stopping, Status.finished),
+    (Status.stopping, Status.failed),
+    (Status.stopping, Status.failed_start),
+}
+ANY_EVENT = st.one_of(
+    st.sampled_from(list(EXAMPLES.values())),
+    st.builds(StopRequested, error=st.none() | st.just("took too long")),
+    st.builds(
+        Exited,
+        exit_code=st.integers(-64, 255),
+        evidence=st.sampled_from(["observed", "recorded", "adopted"]),
+        ended_by_itself=st.booleans(),
+        in_start_grace=st.booleans(),
+        log_error=st.none() | st.just("no space left"),
+    ),
+)
+
+
+@given(st.lists(ANY_EVENT, max_size=30))
+def test_no_life_leaves_the_graph_and_every_end_is_final(events):
+    now = opened(self_id="a")
+    for event in events:
+        before = now
+        try:
+            now = transition(before, event)
+        except InvalidTransition:
+            continue
+        if before.is_done:
+            assert now is before
+        if now.status is not before.status:
+            assert (before.status, now.status) in GRAPH
+        assert now.revision == before.revision + (now is not before)
+        assert now.reached[: len(before.reached)] == before.reached
+        assert now.status in now.reached
+        assert len(now.reached) == len(set(now.reached))
+        assert JobRecord.model_validate_json(now.model_dump_json()) == now
+
+
+@given(st.lists(ANY_EVENT, max_size=30))
+def test_an_end_says_what_it_knows(events):
+    now = opened(self_id="a")
+    for event in events:
+        try:
+            now = transition(now, event)
+        except InvalidTransition:
+            continue
+    if now.status in (Status.finished, Status.failed, Status.stopped):
+        assert now.exit_code is not None
+        assert now.evidence is not None
+    if now.status is Status.finished:
+        assert now.exit_code == 0
+    if now.status in (Status.failed, Status.failed_start, Status.lost):
+        assert now.error
+        assert "\n" not in now.error
+    assert (now.finished_at is not None) == now.is_done
