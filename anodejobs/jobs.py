@@ -39,7 +39,7 @@ from anodejobs.records import (
     Usage,
     check_seconds,
 )
-from anodejobs.stores import from_url
+from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey
 from anodejobs.transitions import opened, renewed
 from anodejobs.watcher import Watcher
@@ -96,10 +96,10 @@ class Jobs:
         self._log_max_bytes = log_max_bytes
         self._log_backups = log_backups
         if store is None:
-            store = f"sqlite:///{self.db_path / 'jobs.db'}"
-        self._jobdb = JobDB(
-            from_url(store, durability=durability) if isinstance(store, str) else store
-        )
+            store = sqlite_store(self.db_path / "jobs.db", durability=durability)
+        elif isinstance(store, str):
+            store = from_url(store, durability=durability)
+        self._jobdb = JobDB(store)
         self._given_executor = executor
         self._environment: dict[str, str] = {}
         self._host = socket.gethostname()

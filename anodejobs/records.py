@@ -8,6 +8,7 @@ naming the field. This module knows neither stores nor processes.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -62,25 +63,29 @@ class Status(StrEnum):
     lost = "lost"
     failed_stop = "failed_stop"
 
-    c_pending = pending
-    c_queued = queued
-    c_starting = starting
-    c_running = running
-    c_paused = paused
-    c_stopping = stopping
-    c_finished = finished
-    c_failed = failed
-    c_failed_start = failed_start
-    c_stopped = stopped
-    c_cancelled = cancelled
-    c_lost = lost
-    c_failed_stop = failed_stop
+    if TYPE_CHECKING:  # set below: as members they would appear in every schema
+        c_pending = pending
+        c_queued = queued
+        c_starting = starting
+        c_running = running
+        c_paused = paused
+        c_stopping = stopping
+        c_finished = finished
+        c_failed = failed
+        c_failed_start = failed_start
+        c_stopped = stopped
+        c_cancelled = cancelled
+        c_lost = lost
+        c_failed_stop = failed_stop
 
     @property
     def is_terminal(self) -> bool:
         """Whether a job with this status has ended for good."""
         return self in TERMINAL
 
+
+for _status in tuple(Status):
+    setattr(Status, f"c_{_status}", _status)
 
 TERMINAL = frozenset(
     {
@@ -95,13 +100,34 @@ TERMINAL = frozenset(
 
 
 def _as_utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years that can be told") from None
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("cannot be written as UTF-8") from None
+    return text
 
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("contains a NUL byte")
-    return text
+    return _text(text)
+
+
+def _json(value: JsonValue) -> JsonValue:
+    try:
+        _text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except ValueError as error:
+        raise ValueError(f"cannot be written as JSON: {error}") from None
+    return value
 
 
 def _job_id(text: str) -> str:
@@ -148,8 +174,10 @@ def check_seconds(field: str, value: float) -> float:
 Moment = Annotated[datetime, Field(strict=False), AfterValidator(_as_utc)]
 Seconds = Annotated[float, AfterValidator(_seconds)]
 JobId = Annotated[str, AfterValidator(_job_id)]
+Text = Annotated[str, AfterValidator(_text)]
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_json)]
 Tags = Annotated[
-    list[str],
+    list[Text],
     Field(strict=False),
     BeforeValidator(lambda v: list(v) if isinstance(v, (set, frozenset, tuple)) else v),
 ]
@@ -181,8 +209,12 @@ class _Model(BaseModel, metaclass=_NamesFields):
     def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
         if isinstance(data, _Model):
             data = data.model_dump(exclude_unset=True)
+        fields = {**(data or {}), **fields}
+        for name in fields:
+            if not isinstance(name, str):
+                raise InvalidJob(repr(name), "there is no such field")
         try:
-            super().__init__(**{**(data or {}), **fields})
+            super().__init__(**fields)
         except ValidationError as error:
             raise _named(error) from None
 
@@ -349,14 +381,14 @@ class JobSpec(_Model):
         str, BeforeValidator(lambda v: os.fspath(v) if isinstance(v, os.PathLike) else v),
         AfterValidator(_no_nul),
     ] | None = None  # fmt: skip
-    envs: Annotated[dict[str, str], AfterValidator(_environment)] = {}
+    envs: Annotated[dict[str, str], AfterValidator(_environment), Field(repr=False)] = {}
     inherit_env: bool = True
-    name: str | None = None
-    description: str | None = None
+    name: Text | None = None
+    description: Text | None = None
     tags: Tags = []
-    metadata: dict[str, JsonValue] = {}
-    user_id: str | None = None
-    workflow_id: str | None = None
+    metadata: Metadata = {}
+    user_id: Text | None = None
+    workflow_id: Text | None = None
     timeout: Seconds | None = None
     stop_grace: Seconds | None = None
     start_grace: Seconds = 0.0

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -580,16 +579,16 @@ class StoreContract:
         assert await _counts(store, filter) == {Status.running: 1}
 
     @pytest.mark.parametrize("offset", [0, 1])
-    async def test_a_limit_may_be_as_large_as_numbers_get(
+    async def test_a_limit_may_be_as_large_as_a_query_allows(
         self, store: JobStore, offset: int
     ) -> None:
         records = [await _put(store, make_record(job_id)) for job_id in "abc"]
-        query = Query(filter=JobFilter(), limit=sys.maxsize, offset=offset)
+        query = Query(filter=JobFilter(), limit=2**62 - 1, offset=offset)
         assert await store.page(query) == records[offset:]
 
     async def test_an_offset_beyond_the_end_gives_an_empty_page(self, store: JobStore) -> None:
         await _put(store, make_record())
-        for offset in (1, sys.maxsize):
+        for offset in (1, 2**62 - 1):
             assert await store.page(Query(filter=JobFilter(), limit=10, offset=offset)) == []
 
     @pytest.mark.parametrize("sort_by", SORT_KEYS)

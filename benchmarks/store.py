@@ -107,7 +107,7 @@ def _write_each(path: Path, changes: Iterable[Change], expected: int) -> Figures
         for change in changes:
             _write(connection, change)
         figures = _figures(watch, expected)
-        ((entries,),) = connection.execute("SELECT count(*) FROM history WHERE previous IS NOT NULL")
+        ((entries,),) = connection.execute("SELECT count(previous) FROM history")
     expect("changes in the history", entries, expected)
     return figures
 

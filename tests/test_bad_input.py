@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ BAD_SPECS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("field", "wrong"), BAD_SPECS, ids=[ascii(wrong)[:60] for _, wrong in BAD_SPECS]
+    ("field", "wrong"),
+    BAD_SPECS,
+    ids=[re.sub(" at 0x[0-9a-f]+", "", ascii(wrong))[:60] for _, wrong in BAD_SPECS],
 )
 async def test_a_run_with_bad_input_is_refused(
     jobs: Jobs, tmp_path: Path, field: str, wrong: dict[str, Any]

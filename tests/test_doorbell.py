@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import stat
 import threading
 from collections.abc import Iterator
@@ -162,6 +163,19 @@ async def test_a_bell_that_cannot_be_rung_keeps_no_other_from_being_rung(tmp_pat
     finally:
         for doorbell in bells:
             doorbell.close()
+
+
+async def test_ringing_without_a_descriptor_left_is_no_error(tmp_path):
+    ear = Ear()
+    with bell(tmp_path) as ringer, bell(tmp_path, ear):
+        _, most = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        try:
+            ringer.ring()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        ringer.ring()
+        await ear.hears()
 
 
 async def test_ringing_after_the_folder_is_gone_does_nothing(tmp_path):

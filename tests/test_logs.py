@@ -45,6 +45,7 @@ job_ids = st.text(
     st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1, max_size=200
 ).filter(str.isprintable)
 untimed = settings(deadline=None)
+on_disk = settings(deadline=None, max_examples=50)
 pieces = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
 
 
@@ -133,7 +134,7 @@ def test_the_text_of_a_chunk_has_a_mark_for_what_is_no_utf8() -> None:
 # Files.
 
 
-@untimed
+@on_disk
 @given(pieces, st.integers(1, 50))
 def test_no_file_of_a_log_exceeds_max_bytes(written: list[bytes], max_bytes: int) -> None:
     with new_log(max_bytes, 1000) as log:
@@ -185,7 +186,7 @@ def test_offsets_go_on_across_rotation(log: Callable[..., LogFile]) -> None:
     assert rotating.offset == 9
 
 
-@untimed
+@on_disk
 @given(pieces, pieces, st.none() | st.integers(1, 50), st.integers(0, 3))
 def test_a_log_that_is_opened_again_goes_on_at_the_same_offset(
     before: list[bytes], after: list[bytes], max_bytes: int | None, backups: int
@@ -305,7 +306,7 @@ def test_a_reader_of_removed_logs_can_read_on(log: Callable[..., LogFile]) -> No
 # Readers.
 
 
-@untimed
+@on_disk
 @given(
     st.binary(min_size=1, max_size=400),
     st.integers(1, 100),
@@ -322,7 +323,7 @@ def test_a_log_reads_as_it_was_written_from_any_offset(
         assert reader.offset == max(offset, len(written))
 
 
-@untimed
+@on_disk
 @given(
     st.binary(min_size=1, max_size=400),
     st.integers(1, 60),
@@ -339,7 +340,7 @@ def test_where_bytes_are_gone_a_reader_goes_on_with_the_oldest_kept(
         assert read_all(reader, limit) == written[max(offset, len(written) - kept) :]
 
 
-@untimed
+@on_disk
 @given(pieces, st.integers(1, 30), st.integers(0, 2), st.integers(0, 100), st.integers(1, 40))
 def test_a_reader_that_keeps_up_gets_each_byte_once(
     written: list[bytes], max_bytes: int, backups: int, offset: int, limit: int
@@ -382,7 +383,7 @@ def test_reading_a_log_that_nobody_has_written_gives_nothing(tmp_path: Path) -> 
         assert reader.end() == 0
 
 
-@untimed
+@on_disk
 @given(pieces, st.none() | st.integers(1, 50), st.integers(0, 3))
 def test_the_end_of_a_log_is_how_much_was_written(
     written: list[bytes], max_bytes: int | None, backups: int

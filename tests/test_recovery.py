@@ -336,7 +336,7 @@ async def test_only_pipes_that_were_made_for_the_job_are_opened(tmp_path: Path, 
         await executor.close()
 
 
-async def test_the_kernel_gives_the_exit_code_of_a_process_that_is_no_child() -> None:
+def test_the_kernel_gives_the_exit_code_of_a_process_once_it_is_reaped() -> None:
     if not KERNEL_TELLS:
         pytest.skip("this kernel gives exit codes to parents only")
     process = subprocess.Popen(python("raise SystemExit(5)"))

@@ -328,8 +328,7 @@ async def test_a_database_that_may_not_be_written_is_a_store_error(
     await store.close()
     """
     with process(*child(as_nobody), folder=tmp_path) as running:
-        told = running.stdout.readline()
-        assert told == "StoreError cannot open jobs.db: [Errno 13] Permission denied: 'jobs.db'\n"
+        assert running.stdout.readline().startswith("StoreError cannot open jobs.db: ")
         assert ends_well(running)
 
 

@@ -77,8 +77,10 @@ async def test_a_folder_may_have_any_name(tmp_path, folder):
         {"limit": 1.5},
         {"limit": True},
         {"limit": "1"},
+        {"limit": 2**62},
         {"offset": -1},
         {"offset": None},
+        {"offset": 2**62},
     ],
     ids=str,
 )

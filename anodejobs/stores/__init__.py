@@ -20,11 +20,16 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
 
         return MemoryJobStore()
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
-        from anodejobs.stores.sqlite import SqliteJobStore
-
         # As SQLAlchemy has it: three slashes before a relative path, four before an absolute one.
-        return SqliteJobStore(Path(unquote(parts.path[1:])), durability=durability)
+        return sqlite_store(Path(unquote(parts.path[1:])), durability=durability)
     raise StoreError(
         f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "
         "use memory:// or sqlite:///path/to/jobs.db"
     )
+
+
+def sqlite_store(path: Path, *, durability: str) -> JobStore:
+    """Return a store in the SQLite file at ``path``."""
+    from anodejobs.stores.sqlite import SqliteJobStore
+
+    return SqliteJobStore(path, durability=durability)

@@ -69,14 +69,12 @@ class Doorbell:
         return self._others
 
     def _ring_one(self, path: Path) -> None:
+        """Ring a bell; what keeps it from ringing is its owner's trouble, not the ringer's."""
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
         except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            path.unlink(missing_ok=True)
+            if error.errno == errno.ENXIO:
+                path.unlink(missing_ok=True)
             return
         try:
             with contextlib.suppress(BlockingIOError):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import JobStore, Query, Stored, Write
 from anodejobs.stores.doorbell import Doorbell
-from anodejobs.stores.sqlite_queries import page, where
+from anodejobs.stores.sqlite_queries import LARGEST, column, page, where
 from anodejobs.stores.sqlite_writes import Batch, Environments, moment
 
 Durability = Literal["process", "power"]
@@ -101,7 +101,8 @@ class SqliteJobStore(JobStore):
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
         self._checkpoints = _Checkpoints(self.path)
-        self._batches: deque[Batch] = deque()
+        self._turn = asyncio.Lock()
+        self._batch: Batch | None = None
         self._environments = Environments()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -109,7 +110,12 @@ class SqliteJobStore(JobStore):
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         async with self._translated("open"):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Only where there is none: to close a file gives up all locks on it of this process.
+            with contextlib.suppress(FileExistsError):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(self.path, flags, 0o600))
+            if not os.access(self.path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             self._writer = await aiosqlite.connect(
                 self.path, factory=self._make_writer, isolation_level=None, timeout=_BUSY_TIMEOUT_S
             )
@@ -137,9 +143,9 @@ class SqliteJobStore(JobStore):
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
-        batch = Batch(writes, self._environments)
-        self._batches.append(batch)
-        async with self._translated("write to"):
+        async with self._turn, self._translated("write to"):
+            batch = Batch(writes, self._environments)
+            self._batch = batch
             # aiosqlite sends each of its calls to the thread of the connection and back. The one
             # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
             await self._writer.commit()
@@ -169,7 +175,7 @@ class SqliteJobStore(JobStore):
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(
-            f"SELECT {query.sort_by} FROM jobs WHERE job_id = ?", (query.after,)
+            f"SELECT {column(query)} FROM jobs WHERE job_id = ?", (query.after,)
         )
         for row in rows:
             return row[0]
@@ -178,7 +184,7 @@ class SqliteJobStore(JobStore):
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         if filter.model_fields_set <= {"status"}:
-            wanted = filter.status or list(Status)
+            wanted = list(Status) if filter.status is None else filter.status
             marks = ", ".join("?" * len(wanted))
             sql = f"SELECT name, value FROM counters WHERE name IN ({marks})"
             rows = await self._read(sql, tuple(wanted))
@@ -192,11 +198,12 @@ class SqliteJobStore(JobStore):
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[JobEvent]:
         mine = "" if job_id is None else " AND job_id = ?"
+        after = min(after, LARGEST)
         parameters = (after,) if job_id is None else (after, job_id)
         rows = await self._read(
             "SELECT seq, job_id, attempt, at, previous, status, why FROM history"
             f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
-            (*parameters, -1 if limit is None else limit),
+            (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
         return [
             JobEvent(
@@ -220,7 +227,10 @@ class SqliteJobStore(JobStore):
         if self._reader is None:
             raise StoreError(f"{self.path} is not open")
         async with self._translated("read"):
-            return await self._reader.execute_fetchall(sql, parameters)
+            try:
+                return await self._reader.execute_fetchall(sql, parameters)
+            except UnicodeEncodeError:  # no such text was ever kept
+                return []
 
     def _make_writer(self, *args: Any, **kwargs: Any) -> _Writer:
         connection = _Writer(*args, **kwargs)
@@ -231,7 +241,7 @@ class SqliteJobStore(JobStore):
     async def _translated(self, what: str) -> AsyncIterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
 
     def apply_next(self, connection: _Writer) -> None:
@@ -240,9 +250,11 @@ class SqliteJobStore(JobStore):
             _prepare(connection, self.path, self._synchronous)
             connection.is_prepared = True
             return
-        batch = self._batches.popleft()
-        connection.execute("BEGIN IMMEDIATE")
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
         try:
+            connection.execute("BEGIN IMMEDIATE")
             batch.apply(connection)
             connection.execute("COMMIT")
         except BaseException:
@@ -282,6 +294,9 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
                 f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number};"
                 f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
             )
+    # A file that may only be read is to be refused now, not at the first job's end.
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
 

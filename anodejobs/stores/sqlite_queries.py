@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from anodejobs.records import JobFilter
 from anodejobs.stores.base import Query
 from anodejobs.stores.sqlite_writes import micros
+
+LARGEST = 2**63 - 1
+"""As far as SQLite can count."""
 
 
 def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
@@ -15,9 +19,13 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
     parameters: list[Any] = []
     for field, allowed in filter.choices():
         if allowed is not None:
-            column = "job_id" if field == "self_id" else field
-            clauses.append(f"{column} IN ({', '.join('?' * len(allowed))})")
-            parameters += allowed
+            name = "job_id" if field == "self_id" else field
+            # One value keeps the order of the index; several are one parameter, however many.
+            is_one = len(allowed) == 1
+            clauses.append(
+                f"{name} = ?" if is_one else f"{name} IN (SELECT value FROM json_each(?))"
+            )
+            parameters.append(allowed[0] if is_one else json.dumps(allowed))
     for tag in filter.tags or ():
         clauses.append("job_id IN (SELECT job_id FROM tags WHERE tag = ?)")
         parameters.append(tag)
@@ -36,10 +44,11 @@ def page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
     Where one of several statuses will do, the index gives each status its own page in order, and
     the page is what comes first in all of them.
     """
-    column = "job_id" if query.sort_by == "self_id" else query.sort_by
+    key = column(query)
     direction = "DESC" if query.descending else "ASC"
-    order = f" ORDER BY {column} {direction}, job_id {direction} LIMIT ?"
-    end = -1 if query.limit is None else query.limit + query.offset
+    order = f" ORDER BY {key} {direction}, job_id {direction} LIMIT ?"
+    limit = LARGEST if query.limit is None else query.limit
+    end = min(limit + query.offset, LARGEST)
 
     statuses = query.filter.status
     split = statuses is not None and len(statuses) > 1 and query.limit is not None
@@ -54,25 +63,29 @@ def page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
         clause, values = where(filter)
         parameters += values
         if query.after is not None:
-            beyond, boundary = _beyond(column, query, last)
+            beyond, boundary = _beyond(key, query, last)
             clause += f" {'AND' if clause else 'WHERE'} {beyond}"
             parameters += boundary
         selects.append(f"SELECT * FROM (SELECT * FROM jobs{clause}{order})")
         parameters.append(end)
     sql = f"SELECT record FROM ({' UNION ALL '.join(selects)}){order} OFFSET ?"
-    limit = -1 if query.limit is None else query.limit
     return sql, (*parameters, limit, query.offset)
+
+
+def column(query: Query) -> str:
+    """Return the column that the records are sorted by."""
+    return "job_id" if query.sort_by == "self_id" else query.sort_by
 
 
 _NULLABLE = {"started_at", "finished_at", "name"}
 
 
-def _beyond(column: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
+def _beyond(key: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
     """Return the condition that a row comes after ``query.after``. NULLs come first in SQLite."""
     compare = "<" if query.descending else ">"
     if last is not None:
-        rest = f" OR {column} IS NULL" if query.descending and column in _NULLABLE else ""
-        return f"(({column}, job_id) {compare} (?, ?){rest})", (last, query.after)
+        rest = f" OR {key} IS NULL" if query.descending and key in _NULLABLE else ""
+        return f"(({key}, job_id) {compare} (?, ?){rest})", (last, query.after)
     if query.descending:
-        return f"({column} IS NULL AND job_id < ?)", (query.after,)
-    return f"({column} IS NOT NULL OR job_id > ?)", (query.after,)
+        return f"({key} IS NULL AND job_id < ?)", (query.after,)
+    return f"({key} IS NOT NULL OR job_id > ?)", (query.after,)
