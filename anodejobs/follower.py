@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing
 
 from anodejobs.executors.base import Executor, Stream
 from anodejobs.jobdb import JobDB
@@ -33,7 +33,7 @@ class Follower:
             for stream, offset in offsets.items()
         }
 
-    async def chunks(self) -> AsyncIterator[LogChunk]:
+    async def chunks(self) -> AsyncGenerator[LogChunk, None]:
         """Give the bytes of each stream in order."""
         woken = asyncio.Event()
         with ExitStack() as stack:
@@ -47,13 +47,14 @@ class Follower:
             while True:
                 woken.clear()
                 is_over = end.future.done() and bool(end.future.result())
-                async for chunk in self._unread():
-                    yield chunk
+                async with aclosing(self._unread()) as unread:
+                    async for chunk in unread:
+                        yield chunk
                 if is_over:
                     return
                 await woken.wait()
 
-    async def _unread(self) -> AsyncIterator[LogChunk]:
+    async def _unread(self) -> AsyncGenerator[LogChunk, None]:
         """Give what is in the files now, a piece of each in turn."""
         streams = list(self._tails)
         while streams:

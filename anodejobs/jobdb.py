@@ -10,15 +10,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
 from typing import Literal
 
-from anodejobs.errors import JobActive, JobNotFound, StatusUnreachable, StoreError
+from anodejobs.errors import (
+    AnodeJobsError,
+    ExecutorError,
+    JobActive,
+    JobNotFound,
+    StatusUnreachable,
+    StoreError,
+)
 from anodejobs.events import Adopted, Attempt, Claimed, Event, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
@@ -45,6 +53,8 @@ _MOST_RECENT = 10_000
 _MOST_ENDED = 1_000
 """How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
 _PAGE = 500
+_RETRY_S = 0.2
+"""How long a store that could not be read is left alone."""
 
 
 class Waiter:
@@ -74,6 +84,15 @@ class Listener:
     def __init__(self) -> None:
         self.woken = asyncio.Event()
         self.growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
+
+    def take_growth(self, job_id: str | None, seq: int) -> list[JobEvent]:
+        """Return how the logs of the job have grown since the last call."""
+        growth, self.growth = self.growth, {}
+        return [
+            JobEvent(seq=seq, kind="log", at=utc_now(), job_id=job, stream=stream, offset=offset)
+            for (job, stream), offset in growth.items()
+            if job_id in (None, job)
+        ]
 
 
 class JobDB:
@@ -176,7 +195,7 @@ class JobDB:
 
     async def _write(self, write: Write) -> bool:
         if self._failure is not None:
-            raise StoreError(f"records are no longer written: {self._failure}") from self._failure
+            raise _own(self._failure)
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
         self._has_writes.set()
@@ -204,9 +223,12 @@ class JobDB:
         try:
             results = await self._store.commit([write for write, _ in batch])
         except BaseException as error:
-            for _, done in batch:
+            for write, done in batch:
+                self._forget(write.record.self_id)
                 if not done.done():
-                    done.set_exception(_as_store_error(error))
+                    done.set_exception(_own(error))
+            # It may have been applied all the same: let the history tell.
+            self._has_foreign.set()
             if not isinstance(error, StoreError):
                 raise
             return
@@ -257,9 +279,15 @@ class JobDB:
         while True:
             await self._has_foreign.wait()
             self._has_foreign.clear()
-            await self._catch_up()
+            try:
+                await self._catch_up()
+            except StoreError as error:
+                LOG.error("what others have written cannot be read now: %s", error)
+                self._has_foreign.set()
+                await asyncio.sleep(_RETRY_S)
 
     async def _catch_up(self) -> None:
+        self._ended.clear()  # a deletion leaves no trace in the history
         while entries := await self._store.history(after=self._cursor, limit=_PAGE):
             # Read before anything is remembered: what is committed meanwhile rings again.
             for job_id in dict.fromkeys(entry.job_id for entry in entries):
@@ -287,16 +315,22 @@ class JobDB:
                 waiter.consider(stored.record)
 
     def fail(self, cause: BaseException) -> None:
-        """End every wait and every write with the cause: nothing will be written any more."""
+        """End every wait and every write with the cause: nothing will be written any more.
+
+        The first cause stands.
+        """
+        if self._failure is not None:
+            return
         self._failure = cause
         queue, self._queue = self._queue, []
         for _, done in queue:
             if not done.done():
-                done.set_exception(_as_store_error(cause))
+                done.set_exception(_own(cause))
         for waiters in self._waiters.values():
             for waiter in waiters:
                 if not waiter.future.done():
-                    waiter.future.set_exception(_as_store_error(cause))
+                    waiter.future.set_exception(_own(cause))
+        self._wake_listeners()
 
     def fail_waits(self, job_id: str, cause: StoreError) -> None:
         """End the waits for one job, whose end cannot be recorded at the moment."""
@@ -315,8 +349,6 @@ class JobDB:
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the record, None where there is none."""
-        if job_id in self._ended:
-            return self._ended[job_id]
         stored = await self._find(job_id)
         return stored.record if stored else None
 
@@ -356,7 +388,8 @@ class JobDB:
         Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
         """
         with self.waiting([job_id], wanted) as (waiter,):
-            record = await self.get(job_id)  # after we listen, so that nothing falls in between
+            # After we listen, so that nothing falls in between.
+            record = self._ended.get(job_id) or await self.get(job_id)
             if record is None:
                 raise JobNotFound(job_id)
             waiter.consider(record)
@@ -371,7 +404,7 @@ class JobDB:
         for waiter in waiters:
             self._waiters.setdefault(waiter.job_id, {})[waiter] = None
             if self._failure is not None:
-                waiter.future.set_exception(_as_store_error(self._failure))
+                waiter.future.set_exception(_own(self._failure))
         try:
             yield waiters
         finally:
@@ -390,31 +423,27 @@ class JobDB:
 
     async def events(
         self, job_id: str | None, after: int | None, heartbeat: float | None
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """Give every status event after ``after`` (None: from now on), and log growth as it is."""
         listener = Listener()
         self._listeners.add(listener)
         position = self._cursor if after is None else after
+        quiet_since = time.monotonic()
         try:
-            while True:
+            while self._failure is None:
                 listener.woken.clear()
-                for event in await self._after(position, job_id):
-                    position = event.seq
-                    if job_id in (None, event.job_id):
-                        yield event
-                growth, listener.growth = listener.growth, {}
-                for (grown, stream), offset in growth.items():
-                    if job_id in (None, grown):
-                        yield JobEvent(
-                            seq=position,
-                            kind="log",
-                            at=utc_now(),
-                            job_id=grown,
-                            stream=stream,
-                            offset=offset,
-                        )
-                if position >= self._cursor and not await _is_set(listener.woken, heartbeat):
+                fresh, position = await self._after(position, job_id)
+                fresh += listener.take_growth(job_id, position)
+                for event in fresh:
+                    yield event
+                    quiet_since = time.monotonic()
+                if fresh or position < self._cursor:
+                    continue
+                if not await _is_set(listener.woken, heartbeat, quiet_since):
                     yield JobEvent(seq=position, kind="heartbeat", at=utc_now())
+                    quiet_since = time.monotonic()
+            if not isinstance(self._failure, ExecutorError):
+                raise _own(self._failure)
         finally:
             self._listeners.discard(listener)
 
@@ -429,38 +458,48 @@ class JobDB:
             listener.growth[job_id, stream] = offset
             listener.woken.set()
 
-    async def _after(self, position: int, job_id: str | None) -> list[JobEvent]:
-        """Return the next events after a position, of all jobs where they are at hand."""
-        if position >= self._cursor:
-            return []
+    async def _after(self, position: int, job_id: str | None) -> tuple[list[JobEvent], int]:
+        """Return the next events of the job after a position, and the position after them."""
+        known = self._cursor
+        if position >= known:
+            return [], position
         if not self._recent or self._recent[0][0] > position + 1:
             events = await self._store.history(after=position, limit=_PAGE, job_id=job_id)
-            if events or job_id is None:
-                return events
-            # Nothing of this job up to what is at hand.
+            # Less than a page: there is nothing more of it up to what was known before.
+            last = events[-1].seq if events else position
+            return events, last if len(events) == _PAGE else max(last, known)
         start = bisect_right(self._recent, position, key=itemgetter(0))
-        return [
+        page = list(islice(self._recent, start, start + _PAGE))
+        events = [
             entry if isinstance(entry, JobEvent) else history_entry(seq, entry)
-            for seq, entry in islice(self._recent, start, start + _PAGE)
+            for seq, entry in page
+            if job_id is None or _job_of(entry) == job_id
         ]
+        return events, page[-1][0] if page else known
 
     def _wake_listeners(self) -> None:
         for listener in self._listeners:
             listener.woken.set()
 
 
-async def _is_set(event: asyncio.Event, patience: float | None) -> bool:
-    """Wait for the event; return False when it took longer than ``patience`` seconds."""
+def _job_of(entry: Insert | Save | JobEvent) -> str | None:
+    return entry.job_id if isinstance(entry, JobEvent) else entry.record.self_id
+
+
+async def _is_set(event: asyncio.Event, patience: float | None, since: float) -> bool:
+    """Wait for the event; return False when it was not set until ``patience`` after ``since``."""
+    rest = None if patience is None else since + patience - time.monotonic()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(rest):
             await event.wait()
     except TimeoutError:
         return False
     return True
 
 
-def _as_store_error(cause: BaseException) -> StoreError:
-    if isinstance(cause, StoreError):
+def _own(cause: BaseException) -> AnodeJobsError:
+    """Return the cause as an error that callers know."""
+    if isinstance(cause, AnodeJobsError):
         return cause
     error = StoreError(f"the write was given up: {cause or type(cause).__name__}")
     error.__cause__ = cause

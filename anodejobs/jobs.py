@@ -9,7 +9,7 @@ import signal
 import socket
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
@@ -87,6 +87,8 @@ class Jobs:
             raise InvalidJob("executor", "must be 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
+        if store is not None and not isinstance(store, (str, JobStore)):
+            raise InvalidJob("store", "must be a JobStore or a URL")
         _check_count("log_max_bytes", log_max_bytes, least=1)
         _check_count("log_backups", log_backups, least=0)
         self.db_path = Path(os.path.abspath(db_path))
@@ -156,7 +158,6 @@ class Jobs:
             await self._serve_tasks(executor, opened)
         except BaseException as error:
             cause = _root_cause(error)
-            self._jobdb.fail(cause)
             if not opened.done():
                 opened.set_exception(_opening_error(cause))
                 opened.exception()  # looked at: who opened may have been cancelled
@@ -165,14 +166,19 @@ class Jobs:
                 LOG.critical("no job of %s is watched any more", self.db_path, exc_info=cause)
         finally:
             self._closing.set()
+            self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
             try:
                 await executor.close()
             finally:
                 await self._jobdb.close()
 
     async def _prepare_directory(self) -> None:
+        def make() -> None:
+            for folder in (self.db_path, self._log_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
         try:
-            await asyncio.to_thread(self._log_dir.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(make)
         except OSError as error:
             raise StoreError(f"cannot use {self.db_path}: {error}") from error
 
@@ -319,20 +325,26 @@ class Jobs:
         id, WaitTimeout after ``timeout`` seconds.
         """
         await self._open()
-        if isinstance(jobs, (JobFilter, Mapping)):
+        if isinstance(jobs, JobFilter) or (
+            isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
+        ):
             jobs = await self.list_status(jobs)
         job_ids = _ids(jobs)
-        async with _time_limit(f"{len(job_ids)} jobs", timeout):
-            ended = {record.self_id: record async for record in self._as_ended(job_ids)}
+        async with (
+            _time_limit(f"{len(job_ids)} jobs", timeout),
+            aclosing(self._as_ended(job_ids)) as records,
+        ):
+            ended = {record.self_id: record async for record in records}
         return JobRecordDict((job_id, ended[job_id]) for job_id in job_ids)
 
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._open()
-        async for record in self._as_ended(_ids(job_ids)):
-            yield record
+        async with aclosing(self._as_ended(_ids(job_ids))) as records:
+            async for record in records:
+                yield record
 
-    async def _as_ended(self, job_ids: list[str]) -> AsyncIterator[JobRecord]:
+    async def _as_ended(self, job_ids: list[str]) -> AsyncGenerator[JobRecord, None]:
         ended: asyncio.Queue[asyncio.Future[JobRecord]] = asyncio.Queue()
         with self._jobdb.waiting(job_ids) as waiters:
             for waiter in waiters:
@@ -519,16 +531,13 @@ class Jobs:
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
-        offsets: dict[Stream, int] = {
-            stream: offset.get(stream, 0) if isinstance(offset, Mapping) else offset
-            for stream in wanted
-        }
-        for value in offsets.values():
-            _check_count("offset", value, least=0)
+        offsets = _offsets(offset, wanted)
         _, executor = await self._open()
         stored = await self._jobdb.stored(job_id)
-        async for chunk in Follower(self._jobdb, executor, stored, offsets).chunks():
-            yield chunk
+        follower = Follower(self._jobdb, executor, stored, offsets)
+        async with aclosing(follower.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def events(
         self,
@@ -549,8 +558,9 @@ class Jobs:
         _, executor = await self._open()
         executor.report_growth(self._jobdb.grown)
         try:
-            async for event in self._jobdb.events(job_id, after, heartbeat):
-                yield event
+            async with aclosing(self._jobdb.events(job_id, after, heartbeat)) as events:
+                async for event in events:
+                    yield event
         finally:
             if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
                 executor.report_growth(None)
@@ -596,6 +606,8 @@ def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:
 def _statuses(status: AnyStatus | Iterable[AnyStatus] | None) -> frozenset[Status] | None:
     if status is None:
         return None
+    if not isinstance(status, Iterable):
+        raise InvalidJob("status", "must be a status, or several")
     names = [status] if isinstance(status, str) else list(status)
     try:
         wanted = frozenset(Status(name) for name in names)
@@ -631,6 +643,19 @@ def _check_count(field: str, value: int | None, *, least: int) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
+
+
+def _offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) -> dict[Stream, int]:
+    """Return where each wanted stream is to be read from."""
+    if not isinstance(offset, Mapping):
+        offset = dict.fromkeys(wanted, offset)
+    for stream, value in offset.items():
+        if stream not in STREAMS:
+            raise InvalidJob("offset", f"{stream!r} is neither stdout nor stderr")
+        if value is None:
+            raise InvalidJob("offset", "must be a whole number")
+        _check_count("offset", value, least=0)
+    return {stream: offset.get(stream, 0) for stream in wanted}
 
 
 def _read_log(path: Path, tail: int | None) -> str:

@@ -23,7 +23,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -126,6 +126,7 @@ class LogFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._replaces = replaces
+        self._is_retired = False
         self._size = 0
         self._fd: int | None = None
 
@@ -143,6 +144,8 @@ class LogFile:
 
     def write(self, data: memoryview) -> int:
         """Write some of the data, and return how much. Raises OSError where nothing could be."""
+        if self._is_retired:
+            return len(data)
         self.open()
         if self._max_bytes is not None:
             if self._size and self._size + len(data) > self._max_bytes:
@@ -164,9 +167,12 @@ class LogFile:
 
     def trim(self) -> None:
         """Remove what is neither a backup nor still to be read."""
-        needed = min((reader.offset for reader in self.readers), default=self.offset)
+        if self._is_retired:
+            return
+        readers = tuple(self.readers)  # they come and go on the event loop meanwhile
+        needed = min((reader.offset for reader in readers), default=self.offset)
         ends = _rotated(self.path)
-        for end in ends[: len(ends) - self._backups]:
+        for end in ends[: max(0, len(ends) - self._backups)]:
             if end > needed:
                 continue
             name = rotated_folder(self.path) / str(end)
@@ -174,6 +180,10 @@ class LogFile:
                 os.truncate(name, 0)  # its name says where the present file begins
             else:
                 name.unlink(missing_ok=True)
+
+    def retire(self) -> None:
+        """Write no more: the path belongs to the log of another run, and what comes is dropped."""
+        self._is_retired = True
 
     def close(self) -> None:
         """Close the file; the next write opens it again."""
@@ -195,16 +205,27 @@ class LogTail:
         self._fd: int | None = None
         self._base = 0
         """The offset at which the open file begins."""
+        self._reading = threading.Lock()
+        self._is_closed = False
 
     def read(self, limit: int) -> bytes:
         """Return the next bytes, empty where there are none yet. May wait for the disk."""
+        with self._reading:
+            data = self._read(limit)
+        if self._is_closed:  # while we read, in a thread whose caller was cancelled
+            self.close()
+        return data
+
+    def _read(self, limit: int) -> bytes:
         while self._fd is not None or self._open():
             assert self._fd is not None
+            # Before the read: a file that was set aside by now has all that it will ever have.
+            may_grow = self._may_grow()
             data = os.pread(self._fd, limit, self.offset - self._base)
-            if data or not self._is_set_aside():
+            if data or may_grow:
                 self.offset += len(data)
                 return data
-            self.close()
+            self._close_file()
         return b""
 
     def read_cached(self, limit: int) -> bytes:
@@ -212,26 +233,27 @@ class LogTail:
         if self._fd is None or _NOWAIT is None:
             raise BlockingIOError(errno.EAGAIN, "the file is not open, or the system cannot tell")
         buffer = bytearray(limit)
+        may_grow = self._may_grow()
         try:
             n = os.preadv(self._fd, [buffer], self.offset - self._base, _NOWAIT)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise BlockingIOError(error.errno, "this file system cannot tell") from None
             raise
-        if n == 0 and self._is_set_aside():
+        if n == 0 and not may_grow:
             raise BlockingIOError(errno.EAGAIN, "the next file is to be opened")
         self.offset += n
         return bytes(buffer[:n])
 
-    def _is_set_aside(self) -> bool:
-        """Return whether the open file was rotated, so that another one goes on at its end."""
+    def _may_grow(self) -> bool:
+        """Return whether the open file is the one that is written to."""
         assert self._fd is not None
         try:
-            other = os.stat(rotated_folder(self.path) / str(self.offset))
+            current = os.stat(self.path)
         except FileNotFoundError:
             return False
         mine = os.fstat(self._fd)
-        return (mine.st_dev, mine.st_ino) == (other.st_dev, other.st_ino)
+        return (mine.st_dev, mine.st_ino) == (current.st_dev, current.st_ino)
 
     def _open(self) -> bool:
         """Open the file that has the offset; return whether there is one."""
@@ -265,7 +287,15 @@ class LogTail:
         return (ends[-1] if ends else 0) + size
 
     def close(self) -> None:
-        """Close the file. The next read opens it again."""
+        """Close the file; a read that is under way in a thread does it when it is done."""
+        self._is_closed = True
+        if self._reading.acquire(blocking=False):
+            try:
+                self._close_file()
+            finally:
+                self._reading.release()
+
+    def _close_file(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -347,6 +377,15 @@ class LogPump:
     def unfollow(self, pipe: Pipe, on_growth: Callable[[], None]) -> None:
         """Undo ``follow``."""
         pipe.on_growth.discard(on_growth)
+
+    def trim(self, log: LogFile) -> None:
+        """Remove soon what a reader that has gone kept from removal."""
+
+        def command() -> None:
+            with contextlib.suppress(OSError):
+                log.trim()
+
+        self._command(command)
 
     async def settle(self, pipe: Pipe) -> None:
         """Return once all that the pipe holds now is in the log.
@@ -466,18 +505,23 @@ class LogPump:
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def _serve(self, pipe: Pipe) -> None:
-        with self._lock:
+        with self._guarded(pipe):
             if pipe.fd is None or pipe in self._stalled:
                 return
+            got = self._drain(pipe, _TURN_BYTES)
+            if pipe.fd is not None and pipe not in self._stalled:
+                self._pace(pipe, got)
+
+    @contextlib.contextmanager
+    def _guarded(self, pipe: Pipe) -> Iterator[None]:
+        """Keep one pipe's trouble from ending the thread of all."""
+        with self._lock:
             try:
-                got = self._drain(pipe, _TURN_BYTES)
-            except Exception as error:  # one pipe's trouble must not end the thread of all
+                yield
+            except Exception as error:
                 LOG.exception("the log %s cannot be carried on", pipe.log.path)
                 pipe.error = f"the log {pipe.log.path.name} ends early: {error}"
                 self._end(pipe)
-                return
-            if pipe.fd is not None and pipe not in self._stalled:
-                self._pace(pipe, got)
 
     def _drain(self, pipe: Pipe, most: int) -> int:
         """Carry what is in the pipe, up to about ``most`` bytes; return how many it were."""
@@ -567,11 +611,15 @@ class LogPump:
         self._stalled[pipe] = time.monotonic() + _RETRY_S
 
     def _retry(self, pipe: Pipe) -> None:
-        with self._lock:
-            if self._write_pending(pipe):
-                del self._stalled[pipe]
-                if pipe.fd is not None:
-                    self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+        with self._guarded(pipe):
+            self._resume(pipe)
+
+    def _resume(self, pipe: Pipe) -> None:
+        """Let a stalled pipe go on if its log can be written again."""
+        if self._write_pending(pipe):
+            del self._stalled[pipe]
+            if pipe.fd is not None:
+                self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
 
     def _write_pending(self, pipe: Pipe) -> bool:
         data, pipe.pending = pipe.pending, b""
@@ -581,10 +629,8 @@ class LogPump:
         return False
 
     def _settle(self, pipe: Pipe) -> None:
-        if pipe in self._stalled and self._write_pending(pipe):
-            del self._stalled[pipe]
-            if pipe.fd is not None:
-                self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+        if pipe in self._stalled:
+            self._resume(pipe)
         if pipe in self._stalled:
             self._end(pipe)
         # As much as the pipe can hold: more was written after the moment of the call.

@@ -25,6 +25,7 @@ from pydantic import (
     JsonValue,
     ValidationError,
 )
+from pydantic_core import from_json
 
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Evidence
@@ -124,8 +125,9 @@ def _no_nul(text: str) -> str:
 
 def _json(value: JsonValue) -> JsonValue:
     try:
-        _text(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    except ValueError as error:
+        text = _text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        from_json(f'{{"metadata":{text}}}')  # which has a limit to how deep it reads
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from None
     return value
 
@@ -150,8 +152,13 @@ def _environment(envs: dict[str, str]) -> dict[str, str]:
     for name, value in envs.items():
         if not name or "=" in name or "\0" in name:
             raise ValueError(f"{name!r} cannot name an environment variable")
-        if "\0" in value:
-            raise ValueError(f"the value of {name} contains a NUL byte")
+        try:
+            bad = "a NUL byte" if b"\0" in os.fsencode(value) else None
+            os.fsencode(name)
+        except UnicodeEncodeError:
+            bad = "what the system cannot encode"
+        if bad is not None:  # which is not shown: it may be a secret
+            raise ValueError(f"the value of {name!a} contains {bad}")
     return envs
 
 
@@ -192,12 +199,20 @@ else:
 class _NamesFields(ModelMetaclass):
     """Makes ``Model.field`` and ``Model.f_field`` give the field's name."""
 
+    _is_making = False
+
+    def __new__(mcs, *args: Any, **kwargs: Any) -> Any:
+        # Asked while pydantic collects the fields of a subclass, the honest answer is "no default".
+        _NamesFields._is_making = True
+        try:
+            return super().__new__(mcs, *args, **kwargs)
+        finally:
+            _NamesFields._is_making = False
+
     def __getattr__(cls, name: str) -> Any:  # noqa: N805  # a metaclass's self is a class
-        # Asked while pydantic is still collecting the fields, the honest answer is "no default".
-        if cls.__dict__.get("__pydantic_complete__"):
-            field = name.removeprefix("f_")
-            if field in cls.__pydantic_fields__:
-                return field
+        field = name.removeprefix("f_")
+        if not _NamesFields._is_making and field in cls.__dict__.get("__pydantic_fields__", ()):
+            return field
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
 
 

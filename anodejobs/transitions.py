@@ -124,7 +124,7 @@ TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
         Claimed=_S.failed_stop,
         Adopted=_S.failed_stop,
         StopRequested=_S.stopping,
-        Exited=_S.stopped,
+        Exited=_after_stop,
         Lost=_S.lost,
     ),
     _S.finished: _ENDED,
@@ -205,7 +205,7 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
         case Adopted():
             found = {"last_pid": event.attempt.pid}
             return found if record.started_at else {**found, "started_at": event.at}
-        case StopRequested(error=error) | StopFailed(error=error):
+        case StopRequested(error=str(error)):
             return {"error": error}
         case StartFailed(error=error) | Lost(error=error):
             return {"finished_at": event.at, "error": error}

@@ -88,12 +88,9 @@ class Watcher:
             try:
                 _resolve(answer, await work(*args))
             except Exception as error:
-                if answer.done():
-                    raise
-                answer.set_exception(error)
+                _refuse(answer, error)
             finally:
-                if not answer.done():
-                    answer.set_exception(ExecutorError("this Jobs was closed meanwhile"))
+                _refuse(answer, ExecutorError("this Jobs was closed meanwhile"))
 
         self._own(answered(), work.__name__)
         return await answer
@@ -141,7 +138,7 @@ class Watcher:
             _resolve(answer, kept)
             return None
         event = await self._start(record, launch, attempt)
-        _resolve(answer, await self._record_started(record, event, launch, attempt))
+        _resolve(answer, await self._record_started(record, event, attempt))
         return event.attempt if isinstance(event, Started) else None
 
     async def _record_start(
@@ -165,7 +162,7 @@ class Watcher:
 
     async def _start(
         self, record: JobRecord, launch: Launch, attempt: Attempt
-    ) -> Started | StartFailed:
+    ) -> Started | StartFailed | Lost:
         try:
             return await self._executor.start(launch, attempt, record.attempt)
         except Exception as error:  # an executor's fault; the record must not stay `starting`
@@ -173,7 +170,10 @@ class Watcher:
             return StartFailed(error=f"the executor failed: {error!r}")
 
     async def _record_started(
-        self, record: JobRecord, event: Started | StartFailed, launch: Launch, attempt: Attempt
+        self,
+        record: JobRecord,
+        event: Started | StartFailed | Lost,
+        attempt: Attempt,
     ) -> JobRecord:
         job_id = record.self_id
         try:
@@ -253,8 +253,11 @@ class Watcher:
             return record
         stored = await self._jobdb.stored(job_id)
         grace = stored.launch.stop_grace if grace is None else grace
-        if await self._end(job_id, stored.attempt, grace):
-            return await self._jobdb.wait_for(job_id)
+        # Before it ends: when it has, somebody else may run it anew at once.
+        with self._jobdb.waiting([job_id]) as (end,):
+            end.consider(stored.record)
+            if await self._end(job_id, stored.attempt, grace):
+                return await end.future
         return (await self._jobdb.stored(job_id)).record
 
     async def pause(self, job_id: str) -> JobRecord:
@@ -367,15 +370,19 @@ def _resolve(answer: asyncio.Future[Result], result: Result) -> None:
         answer.set_result(result)
 
 
+def _refuse(answer: asyncio.Future[Result], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+    elif answer.cancelled():
+        LOG.debug("nobody waits any more for what became of a call: %r", error)
+
+
 @contextmanager
 def _answering(answer: Answer) -> Iterator[None]:
-    """Hand an error to who waits for the answer, as long as somebody does."""
+    """Hand an error to who waits for the answer."""
     try:
         yield
     except Exception as error:
-        if answer.done():
-            raise
-        answer.set_exception(error)
+        _refuse(answer, error)
     finally:
-        if not answer.done():
-            answer.set_exception(ExecutorError("this Jobs was closed before the job had started"))
+        _refuse(answer, ExecutorError("this Jobs was closed before the job had started"))

@@ -14,6 +14,8 @@ import pytest
 
 from anodejobs import Jobs
 
+pytest.register_assert_rewrite("anodejobs.testing")
+
 
 def python(code: str) -> list[str]:
     """Return the command that runs a line of Python, quickly."""
@@ -38,7 +40,8 @@ def nothing_left_over() -> Iterator[None]:
     left = [
         thread
         for thread in threading.enumerate()
-        if thread not in threads and not thread.name.startswith(("asyncio_", "AnyIO"))
+        if thread not in threads
+        and not thread.name.startswith(("asyncio_", "asyncio-waitpid", "AnyIO"))
     ]
     for thread in left:
         thread.join(5)  # a connection's thread ends a moment after the connection was closed

@@ -13,7 +13,7 @@ import pytest
 
 from anodejobs import JobEvent, Jobs, Status, jobdb
 
-LIMIT_S = 20.0
+LIMIT_S = 10.0
 OF_A_RUN = [Status.starting, Status.running, Status.finished]
 
 

@@ -282,8 +282,8 @@ async def test_once_a_slow_follower_has_read_all_only_the_backups_are_kept(
             gate.open()
             await jobs.wait("a")
             await by_stream(chunks)
-        kept = rotated_folder(Path(record.logdir) / f"{record.logfile}_out.txt").iterdir()
-        assert sum(path.stat().st_size > 0 for path in kept) == backups
+    kept = rotated_folder(Path(record.logdir) / f"{record.logfile}_out.txt").iterdir()
+    assert sum(path.stat().st_size > 0 for path in kept) == backups
 
 
 async def test_a_job_writes_on_while_a_follower_does_not_read(jobs: Jobs, gate: Gate) -> None:

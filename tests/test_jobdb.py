@@ -582,7 +582,7 @@ class Dead:
     """A Jobs that met a bug while callers were waiting, listening and following."""
 
     jobs: Jobs
-    callers: list[asyncio.Future[object]]
+    callers: Sequence[asyncio.Future[object]]
     process: psutil.Process
 
 
@@ -599,10 +599,10 @@ async def dead(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Dead]:
         calls: list[Awaitable[object]] = [
             jobs.wait("long"),
             jobs.wait_all(["long"]),
-            exhaust(jobs.events()),  # type: ignore[arg-type]  # it is a generator, said or not
-            exhaust(jobs.follow("long")),  # type: ignore[arg-type]  # so is this
+            exhaust(jobs.events()),
+            exhaust(jobs.follow("long")),
         ]
-        callers = [asyncio.ensure_future(call) for call in calls]
+        callers: list[asyncio.Future[object]] = [asyncio.ensure_future(call) for call in calls]
         for _ in range(5):
             await asyncio.sleep(0)
         store.failures, store.error = 1, RuntimeError("a bug")
@@ -646,7 +646,10 @@ async def test_a_bug_is_logged(dead: Dead, caplog: pytest.LogCaptureFixture) -> 
     assert "a bug" in "".join(str(record.exc_text) for record in told)
 
 
-async def test_a_bug_leaves_no_process(dead: Dead) -> None:
+async def test_after_a_bug_the_next_jobs_takes_over(dead: Dead, store: FaultyStore) -> None:
     async with asyncio.timeout(LIMIT_S):
         await dead.jobs.close()
+        async with Jobs(db_path=dead.jobs.db_path, store=store) as later:
+            record = await later.stop("long")
+    assert record is not None and record.is_done
     assert not is_alive(dead.process)

@@ -80,6 +80,13 @@ def started(job_id: str, code: str, more: str = "") -> str:
     return f"await jobs.run({python(code)!r}, {job_id!r}{more})"
 
 
+async def adoption(jobs: Jobs, job_id: str) -> None:
+    """Wait until the job has another supervisor."""
+    async for event in jobs.events(job_id, after=0):
+        if event.why == "adopted":
+            return
+
+
 async def whys(jobs: Jobs, job_id: str) -> list[str | None]:
     return [event.why for event in await jobs.history(job_id)]
 
@@ -303,6 +310,7 @@ async def test_when_an_application_is_killed_another_that_lives_adopts_its_jobs(
             waiting = asyncio.create_task(jobs.wait("orphan", timeout=20))
             process.kill()
             process.wait()
+            await adoption(jobs, "orphan")
             (tmp_path / "go").touch()
             record = await waiting
             assert record.is_done
@@ -318,6 +326,7 @@ async def test_a_job_started_by_a_later_application_is_adopted_when_that_is_kill
             await jobs.wait("orphan", Status.running)
             process.kill()
             process.wait()
+            await adoption(jobs, "orphan")
             (tmp_path / "go").touch()
             assert (await waiting).is_done
             assert (await jobs.job_logs("orphan"))[0] == NUMBERED

@@ -291,15 +291,18 @@ def test_a_second_request_to_stop_does_not_make_it_a_failure():
 def test_a_job_alive_after_sigkill_can_be_stopped_again():
     stopping = transition(record("running"), StopRequested())
     stuck = transition(stopping, StopFailed(error="alive after SIGKILL"))
-    assert (stuck.status, stuck.error, stuck.is_done) == (
-        "failed_stop",
-        "alive after SIGKILL",
-        False,
-    )
+    assert (stuck.status, stuck.error, stuck.is_done) == ("failed_stop", None, False)
     again = transition(stuck, StopRequested())
     assert (again.status, again.error) == ("stopping", None)
     after = transition(again, KILLED)
     assert (after.status, after.error) == ("stopped", None)
+
+
+def test_a_job_that_timed_out_and_outlived_sigkill_has_failed_in_the_end():
+    stopping = transition(record("running"), StopRequested(error="took too long"))
+    stuck = transition(stopping, StopFailed(error="alive after SIGKILL"))
+    after = transition(stuck, KILLED)
+    assert (after.status, after.error) == ("failed", "took too long")
 
 
 @pytest.mark.parametrize("status", ["starting", "running", "paused", "stopping", "failed_stop"])

@@ -134,10 +134,13 @@ class Executor(ABC):
         """Return when another supervisor has gone."""
 
     @abstractmethod
-    async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
+    async def start(
+        self, launch: Launch, attempt: Attempt, number: int
+    ) -> Started | StartFailed | Lost:
         """Execute the program in a session of its own, its output pumped to the logs.
 
-        Returns once the program is exec'd. What the system refuses is a StartFailed.
+        Returns once the program is exec'd. What the system refuses is a StartFailed; Lost: the
+        program ran and has ended, and its process could not be got hold of.
         """
 
     @abstractmethod

@@ -12,8 +12,8 @@ import os
 import select
 import struct
 import sys
-from collections.abc import Coroutine, Generator, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -98,12 +98,11 @@ class ChildWatch:
     """
 
     def __init__(self) -> None:
-        self._watcher: asyncio.AbstractChildWatcher | None = None
+        self._watcher: _PidfdWatcher | None = None
         loop = asyncio.get_running_loop()
         is_own_kind = isinstance(loop, asyncio.SelectorEventLoop)
         if sys.version_info < (3, 12) and is_own_kind and hasattr(os, "pidfd_open"):
-            self._watcher = asyncio.PidfdChildWatcher()
-            self._watcher.attach_loop(loop)
+            self._watcher = _PidfdWatcher(loop)
 
     async def over(self, start: Coroutine[Any, Any, Result]) -> Result:
         """Await a coroutine whose first step looks the watcher up."""
@@ -112,13 +111,67 @@ class ChildWatch:
         first: _FirstStep[Result] = _FirstStep(start, self._watcher)
         return await first
 
-    def close(self, pids: Iterable[int]) -> None:
+    def close(self) -> None:
         """Stop watching, the children that still run included. Idempotent."""
         if self._watcher is not None:
-            for pid in pids:
-                self._watcher.remove_child_handler(pid)
             self._watcher.close()
-            self._watcher = None
+
+
+REAPED_ELSEWHERE = 1 << 16
+"""Told in place of an exit code that somebody else has taken: asyncio would make one up."""
+
+
+class _PidfdWatcher(asyncio.AbstractChildWatcher):
+    """Tells exit codes, or that there is none to be had."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pidfds: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def is_active(self) -> bool:
+        return True
+
+    def attach_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        raise NotImplementedError("it belongs to the loop it was made on")
+
+    def add_child_handler(  # type: ignore[override]  # typeshed ties the arguments together
+        self, pid: int, callback: Callable[..., object], *args: Any
+    ) -> None:
+        try:
+            pidfd = self._pidfds[pid] = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._loop.call_soon(callback, pid, REAPED_ELSEWHERE, *args)
+            return
+        self._loop.add_reader(pidfd, self._reap, pid, callback, *args)
+
+    def _reap(self, pid: int, callback: Callable[..., object], *args: Any) -> None:
+        pidfd = self._pidfds[pid]
+        try:
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            told = exit_code(pidfd)
+            code = REAPED_ELSEWHERE if told is None else told
+        self.remove_child_handler(pid)
+        callback(pid, code, *args)
+
+    def remove_child_handler(self, pid: int) -> bool:
+        pidfd = self._pidfds.pop(pid, None)
+        if pidfd is None:
+            return False
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        return True
+
+    def close(self) -> None:
+        for pid in list(self._pidfds):
+            self.remove_child_handler(pid)
 
 
 class _FirstStep(Generator[Any, Any, Result]):

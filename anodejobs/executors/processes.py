@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, utc_now
 from anodejobs.executors import tree
 from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
-from anodejobs.executors.pidfds import ChildWatch, Reapings, exit_code
+from anodejobs.executors.pidfds import REAPED_ELSEWHERE, ChildWatch, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
 
 _KILL_PATIENCE_S = 5.0
@@ -52,6 +53,10 @@ class _Held:
     stop_was_asked: bool = False
     stop_has_reached: bool = False
 
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
 
 @dataclass(slots=True, eq=False)
 class _Stop:
@@ -75,6 +80,7 @@ class Processes(Executor):
         self._held: dict[str, _Held] = {}
         self._stops: dict[str, _Stop] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
+        self._logs: WeakValueDictionary[Path, LogFile] = WeakValueDictionary()
         self._looks = _Looks()
         self._on_growth: OnGrowth | None = None
         self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
@@ -96,7 +102,9 @@ class Processes(Executor):
             if process is not None:
                 await _gone([process], asyncio.Event(), until=math.inf)
 
-    async def start(self, launch: Launch, attempt: Attempt, number: int) -> Started | StartFailed:
+    async def start(
+        self, launch: Launch, attempt: Attempt, number: int
+    ) -> Started | StartFailed | Lost:
         if self._is_closed:
             raise ExecutorError("the executor is closed")
         at, started_monotonic = utc_now(), time.monotonic()
@@ -119,6 +127,8 @@ class Processes(Executor):
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
+            if isinstance(error, ProcessLookupError):  # not from exec: from looking for its child
+                return Lost(error=_TAKEN)
             if isinstance(error, (OSError, ValueError)):
                 return StartFailed(error=_one_line(error))
             raise
@@ -156,6 +166,9 @@ class Processes(Executor):
             log = LogFile(
                 logs.path(stream), logs.max_bytes, logs.backups, replaces=process is not None
             )
+            if earlier := self._logs.get(log.path):
+                earlier.retire()  # of something an earlier run left behind
+            self._logs[log.path] = log
             pipes[stream] = self._pumping().add(fd, log)
             self._owners[pipes[stream]] = (launch.job_id, stream)
         pidfd = None
@@ -204,7 +217,7 @@ class Processes(Executor):
         for pipe in held.pipes.values():
             await self._pumping().settle(pipe)
         if code is None:
-            return Lost(error=_UNSEEN)
+            return Lost(error=_UNSEEN if held.process is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
         return Exited(
             exit_code=code,
@@ -217,9 +230,11 @@ class Processes(Executor):
     async def _child_end(self, held: _Held) -> int | None:
         assert held.process is not None
         code = await held.process.wait()
-        if code != _INVENTED or held.pidfd is None:
+        if code == REAPED_ELSEWHERE:
+            return None
+        if code != _INVENTED:
             return code
-        told = exit_code(held.pidfd)
+        told = exit_code(held.pidfd) if held.pidfd is not None else None
         if told is None and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
             return None
         return code if told is None else told
@@ -333,6 +348,7 @@ class Processes(Executor):
         finally:
             pump.unfollow(pipe, on_growth)
             pipe.log.readers.discard(tail)
+            pump.trim(pipe.log)
 
     def report_growth(self, on_growth: OnGrowth | None) -> None:
         self._on_growth = on_growth
@@ -348,14 +364,16 @@ class Processes(Executor):
 
     async def close(self) -> None:
         self._is_closed = True
+        # Nobody is left for them to be supervised by: as a rule there are none any more.
+        left = [held.attempt for held in self._held.values() if held.is_alive]
+        await asyncio.gather(*(self.stop(attempt, 0) for attempt in left), return_exceptions=True)
         pump, self._pump = self._pump, None
         if pump is not None:
             await pump.close()
         if self._reapings is not None:
             self._reapings.close()
         if self._children is not None:
-            processes = [held.process for held in self._held.values() if held.process]
-            self._children.close(p.pid for p in processes if p.returncode is None)
+            self._children.close()
         for held in self._held.values():
             if held.pidfd is not None:
                 os.close(held.pidfd)
@@ -425,6 +443,7 @@ class _Looks:
             return await self.take()
 
 
+_TAKEN = "the application, or something in it, took the exit code before asyncio could read it"
 _UNSEEN = "it ended while no supervisor was there to see how"
 
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -239,14 +240,16 @@ def send(process: Process, signum: int) -> bool:
 
 
 def wait_gone(processes: Iterable[Process], timeout: float) -> None:
-    """Return when all the processes are dead, or after ``timeout`` seconds; where pidfds lack."""
-    alive = []
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            seen = psutil.Process(process.pid)
-            if is_alive(process.pid, process.start_time):
-                alive.append(seen)
-    psutil.wait_procs(alive, timeout=timeout)
+    """Return when all the processes are dead, or after ``timeout`` seconds; where pidfds lack.
+
+    It looks again and again: to wait for a child would take its exit code from asyncio.
+    """
+    end = time.monotonic() + timeout
+    while any(is_alive(*process.key) for process in processes) and time.monotonic() < end:
+        time.sleep(_PAUSE_S)
+
+
+_PAUSE_S = 0.01
 
 
 def measure(processes: Iterable[Process]) -> TreeUsage:

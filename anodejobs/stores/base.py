@@ -37,7 +37,8 @@ class Insert:
 class Save:
     """The next record of a job, made from the one whose revision was one less.
 
-    ``launch`` and ``attempt`` stay as they are where None.
+    ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
+    then may what filters look at change, beside the status.
     """
 
     record: JobRecord
@@ -68,7 +69,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A page of records. Ties of the sort key are broken by the job id.
+    """A page of records. Ties of the sort key are broken by the job id; a missing one comes first.
 
     ``after`` names the last job of the page before: a page found so takes as long at the end of a
     million records as at their beginning. ``offset`` counts, so it takes as long as it is large.
@@ -84,6 +85,8 @@ class Query:
     def __post_init__(self) -> None:
         if self.sort_by not in SORT_KEYS:
             raise InvalidJob("sort_by", f"must be one of {', '.join(SORT_KEYS)}")
+        if self.after is not None and not isinstance(self.after, str):
+            raise InvalidJob("after", "must be the id of a job")
         for field in ("limit", "offset"):
             value = getattr(self, field)
             if value is None and field == "limit":

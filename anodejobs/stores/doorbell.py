@@ -50,8 +50,11 @@ class Doorbell:
         self._loop.add_reader(fd, answer)
 
     def ring(self) -> None:
-        """Ring all other bells in the folder."""
-        with contextlib.suppress(FileNotFoundError):  # the folder is gone, and all bells with it
+        """Ring all other bells in the folder, as far as that is possible.
+
+        What was committed is committed: a bell that cannot be rung is no reason to say otherwise.
+        """
+        with contextlib.suppress(OSError):
             for path in self._listed():
                 self._ring_one(path)
 

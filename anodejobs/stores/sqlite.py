@@ -352,15 +352,15 @@ class _Checkpoints:
             await asyncio.to_thread(thread.join)
 
     def _run(self) -> None:
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
-        with contextlib.closing(connection):
-            while True:
-                self._wanted.wait()
-                self._wanted.clear()
-                if self._stopping:
-                    return
-                # A database that cannot be written fails the commits, which say so to somebody.
-                with contextlib.suppress(sqlite3.Error):
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            if self._stopping:
+                return
+            # A database that cannot be written fails the commits, which say so to somebody.
+            with contextlib.suppress(sqlite3.Error):
+                connection = sqlite3.connect(self._path, isolation_level=None, timeout=10.0)
+                with contextlib.closing(connection):
                     connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
 
     def _mode(self) -> str:
