@@ -46,8 +46,6 @@ LOG = logging.getLogger("anodejobs")
 
 _MOST_WRITES = 500
 """The most writes in one commit: more gains nothing, and makes the first of them wait."""
-_ROUNDS = 3
-"""How often the event loop goes round before a commit, so that what is ready comes along."""
 _MOST_RECENT = 10_000
 """How many events are at hand for listeners; one that is further behind reads the store."""
 _MOST_ENDED = 1_000
@@ -213,8 +211,6 @@ class JobDB:
             await self._has_writes.wait()
             self._has_writes.clear()
             while self._queue:
-                for _ in range(_ROUNDS):
-                    await asyncio.sleep(0)
                 batch = self._queue[:_MOST_WRITES]
                 del self._queue[:_MOST_WRITES]
                 await self._commit(batch)

@@ -8,6 +8,7 @@ nothing half done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -73,7 +74,11 @@ class Watcher:
         jobdb.on_stranger = self._heed
 
     def _own(self, work: Coroutine[None, None, None], name: str) -> None:
-        self._tasks.create_task(work, name=f"anodejobs {name}")
+        try:
+            self._tasks.create_task(work, name=f"anodejobs {name}")
+        except RuntimeError:  # the group is ending
+            work.close()
+            raise ExecutorError("this Jobs is closed") from None
 
     async def owned(
         self, work: Callable[..., Coroutine[None, None, Result]], *args: object
@@ -179,14 +184,19 @@ class Watcher:
         try:
             return await self._jobdb.apply(job_id, event, token=attempt.token)
         except StoreError as error:
+            events: list[Event] = [StartFailed(error=f"its start could not be recorded: {error}")]
             if isinstance(event, Started):
-                # The caller hears that it failed, so nothing of it may go on.
+                # The caller hears that it failed, so nothing of it may go on. Should the start be
+                # on record all the same, then so must the end.
                 await self._executor.stop(event.attempt, 0)
-                await self._executor.wait(attempt.token)
+                events.append(await self._executor.wait(attempt.token))
                 await self._executor.clean(attempt.token)
-            refused = StartFailed(error=f"its start could not be recorded: {error}")
-            self._own(self._record(job_id, refused, attempt.token), job_id)
+            self._own(self._record_all(job_id, events, attempt.token), job_id)
             raise
+
+    async def _record_all(self, job_id: str, events: list[Event], token: str) -> None:
+        for event in events:
+            await self._record(job_id, event, token)
 
     async def _watch(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
         """Follow a running attempt to its recorded end, and end what it leaves behind."""
@@ -316,7 +326,8 @@ class Watcher:
         supervisor = stored.attempt.supervisor
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
-            self._own(self._succeed(supervisor), "succession")
+            with contextlib.suppress(ExecutorError):  # closed: the succession is somebody else's
+                self._own(self._succeed(supervisor), "succession")
 
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)

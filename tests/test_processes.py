@@ -901,6 +901,8 @@ OWN_CHILDREN = """
 import asyncio, json
 from anodejobs import Jobs
 
+pytestmark = pytest.mark.smoke
+
 async def main():
     policy = asyncio.get_event_loop_policy()
     async with Jobs("job_db", stop_grace=1) as jobs:

@@ -198,6 +198,8 @@ Processes.start = start
 DIE_AFTER_START = """
 import os
 from anodejobs.executors.processes import Processes
+
+pytestmark = pytest.mark.smoke
 real = Processes.start
 async def start(self, *args):
     await real(self, *args)

@@ -104,6 +104,11 @@ class ChildWatch:
         if sys.version_info < (3, 12) and is_own_kind and hasattr(os, "pidfd_open"):
             self._watcher = _PidfdWatcher(loop)
 
+    @property
+    def tells_truth(self) -> bool:
+        """Whether it tells REAPED_ELSEWHERE where asyncio would make up an exit code."""
+        return self._watcher is not None
+
     async def over(self, start: Coroutine[Any, Any, Result]) -> Result:
         """Await a coroutine whose first step looks the watcher up."""
         if self._watcher is None:

@@ -53,6 +53,12 @@ class _Held:
     stop_was_asked: bool = False
     stop_has_reached: bool = False
 
+    def let_go(self) -> None:
+        """Close the pidfd as soon as it is of no use: each descriptor slows down every fork."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
     @property
     def is_alive(self) -> bool:
         return self.process is not None and self.process.returncode is None
@@ -172,7 +178,9 @@ class Processes(Executor):
             pipes[stream] = self._pumping().add(fd, log)
             self._owners[pipes[stream]] = (launch.job_id, stream)
         pidfd = None
-        if attempt.pid is not None and attempt.start_time is not None:
+        # A child whose exit we read ourselves needs none: each descriptor slows down every fork.
+        is_certain = process is not None and self._watch_children().tells_truth
+        if attempt.pid is not None and attempt.start_time is not None and not is_certain:
             pidfd = tree.open_pidfd(attempt.pid, attempt.start_time)
         held = _Held(launch, attempt, pipes, process, pidfd)
         self._held[attempt.token] = held
@@ -213,6 +221,7 @@ class Processes(Executor):
         held = self._mine(token)
         code = await (self._adopted_end(held) if held.process is None else self._child_end(held))
         ended_at = time.monotonic()
+        held.let_go()
         # Before the exit is told: who waits for it may open the logs at once.
         for pipe in held.pipes.values():
             await self._pumping().settle(pipe)
@@ -260,8 +269,7 @@ class Processes(Executor):
                 await self._pumping().release(pipe)
         for pipe in held.pipes.values():
             del self._owners[pipe]
-        if held.pidfd is not None:
-            os.close(held.pidfd)
+        held.let_go()
         del self._held[token]
 
     async def stop(self, attempt: Attempt, grace: float) -> bool:
@@ -375,8 +383,7 @@ class Processes(Executor):
         if self._children is not None:
             self._children.close()
         for held in self._held.values():
-            if held.pidfd is not None:
-                os.close(held.pidfd)
+            held.let_go()
         self._held.clear()
         self._owners.clear()
         _LIVING.discard(self.supervisor)
