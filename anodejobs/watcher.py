@@ -73,9 +73,9 @@ class Watcher:
         self._heeded = {executor.supervisor}
         jobdb.on_stranger = self._heed
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         try:
-            self._tasks.create_task(work, name=f"anodejobs {name}")
+            return self._tasks.create_task(work, name=f"anodejobs {name}")
         except RuntimeError:  # the group is ending
             work.close()
             raise ExecutorError("this Jobs is closed") from None
@@ -94,10 +94,16 @@ class Watcher:
                 _resolve(answer, await work(*args))
             except Exception as error:
                 _refuse(answer, error)
-            finally:
-                _refuse(answer, ExecutorError("this Jobs was closed meanwhile"))
 
-        self._own(answered(), work.__name__)
+        return await self._answer(answer, answered(), work.__name__)
+
+    async def _answer(
+        self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
+    ) -> Result:
+        """Return the answer that the work gives; or that will not come, if it ends without one."""
+        closed = ExecutorError("this Jobs was closed meanwhile")
+        # By a callback: a task that is cancelled before its first step runs no `finally`.
+        self._own(work, name).add_done_callback(lambda _: _refuse(answer, closed))
         return await answer
 
     # The life of an attempt.
@@ -111,8 +117,8 @@ class Watcher:
         returned. Raises JobActive. Cancelling gives up the answer, not the run.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._own(self._life(record, launch, may_replace, answer), record.self_id)
-        return await answer
+        life = self._life(record, launch, may_replace, answer)
+        return await self._answer(answer, life, record.self_id)
 
     async def _life(
         self,
@@ -395,5 +401,3 @@ def _answering(answer: Answer) -> Iterator[None]:
         yield
     except Exception as error:
         _refuse(answer, error)
-    finally:
-        _refuse(answer, ExecutorError("this Jobs was closed before the job had started"))

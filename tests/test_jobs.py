@@ -1091,8 +1091,6 @@ HOST = """
 import asyncio, sys
 from anodejobs import Jobs
 
-pytestmark = pytest.mark.smoke
-
 async def main():
     async with Jobs(sys.argv[1], stop_grace=1) as jobs:
         await jobs.run(sys.argv[2], "theirs")

@@ -28,6 +28,9 @@ from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
 
+pytestmark = pytest.mark.smoke
+
+
 LIMIT_S = 30.0
 
 TREES = {
@@ -901,7 +904,6 @@ OWN_CHILDREN = """
 import asyncio, json
 from anodejobs import Jobs
 
-pytestmark = pytest.mark.smoke
 
 async def main():
     policy = asyncio.get_event_loop_policy()

@@ -21,6 +21,9 @@ from anodejobs.executors import pidfds, tree
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
 
+pytestmark = pytest.mark.smoke
+
+
 KERNEL_TELLS = tree.IS_LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
 """Whether the kernel gives exit codes to a process that is not the parent."""
 
@@ -199,7 +202,6 @@ DIE_AFTER_START = """
 import os
 from anodejobs.executors.processes import Processes
 
-pytestmark = pytest.mark.smoke
 real = Processes.start
 async def start(self, *args):
     await real(self, *args)
