@@ -304,7 +304,7 @@ class JobDB:
         if not waiters and known is None:
             return
         stored = await self._store.get(job_id)
-        if stored is None or (known and known.revision < stored.record.revision):
+        if stored is None or (known and known != stored.record):
             self._forget(job_id)
         if stored is not None:
             for waiter in list(self._waiters.get(job_id, ())):

@@ -260,21 +260,40 @@ class Watcher:
 
     async def stop(self, job_id: str, grace: float | None, reason: str | None) -> JobRecord:
         """End the job, and return its record when nothing of it is left."""
-        try:
-            await self._jobdb.wait_for(job_id, SIGNALLABLE)
-        except StatusUnreachable as ended:
-            return ended.record
-        record = await self._jobdb.apply(job_id, StopRequested(reason=reason))
-        if record.is_done:
-            return record
-        stored = await self._jobdb.stored(job_id)
-        grace = stored.launch.stop_grace if grace is None else grace
-        # Before it ends: when it has, somebody else may run it anew at once.
+        while True:
+            stored = await self._jobdb.stored(job_id)
+            if stored.record.is_done:
+                return stored.record
+            if stored.record.status in SIGNALLABLE:
+                stopped = await self._stop_attempt(stored, grace, reason)
+                if stopped is not None:
+                    return stopped
+                continue
+            try:
+                await self._jobdb.wait_for(job_id, SIGNALLABLE)
+            except StatusUnreachable as ended:
+                return ended.record
+
+    async def _stop_attempt(
+        self, stored: Stored, grace: float | None, reason: str | None
+    ) -> JobRecord | None:
+        """End this attempt; None where the job was run anew before it could be asked to end."""
+        job_id, attempt = stored.record.self_id, stored.attempt
+        # Listening before it ends: when it has, somebody else may run it anew at once.
         with self._jobdb.waiting([job_id]) as (end,):
-            end.consider(stored.record)
-            if await self._end(job_id, stored.attempt, grace):
+            await self._jobdb.apply(job_id, StopRequested(reason=reason), token=attempt.token)
+            if end.future.done():
                 return await end.future
-        return (await self._jobdb.stored(job_id)).record
+            now = await self._jobdb.stored(job_id)
+            if now.attempt.token != attempt.token:
+                return None
+            if now.record.is_done:
+                return now.record
+            if await self._end(
+                job_id, attempt, stored.launch.stop_grace if grace is None else grace
+            ):
+                return await end.future
+            return (await self._jobdb.stored(job_id)).record
 
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP."""

@@ -631,6 +631,21 @@ async def test_restarts_at_once_leave_one_process(jobs: Jobs) -> None:
     assert (await jobs.usage("service")).processes == 1
 
 
+async def test_restarts_that_come_at_any_moment_are_all_answered(jobs: Jobs) -> None:
+    async def restart_later(pause_s: float) -> JobRecord:
+        await asyncio.sleep(pause_s)  # so that they meet the others' restarts at every stage
+        return await jobs.restart("service")
+
+    await jobs.run("exec sleep 1000", "service")
+    for _ in range(25):
+        async with asyncio.timeout(LIMIT_S):
+            restarts = (restart_later(0.002 * n) for n in range(6))
+            answers = await asyncio.gather(*restarts, return_exceptions=True)
+        assert [a for a in answers if not isinstance(a, (JobRecord, JobActive))] == []
+    # None was ended but by a stop that is on record.
+    assert not {Status.failed, Status.lost} & set(await statuses(jobs, "service"))
+
+
 async def test_a_deleted_job_leaves_nothing(jobs: Jobs) -> None:
     record = await ended(jobs, "echo out; echo errors >&2", "gone", tags=["red"])
     assert await jobs.delete("gone") is True

@@ -14,19 +14,24 @@ import os
 import secrets
 import signal
 import stat
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, utc_now
 from anodejobs.executors import tree
 from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
-from anodejobs.executors.pidfds import REAPED_ELSEWHERE, ChildWatch, Reapings, exit_code
+from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
+
+if TYPE_CHECKING:
+    from anodejobs.executors.children_py311 import ChildWatch
 
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
@@ -119,7 +124,7 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            process = await self._watch_children().over(
+            process = await self._over_watch(
                 asyncio.create_subprocess_exec(
                     *launch.argv,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -179,7 +184,7 @@ class Processes(Executor):
             self._owners[pipes[stream]] = (launch.job_id, stream)
         pidfd = None
         # A child whose exit we read ourselves needs none: each descriptor slows down every fork.
-        is_certain = process is not None and self._watch_children().tells_truth
+        is_certain = process is not None and self._children is not None
         if attempt.pid is not None and attempt.start_time is not None and not is_certain:
             pidfd = tree.open_pidfd(attempt.pid, attempt.start_time)
         held = _Held(launch, attempt, pipes, process, pidfd)
@@ -394,10 +399,15 @@ class Processes(Executor):
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
 
-    def _watch_children(self) -> ChildWatch:
-        if self._children is None:
+    async def _over_watch(
+        self, start: Coroutine[Any, Any, asyncio.subprocess.Process]
+    ) -> asyncio.subprocess.Process:
+        """Start a child that asyncio watches through a pidfd, where it does not do so by itself."""
+        if self._children is None and _lacks_watch():
+            from anodejobs.executors.children_py311 import ChildWatch
+
             self._children = ChildWatch()
-        return self._children
+        return await (start if self._children is None else self._children.over(start))
 
     def _pumping(self) -> LogPump:
         if self._is_closed:
@@ -533,6 +543,11 @@ def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator
         for fd in alive:
             loop.remove_reader(fd)
             os.close(fd)
+
+
+def _lacks_watch() -> bool:
+    is_asyncios = isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+    return sys.version_info < (3, 12) and is_asyncios and tree.HAS_PIDFDS
 
 
 def _one_line(error: OSError | ValueError) -> str:

@@ -1,0 +1,141 @@
+"""How asyncio comes to watch our children through pidfds.
+
+From Python 3.12 on it does so by itself, and nothing here is used. Python 3.11 starts a thread for
+each child unless the application has chosen another watcher, and that choice is the application's:
+ours stands only for the one step of ``create_subprocess_exec`` that looks the watcher up.
+
+To be imported on Python 3.11 only: what it derives from is deprecated after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Self, TypeVar
+
+from anodejobs.executors.pidfds import REAPED_ELSEWHERE, exit_code
+
+Result = TypeVar("Result")
+
+
+class ChildWatch:
+    """Watches the children that are started over it."""
+
+    def __init__(self) -> None:
+        self._watcher = _PidfdWatcher(asyncio.get_running_loop())
+
+    async def over(self, start: Coroutine[Any, Any, Result]) -> Result:
+        """Await a coroutine whose first step looks the watcher up."""
+        first: _FirstStep[Result] = _FirstStep(start, self._watcher)
+        return await first
+
+    def close(self) -> None:
+        """Stop watching, the children that still run included. Idempotent."""
+        self._watcher.close()
+
+
+class _PidfdWatcher(asyncio.AbstractChildWatcher):
+    """Tells exit codes, or that there is none to be had."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pidfds: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+    def is_active(self) -> bool:
+        return True
+
+    def attach_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        raise NotImplementedError("it belongs to the loop it was made on")
+
+    def add_child_handler(  # type: ignore[override]  # typeshed ties the arguments together
+        self, pid: int, callback: Callable[..., object], *args: Any
+    ) -> None:
+        try:
+            pidfd = self._pidfds[pid] = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._loop.call_soon(callback, pid, REAPED_ELSEWHERE, *args)
+            return
+        self._loop.add_reader(pidfd, self._reap, pid, callback, *args)
+
+    def _reap(self, pid: int, callback: Callable[..., object], *args: Any) -> None:
+        pidfd = self._pidfds[pid]
+        try:
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            told = exit_code(pidfd)
+            code = REAPED_ELSEWHERE if told is None else told
+        self.remove_child_handler(pid)
+        callback(pid, code, *args)
+
+    def remove_child_handler(self, pid: int) -> bool:
+        pidfd = self._pidfds.pop(pid, None)
+        if pidfd is None:
+            return False
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        return True
+
+    def close(self) -> None:
+        for pid in list(self._pidfds):
+            self.remove_child_handler(pid)
+
+
+class _FirstStep(Generator[Any, Any, Result]):
+    """Runs a coroutine, the first step of it under another child watcher."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Result], watcher: asyncio.AbstractChildWatcher
+    ) -> None:
+        self._coroutine = coroutine
+        self._watcher: asyncio.AbstractChildWatcher | None = watcher
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        return self
+
+    def send(self, value: Any) -> Any:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
+            return self._coroutine.send(value)
+        # Setting the watcher itself would close the one there is.
+        theirs = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(_WatchedPolicy(theirs, watcher))
+        try:
+            return self._coroutine.send(value)
+        finally:
+            asyncio.set_event_loop_policy(theirs)
+
+    def throw(self, *args: Any) -> Any:
+        return self._coroutine.throw(*args)
+
+
+class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):
+    """The application's policy in everything but the child watcher."""
+
+    def __init__(
+        self, theirs: asyncio.AbstractEventLoopPolicy, watcher: asyncio.AbstractChildWatcher
+    ) -> None:
+        self._theirs = theirs
+        self._watcher = watcher
+
+    def get_event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._theirs.get_event_loop()
+
+    def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._theirs.set_event_loop(loop)
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return self._theirs.new_event_loop()
+
+    def get_child_watcher(self) -> asyncio.AbstractChildWatcher:
+        return self._watcher
+
+    def set_child_watcher(self, watcher: asyncio.AbstractChildWatcher | None) -> None:
+        self._theirs.set_child_watcher(watcher)  # type: ignore[arg-type]  # None is allowed
