@@ -31,7 +31,7 @@ from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
 
 if TYPE_CHECKING:
-    from anodejobs.executors.children_py311 import ChildWatch
+    from anodejobs.executors.children import ChildWatch
 
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
@@ -402,9 +402,9 @@ class Processes(Executor):
     async def _over_watch(
         self, start: Coroutine[Any, Any, asyncio.subprocess.Process]
     ) -> asyncio.subprocess.Process:
-        """Start a child that asyncio watches through a pidfd, where it does not do so by itself."""
-        if self._children is None and _lacks_watch():
-            from anodejobs.executors.children_py311 import ChildWatch
+        """Start a child, watched as `children` says where asyncio lets us."""
+        if self._children is None and _can_watch():
+            from anodejobs.executors.children import ChildWatch
 
             self._children = ChildWatch()
         return await (start if self._children is None else self._children.over(start))
@@ -545,9 +545,9 @@ def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator
             os.close(fd)
 
 
-def _lacks_watch() -> bool:
+def _can_watch() -> bool:
     is_asyncios = isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
-    return sys.version_info < (3, 12) and is_asyncios and tree.HAS_PIDFDS
+    return sys.version_info < (3, 14) and is_asyncios and tree.HAS_PIDFDS
 
 
 def _one_line(error: OSError | ValueError) -> str:

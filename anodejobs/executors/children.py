@@ -1,10 +1,9 @@
-"""How asyncio comes to watch our children through pidfds.
+"""How asyncio watches our children: through pidfds, and telling the truth.
 
-From Python 3.12 on it does so by itself, and nothing here is used. Python 3.11 starts a thread for
-each child unless the application has chosen another watcher, and that choice is the application's:
-ours stands only for the one step of ``create_subprocess_exec`` that looks the watcher up.
-
-To be imported on Python 3.11 only: what it derives from is deprecated after that.
+Python 3.11 starts a thread for each child unless the application has chosen another watcher, and
+up to 3.13 every watcher of asyncio makes up an exit code where somebody else has reaped the child.
+Ours does neither. The application's own choice is left alone: ours stands only for the one step of
+``create_subprocess_exec`` that looks the watcher up.
 """
 
 from __future__ import annotations
@@ -35,8 +34,11 @@ class ChildWatch:
         self._watcher.close()
 
 
-class _PidfdWatcher(asyncio.AbstractChildWatcher):
-    """Tells exit codes, or that there is none to be had."""
+class _PidfdWatcher:
+    """Tells exit codes, or that there is none to be had.
+
+    Of ``asyncio.AbstractChildWatcher``, which is deprecated, it has what is asked of one.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -51,12 +53,7 @@ class _PidfdWatcher(asyncio.AbstractChildWatcher):
     def is_active(self) -> bool:
         return True
 
-    def attach_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        raise NotImplementedError("it belongs to the loop it was made on")
-
-    def add_child_handler(  # type: ignore[override]  # typeshed ties the arguments together
-        self, pid: int, callback: Callable[..., object], *args: Any
-    ) -> None:
+    def add_child_handler(self, pid: int, callback: Callable[..., object], *args: Any) -> None:
         try:
             pidfd = self._pidfds[pid] = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -91,11 +88,9 @@ class _PidfdWatcher(asyncio.AbstractChildWatcher):
 class _FirstStep(Generator[Any, Any, Result]):
     """Runs a coroutine, the first step of it under another child watcher."""
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, Result], watcher: asyncio.AbstractChildWatcher
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Result], watcher: _PidfdWatcher) -> None:
         self._coroutine = coroutine
-        self._watcher: asyncio.AbstractChildWatcher | None = watcher
+        self._watcher: _PidfdWatcher | None = watcher
 
     def __await__(self) -> Generator[Any, Any, Result]:
         return self
@@ -119,9 +114,7 @@ class _FirstStep(Generator[Any, Any, Result]):
 class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):
     """The application's policy in everything but the child watcher."""
 
-    def __init__(
-        self, theirs: asyncio.AbstractEventLoopPolicy, watcher: asyncio.AbstractChildWatcher
-    ) -> None:
+    def __init__(self, theirs: asyncio.AbstractEventLoopPolicy, watcher: _PidfdWatcher) -> None:
         self._theirs = theirs
         self._watcher = watcher
 
@@ -134,8 +127,8 @@ class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         return self._theirs.new_event_loop()
 
-    def get_child_watcher(self) -> asyncio.AbstractChildWatcher:
+    def get_child_watcher(self) -> Any:
         return self._watcher
 
-    def set_child_watcher(self, watcher: asyncio.AbstractChildWatcher | None) -> None:
-        self._theirs.set_child_watcher(watcher)  # type: ignore[arg-type]  # None is allowed
+    def set_child_watcher(self, watcher: Any) -> None:
+        self._theirs.set_child_watcher(watcher)
