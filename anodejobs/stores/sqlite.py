@@ -245,7 +245,7 @@ class SqliteJobStore(JobStore):
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
 
     def apply_next(self, connection: _Writer) -> None:
-        """Apply the oldest batch in one transaction; called in the writer's thread."""
+        """Prepare the file, or apply the batch in one transaction; in the writer's thread."""
         if not connection.is_prepared:
             _prepare(connection, self.path, self._synchronous)
             connection.is_prepared = True

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 from anodejobs.events import Attempt
+from anodejobs.records import JobRecord
 from anodejobs.stores.base import Delete, Insert, Save, Write
 
 Row = tuple[Any, ...]
@@ -138,10 +139,9 @@ class Environments:
         self._last = (None, "")
 
 
-def _insert_row(write: Insert, environments: Environments) -> Row:
-    record = write.record
+def _columns(record: JobRecord) -> Row:
+    """Return what a run sets, from the revision to the record itself."""
     return (
-        record.self_id,
         record.revision,
         record.status,
         micros(record.created_at) or 0,
@@ -152,6 +152,14 @@ def _insert_row(write: Insert, environments: Environments) -> Row:
         record.user_id,
         record.workflow_id,
         record.model_dump_json(),
+    )
+
+
+def _insert_row(write: Insert, environments: Environments) -> Row:
+    record = write.record
+    return (
+        record.self_id,
+        *_columns(record),
         _attempt_json(write.attempt),
         json.dumps(write.launch.to_json()),
         environments.key(write.launch.base_env),
@@ -162,16 +170,7 @@ def _renewal_row(write: Save, environments: Environments) -> Row:
     record, launch = write.record, write.launch
     assert launch is not None
     return (
-        record.revision,
-        record.status,
-        micros(record.created_at) or 0,
-        micros(record.last_update) or 0,
-        micros(record.started_at),
-        micros(record.finished_at),
-        record.name,
-        record.user_id,
-        record.workflow_id,
-        record.model_dump_json(),
+        *_columns(record),
         write.attempt and _attempt_json(write.attempt),
         json.dumps(launch.to_json()),
         environments.key(launch.base_env),
