@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 Evidence = Literal["observed", "recorded", "adopted"]
 
@@ -35,6 +35,16 @@ class Attempt:
     started_monotonic: float | None = None
     pipes: tuple[int, int] | None = None
     """The inode numbers of the pipes that the process has as stdout and stderr."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {name: getattr(self, name) for name in Attempt.__slots__}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Attempt:
+        """Return what ``to_json`` was made from."""
+        pipes = fields["pipes"]
+        return cls(**{**fields, "pipes": pipes and tuple(pipes)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,7 @@ class StopRequested(Event):
 class StopFailed(Event):
     """Processes of the job were alive after SIGKILL."""
 
-    error: str
+    error: str = "processes of it are alive after SIGKILL"
 
     @property
     def why(self) -> str | None:

@@ -29,7 +29,7 @@ from anodejobs.errors import (
 )
 from anodejobs.events import Adopted, Attempt, Claimed, Event, Started, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
@@ -37,6 +37,7 @@ from anodejobs.stores.base import (
     Query,
     Save,
     Stored,
+    Unfinished,
     Write,
     history_entry,
 )
@@ -361,12 +362,9 @@ class JobDB:
         """Return a page of records."""
         return await self._store.page(query)
 
-    async def active(self) -> list[Stored]:
+    async def unfinished(self) -> list[Unfinished]:
         """Return every job that has not ended."""
-        statuses = [status for status in Status if status not in TERMINAL]
-        records = await self._store.page(Query(filter=JobFilter(status=statuses)))
-        stored = [await self._store.get(record.self_id) for record in records]
-        return [job for job in stored if job is not None and not job.record.is_done]
+        return await self._store.unfinished()
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""

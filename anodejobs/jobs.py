@@ -25,6 +25,7 @@ from anodejobs.errors import (
 from anodejobs.events import utc_now
 from anodejobs.executors.base import STREAMS, Executor, Launch, LogPlan, Stream
 from anodejobs.executors.processes import Processes
+from anodejobs.executors.shim import Shim
 from anodejobs.follower import Follower
 from anodejobs.jobdb import JobDB
 from anodejobs.logs import LogChunk, LogTail, log_name, remove_logs
@@ -60,10 +61,11 @@ class Jobs:
     still run are adopted, those that are gone become ``lost``.
 
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
-    ``<db_path>/jobs.db``. ``executor`` is ``"inline"``, which hosts the processes in the
-    application, or an Executor. ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs
-    that do not say. ``on_close="stop"`` stops the jobs that this ``Jobs`` supervises; inline jobs
-    are stopped in any case, since nobody would be left to read their output. A log file of
+    ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
+    that outlives the application; or ``"inline"``: they are children of the application and end
+    with it; or an Executor. ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that
+    do not say. ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are
+    stopped in any case, since nobody would be left to read their output. A log file of
     ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
     syncs every commit to the disk.
 
@@ -76,15 +78,15 @@ class Jobs:
         db_path: str | os.PathLike[str],
         *,
         store: JobStore | str | None = None,
-        executor: Literal["inline"] | Executor = "inline",
+        executor: Literal["shim", "inline"] | Executor = "shim",
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
         log_backups: int = 1,
         durability: Literal["process", "power"] = "process",
     ) -> None:
-        if executor != "inline" and not isinstance(executor, Executor):
-            raise InvalidJob("executor", "must be 'inline' or an Executor")
+        if executor not in ("shim", "inline") and not isinstance(executor, Executor):
+            raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
         if store is not None and not isinstance(store, (str, JobStore)):
@@ -151,7 +153,7 @@ class Jobs:
 
     async def _serve(self, opened: asyncio.Future[tuple[Watcher, Executor]]) -> None:
         """Be the one owner of all tasks, from opening to closing."""
-        executor = Processes() if isinstance(self._given_executor, str) else self._given_executor
+        executor = self._executor()
         try:
             await self._prepare_directory()
             await self._jobdb.open()
@@ -172,6 +174,15 @@ class Jobs:
             finally:
                 await self._jobdb.close()
 
+    def _executor(self) -> Executor:
+        match self._given_executor:
+            case "shim":
+                return Shim(self.db_path / "shim")
+            case "inline":
+                return Processes()
+            case executor:
+                return executor
+
     async def _prepare_directory(self) -> None:
         def make() -> None:
             for folder in (self.db_path, self._log_dir):
@@ -191,7 +202,7 @@ class Jobs:
                 watcher = Watcher(self._jobdb, executor, tasks)
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
-                await watcher.reconcile()
+                await watcher.open()
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
                 if self._on_close == "stop" or not executor.outlives_host:
@@ -266,6 +277,7 @@ class Jobs:
             stop_grace=stop_grace,
             start_grace=spec.start_grace,
             leftovers=spec.leftovers,
+            on_host_death=spec.on_host_death,
         )
         now = utc_now()
         record = opened(

@@ -25,9 +25,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import quote
 
 LOG = logging.getLogger("anodejobs")
@@ -75,6 +74,9 @@ def log_name(job_id: str) -> str:
         name = f"%{ord(name[0]):02X}{name[1:]}"
     if len(name) <= _LONGEST_NAME and job_id == job_id.lower():
         return name
+    # Imported here: a shim has no use for it, and stays small.
+    from hashlib import sha256
+
     return f"{name[:_LONGEST_NAME]}%-{sha256(job_id.encode()).hexdigest()[:16]}"
 
 
@@ -103,6 +105,13 @@ def remove_logs(paths: Iterable[Path]) -> None:
             shutil.rmtree(rotated_folder(path))
 
 
+class Reader(Protocol):
+    """Somebody who reads a log, as far as what is kept for them goes."""
+
+    offset: int
+    """Where the next bytes they want begin."""
+
+
 class LogFile:
     """Appends one stream to its file, and sets full files aside.
 
@@ -120,7 +129,7 @@ class LogFile:
         replaces: bool = False,
     ) -> None:
         self.path = path
-        self.readers: set[LogTail] = set()
+        self.readers: set[Reader] = set()
         self.offset = 0
         """How many bytes the stream has had; right once the file was open."""
         self._max_bytes = max_bytes

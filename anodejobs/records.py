@@ -408,6 +408,7 @@ class JobSpec(_Model):
     stop_grace: Seconds | None = None
     start_grace: Seconds = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
+    on_host_death: Literal["leave", "stop"] = "leave"
 
     if TYPE_CHECKING:
 
@@ -423,7 +424,8 @@ class JobOptions(TypedDict, total=False):
     Its environment is the application's (unless ``inherit_env=False``), then ``envs``. ``timeout``:
     it is stopped after so long and ``failed``. ``stop_grace``: from SIGTERM to SIGKILL.
     ``start_grace``: a non-zero exit so soon is ``failed_start``. ``leftovers``: whether processes
-    that outlive the main one are killed, or left.
+    that outlive the main one are killed, or left. ``on_host_death``: whether the job runs on when
+    no application has been there for 5 seconds, or is stopped; inline jobs have no choice.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -439,6 +441,7 @@ class JobOptions(TypedDict, total=False):
     stop_grace: float | None
     start_grace: float
     leftovers: Literal["kill", "leave"]
+    on_host_death: Literal["leave", "stop"]
 
 
 class JobEvent(_Model):

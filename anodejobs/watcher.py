@@ -11,18 +11,19 @@ import asyncio
 import contextlib
 import logging
 import signal
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
 
+from anodejobs import faults
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
     InvalidTransition,
     JobActive,
+    JobNotFound,
     StatusUnreachable,
     StoreError,
 )
@@ -30,7 +31,6 @@ from anodejobs.events import (
     Adopted,
     Attempt,
     Event,
-    Exited,
     Lost,
     Paused,
     Resumed,
@@ -39,11 +39,11 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors.base import STREAMS, Executor, Launch, new_token
+from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
 from anodejobs.jobdb import JobDB
 from anodejobs.logs import remove_logs
 from anodejobs.records import JobRecord, Status
-from anodejobs.stores.base import Stored
+from anodejobs.stores.base import Stored, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
 LOG = logging.getLogger("anodejobs")
@@ -65,13 +65,22 @@ class Watcher:
         self._executor = executor
         self._tasks = tasks
         self._watched: dict[str, Launch] = {}
-        """What has not ended and has a task here, by token."""
+        """What was started or taken over here and has not ended, by token."""
+        self._inherited: set[str] = set()
+        """Tokens of what other applications have started and is watched here."""
         self._lives = 0
         """How many attempts have a task here, those that are being cleaned up after included."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._heeded = {executor.supervisor}
-        jobdb.on_stranger = self._heed
+        self._heeded: set[str] = set()
+        self._reconciling = asyncio.Lock()
+        jobdb.on_stranger = self._meet
+
+    async def open(self) -> None:
+        """Open the executor, and take care of what earlier applications have left."""
+        host = Host(own=self._own, on_inherited=self._inherit, on_departure=self._depart)
+        await self._executor.open(host)
+        await self.reconcile()
 
     def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         try:
@@ -133,7 +142,9 @@ class Watcher:
             with _answering(answer):
                 started = await self._begin(record, launch, attempt, may_replace, answer)
             if started is not None:
-                await self._watch(record.self_id, launch, started)
+                await self._watch(record.self_id, started.token)
+            else:
+                await self._executor.clean(attempt.token)
 
     async def _begin(
         self,
@@ -144,12 +155,16 @@ class Watcher:
         answer: Answer,
     ) -> Attempt | None:
         """Record and start a run, and answer; return the attempt that is to be watched."""
+        faults.reached("host: a run was asked for")
         kept = await self._record_start(record, launch, attempt, may_replace)
         if kept is not None:
             _resolve(answer, kept)
             return None
+        faults.reached("host: the start is on record")
         event = await self._start(record, launch, attempt)
-        _resolve(answer, await self._record_started(record, event, attempt))
+        running = await self._record_started(record, event, attempt)
+        faults.reached("host: the process is on record")
+        _resolve(answer, running)
         return event.attempt if isinstance(event, Started) else None
 
     async def _record_start(
@@ -195,7 +210,7 @@ class Watcher:
                 # The caller hears that it failed, so nothing of it may go on. Should the start be
                 # on record all the same, then so must the end.
                 await self._executor.stop(event.attempt, 0)
-                events.append(await self._executor.wait(attempt.token))
+                events.append(await self._executor.wait(attempt.token, _unheard))
                 await self._executor.clean(attempt.token)
             self._own(self._record_all(job_id, events, attempt.token), job_id)
             raise
@@ -204,38 +219,30 @@ class Watcher:
         for event in events:
             await self._record(job_id, event, token)
 
-    async def _watch(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
+    async def _watch(self, job_id: str, token: str) -> None:
         """Follow a running attempt to its recorded end, and end what it leaves behind."""
         try:
-            await self._follow(job_id, launch, attempt)
+            await self._follow(job_id, token)
         except Exception as error:  # a fault here must not take the other jobs along
             LOG.exception("job %s is no longer watched", job_id)
-            await self._record(job_id, Lost(error=f"its watcher failed: {error!r}"), attempt.token)
+            await self._record(job_id, Lost(error=f"its watcher failed: {error!r}"), token)
 
-    async def _follow(self, job_id: str, launch: Launch, attempt: Attempt) -> None:
-        token = attempt.token
-        exit: Exited | Lost | None
-        if launch.timeout is None:
-            exit = await self._executor.wait(token)
-        else:
-            exit = None
-            with anyio.move_on_after(_rest_s(launch.timeout, attempt)):
-                exit = await self._executor.wait(token)
-        if exit is None:
-            late = StopRequested(error=f"timed out after {launch.timeout:g} s")
-            await self._record(job_id, late, token)
-            await self._end(job_id, attempt, launch.stop_grace)
-            exit = await self._executor.wait(token)
+    async def _follow(self, job_id: str, token: str) -> None:
+        async def tell(event: Event) -> None:
+            await self._record(job_id, event, token)
+
+        exit = await self._executor.wait(token, tell)
         await self._record(job_id, exit, token)
-        self._watched.pop(token)
+        self._watched.pop(token, None)
         await self._executor.clean(token)
 
-    async def _end(self, job_id: str, attempt: Attempt, grace: float) -> bool:
+    async def _end(
+        self, job_id: str, attempt: Attempt, grace: float, *, may_hasten: bool = True
+    ) -> bool:
         """Return whether nothing of the attempt is left."""
-        is_gone = await self._executor.stop(attempt, grace)
+        is_gone = await self._executor.stop(attempt, grace, may_hasten=may_hasten)
         if not is_gone:
-            alive = StopFailed(error="processes of it are alive after SIGKILL")
-            await self._record(job_id, alive, attempt.token)
+            await self._record(job_id, StopFailed(), attempt.token)
         return is_gone
 
     async def _record(self, job_id: str, event: Event, token: str) -> None:
@@ -248,8 +255,8 @@ class Watcher:
             try:
                 await self._jobdb.apply(job_id, event, token=token)
                 return
-            except InvalidTransition:
-                return  # as of a stop that came when the job had ended
+            except (InvalidTransition, JobNotFound):
+                return  # it is on record already, or came too late to matter
             except StoreError as error:
                 LOG.error("job %s: its %s waits: %s", job_id, type(event).__name__, error)
                 self._jobdb.fail_waits(job_id, error)
@@ -320,35 +327,104 @@ class Watcher:
     # Jobs that lost their supervisor.
 
     async def reconcile(self) -> None:
-        """Take on every active job whose supervisor has gone, and note how each one stands."""
-        async with anyio.create_task_group() as takeovers:
-            for stored in await self._jobdb.active():
-                if self._executor.is_alive(stored.attempt.supervisor):
-                    self._heed(stored)
-                else:
-                    takeovers.start_soon(self._take_over, stored)
+        """See to it that every active job has somebody who looks after it.
 
-    async def _take_over(self, stored: Stored) -> None:
-        # Claimed before it is touched: two who read one pipe would each get half of it.
-        claimed = await self._jobdb.claim(stored, self._executor.supervisor)
-        if claimed is None:
+        Those whose supervisor has gone are taken on, and how each one stands is noted. What an
+        application left half done, a start or a stop, is done.
+        """
+        async with self._reconciling:  # what is being taken over is not to be taken over again
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        unfinished = [
+            job for job in await self._jobdb.unfinished() if job.attempt.token not in self._watched
+        ]
+        mine = self._executor.supervisor
+        is_needed = any(job.attempt.supervisor == mine for job in unfinished)
+        held = await self._executor.held() if is_needed else set()
+        async with anyio.create_task_group() as works:
+            for job in unfinished:
+                is_mine = job.attempt.supervisor == mine
+                if is_mine and job.status is Status.starting:
+                    works.start_soon(self._start_again, job)
+                elif job.attempt.token in held:
+                    if job.status is Status.stopping:
+                        works.start_soon(self._stop_again, job)
+                elif is_mine or not self._executor.is_alive(job.attempt.supervisor):
+                    works.start_soon(self._take_over, job)
+                else:
+                    self._heed(job.attempt.supervisor)
+
+    async def _start_again(self, job: Unfinished) -> None:
+        """Ask once more for a start that was committed; the executor knows whether it was done."""
+        stored = await self._current(job)
+        if stored is None or stored.record.status is not Status.starting:
             return
-        job_id, attempt = claimed.record.self_id, claimed.attempt
-        event = await self._executor.adopt(claimed.launch, attempt)
-        await self._jobdb.apply(job_id, event, token=attempt.token)
+        event = await self._start(stored.record, stored.launch, stored.attempt)
+        await self._record(job.job_id, event, job.attempt.token)
+        if isinstance(event, Started):
+            self._inherit(job.job_id, job.attempt.token)
+        else:
+            await self._executor.clean(job.attempt.token)
+
+    async def _stop_again(self, job: Unfinished) -> None:
+        """See to a stop that was committed; one that is under way keeps its grace."""
+        stored = await self._current(job)
+        if stored is not None:
+            self._own(self._finish_stop(stored), job.job_id)
+
+    async def _finish_stop(self, stored: Stored) -> None:
+        grace = stored.launch.stop_grace
+        await self._end(stored.record.self_id, stored.attempt, grace, may_hasten=False)
+
+    async def _take_over(self, job: Unfinished) -> None:
+        stored = await self._current(job)
+        if stored is None:
+            return
+        if stored.attempt.supervisor != self._executor.supervisor:
+            # Claimed before it is touched: two who read one pipe would each get half of it.
+            stored = await self._jobdb.claim(stored, self._executor.supervisor)
+        if stored is None:
+            return
+        event = await self._executor.adopt(stored.launch, stored.attempt)
+        await self._record(job.job_id, event, job.attempt.token)
         if isinstance(event, Adopted):
-            self._own(self._adopted_life(claimed, event.attempt), job_id)
+            self._own(self._adopted_life(stored, event.attempt), job.job_id)
+        else:
+            await self._executor.clean(job.attempt.token)
+
+    async def _current(self, job: Unfinished) -> Stored | None:
+        """Return what is to be known of the job, None where that attempt is over by now."""
+        stored = await self._jobdb.stored(job.job_id)
+        is_current = not stored.record.is_done and stored.attempt.token == job.attempt.token
+        return stored if is_current else None
 
     async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
         job_id, launch = stored.record.self_id, stored.launch
         with self._watching(launch, attempt):
             if stored.record.status is Status.stopping:  # its stop was cut short
                 await self._end(job_id, attempt, launch.stop_grace)
-            await self._watch(job_id, launch, attempt)
+            await self._watch(job_id, attempt.token)
 
-    def _heed(self, stored: Stored) -> None:
-        """See to it that the job is taken on when its supervisor, another one, has gone."""
-        supervisor = stored.attempt.supervisor
+    def _inherit(self, job_id: str, token: str) -> None:
+        """Watch an attempt that another application has started."""
+        if token not in self._inherited:
+            self._own(self._inherited_life(job_id, token), job_id)
+            self._inherited.add(token)
+
+    async def _inherited_life(self, job_id: str, token: str) -> None:
+        try:
+            await self._watch(job_id, token)
+        finally:
+            self._inherited.discard(token)
+
+    def _meet(self, stored: Stored) -> None:
+        """See whether anybody looks after a job that was not written here."""
+        if stored.attempt.supervisor != self._executor.supervisor:
+            self._heed(stored.attempt.supervisor)
+
+    def _heed(self, supervisor: str) -> None:
+        """See to it that jobs are taken on when their supervisor, another one, has gone."""
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
             with contextlib.suppress(ExecutorError):  # closed: the succession is somebody else's
@@ -357,7 +433,22 @@ class Watcher:
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)
         self._heeded.discard(supervisor)
-        await self.reconcile()
+        await self._reconcile_soon()
+
+    def _depart(self) -> None:
+        with contextlib.suppress(ExecutorError):
+            self._own(self._reconcile_soon(), "departure")
+
+    async def _reconcile_soon(self) -> None:
+        """Reconcile, however long the store takes to allow it."""
+        rest_s = _FIRST_RETRY_S
+        while True:
+            try:
+                return await self.reconcile()
+            except* AnodeJobsError as errors:
+                LOG.error("what others have left behind waits: %s", errors.exceptions[0])
+            await asyncio.sleep(rest_s)
+            rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
 
     # The end of the application.
 
@@ -395,10 +486,8 @@ class Watcher:
                 self._is_idle.set()
 
 
-def _rest_s(timeout: float, attempt: Attempt) -> float:
-    """Return how many seconds of its time an attempt has left."""
-    assert attempt.started_monotonic is not None
-    return max(0.0, attempt.started_monotonic + timeout - time.monotonic())
+async def _unheard(event: Event) -> None:
+    """Hear of something that is of no account any more."""
 
 
 def _resolve(answer: asyncio.Future[Result], result: Result) -> None:

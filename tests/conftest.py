@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
 
 from anodejobs import Jobs
+from anodejobs.executors import shim, supervisors
 
 pytest.register_assert_rewrite("anodejobs.testing")
 
@@ -22,11 +27,60 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
+ON_BOTH = ("test_processes", "test_follow", "test_waiting", "test_events")
+"""Tests whose ``jobs`` are started inline, and once more through a shim."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have the tests of some modules run with each executor."""
+    if "executor" in metafunc.fixturenames:
+        on_both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
+        executors = ["inline", "shim"] if on_both else ["inline"]
+        metafunc.parametrize("executor", executors, ids=["", "shim"][: len(executors)])
+
+
 @pytest.fixture
-async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+async def jobs(tmp_path: Path, executor: Literal["inline", "shim"]) -> AsyncIterator[Jobs]:
     """A Jobs on an empty directory; jobs that run at the end of the test are stopped at once."""
-    async with Jobs(db_path=tmp_path / "job_db", stop_grace=1) as jobs:
+    async with Jobs(
+        db_path=tmp_path / "job_db", stop_grace=1, executor=executor, on_close="stop"
+    ) as jobs:
         yield jobs
+
+
+@pytest.fixture(autouse=True)
+def no_shim_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait for the shims of the test to leave, which they do soon; fail a test where one stays."""
+    monkeypatch.setattr(shim, "LINGER_S", 0.05)
+    yield
+    left = [pid for lock in tmp_path.rglob("shim/*lock") if (pid := locker(lock))]
+    for pid in left:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            # One that another process has started would linger longer.
+            if not any(map(_runs, psutil.Process(pid).children())):
+                os.kill(pid, signal.SIGTERM)
+        if not has_died(pid, within_s=10):
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"shim {pid} stays: its jobs were not stopped")
+
+
+def has_died(pid: int, within_s: float) -> bool:
+    """Return whether the process, which need not be our child, dies in time; reaped or not."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(within_s * 1000))
+    finally:
+        os.close(fd)
+
+
+def locker(lock: Path) -> int | None:
+    """Return the pid of the shim that holds the lock."""
+    return int(lock.read_text()) if supervisors.is_locked(lock) else None
 
 
 @pytest.fixture(autouse=True)

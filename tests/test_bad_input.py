@@ -21,7 +21,9 @@ NO_COUNTS: list[Any] = [-1, 1.5, "1", True, [1]]
 @pytest.fixture
 async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     """A Jobs that holds nothing, and must hold nothing at the end of the test."""
-    async with Jobs(db_path=tmp_path / "job_db", store="memory://", stop_grace=1) as jobs:
+    async with Jobs(
+        db_path=tmp_path / "job_db", store="memory://", stop_grace=1, executor="inline"
+    ) as jobs:
         yield jobs
         assert await jobs.count() == 0
         assert list((tmp_path / "job_db" / "job_logs").iterdir()) == []
@@ -137,7 +139,10 @@ def deep(levels: int) -> dict[str, Any]:
 
 async def is_kept_or_refused(tmp_path: Path, metadata: dict[str, Any]) -> bool:
     """Return whether metadata come back as they were put in, or are refused as such."""
-    async with Jobs(db_path=tmp_path) as jobs, Jobs(db_path=tmp_path) as other:
+    async with (
+        Jobs(db_path=tmp_path, executor="inline") as jobs,
+        Jobs(db_path=tmp_path, executor="inline") as other,
+    ):
         try:
             async with asyncio.timeout(10):
                 record = await jobs.run("true", metadata=metadata)
@@ -250,7 +255,7 @@ STRANGE_IDS = ["a\0b", "\n", "", "\udcff", "x" * 100_000, "' OR 1=1 --"]
 
 @pytest.mark.parametrize("job_id", STRANGE_IDS, ids=[ascii(i)[:20] for i in STRANGE_IDS])
 async def test_an_id_that_no_job_can_have_is_unknown(tmp_path: Path, job_id: str) -> None:
-    async with Jobs(db_path=tmp_path) as jobs:
+    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
         assert await jobs.get_status(job_id) is None
         assert await jobs.stop(job_id) is None
         assert await jobs.delete(job_id) is False

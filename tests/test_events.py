@@ -142,7 +142,7 @@ async def test_after_zero_is_the_very_beginning(jobs: Jobs) -> None:
 async def test_the_past_is_the_same_for_a_later_jobs(jobs: Jobs) -> None:
     await run_all(jobs, *"abc")
     before = await past(jobs, 9)
-    async with Jobs(db_path=jobs.db_path) as later:
+    async with Jobs(db_path=jobs.db_path, executor="inline") as later:
         assert await past(later, 9) == before
         assert await past(later, 4, after=5) == before[5:]
 
@@ -164,7 +164,7 @@ async def test_a_listener_far_behind_is_told_from_the_store(
 ) -> None:
     monkeypatch.setattr(jobdb, "_MOST_RECENT", 5)
     monkeypatch.setattr(jobdb, "_PAGE", 4)
-    async with Jobs(db_path=tmp_path) as jobs:
+    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
         await run_all(jobs, *"abcdefghij")
         told = await past(jobs, 30)
         assert [event.seq for event in told] == list(range(1, 31))
@@ -177,7 +177,10 @@ async def test_a_slow_listener_misses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(jobdb, "_MOST_RECENT", 10)
-    async with Jobs(db_path=tmp_path) as jobs, aclosing(jobs.events(after=0)) as events:
+    async with (
+        Jobs(db_path=tmp_path, executor="inline") as jobs,
+        aclosing(jobs.events(after=0)) as events,
+    ):
         await run_all(jobs, "first")
         seen = await take(events, 1)
         for round_ in range(4):
@@ -211,7 +214,7 @@ async def test_a_job_that_is_not_there_yet_can_be_listened_to(jobs: Jobs) -> Non
 async def test_an_earlier_job_can_be_listened_to_by_a_later_jobs(jobs: Jobs) -> None:
     await run_all(jobs, *"abc")
     async with (
-        Jobs(db_path=jobs.db_path) as later,
+        Jobs(db_path=jobs.db_path, executor="inline") as later,
         aclosing(later.events("a", after=0)) as events,
     ):
         assert [event.status for event in await take(events, 3)] == OF_A_RUN
@@ -305,7 +308,7 @@ async def test_a_heartbeat_comes_to_a_listener_to_an_earlier_job(jobs: Jobs) -> 
     await run_all(jobs, "a")
     await run_all(jobs, "b")
     async with (
-        Jobs(db_path=jobs.db_path) as later,
+        Jobs(db_path=jobs.db_path, executor="inline") as later,
         aclosing(later.events("a", after=0, heartbeat=0.02)) as events,
     ):
         assert [event.status for event in await take(events, 3)] == OF_A_RUN
@@ -316,7 +319,7 @@ async def test_a_heartbeat_comes_though_the_past_was_deleted(jobs: Jobs) -> None
     await run_all(jobs, "a")
     await jobs.delete("a")
     async with (
-        Jobs(db_path=jobs.db_path) as later,
+        Jobs(db_path=jobs.db_path, executor="inline") as later,
         aclosing(later.events(after=0, heartbeat=0.02)) as events,
     ):
         assert (await quiet(events)).kind == "heartbeat"
@@ -356,7 +359,7 @@ async def test_a_listener_that_leaves_takes_nothing_from_the_others(jobs: Jobs) 
 
 
 async def test_listening_ends_when_its_jobs_is_closed(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path) as jobs:
+    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
         listening = asyncio.ensure_future(anext(jobs.events()))
         await jobs.count()
     done, _ = await asyncio.wait([listening], timeout=LIMIT_S)

@@ -104,6 +104,13 @@ async def recorded(db_path: Path) -> list[JobRecord]:
         return await jobs.list_jobs()
 
 
+async def stop_all(db_path: Path) -> None:
+    """Stop what a server has left running."""
+    async with Jobs(db_path=db_path) as jobs:
+        for record in await jobs.list_jobs():
+            await jobs.stop(record.self_id, grace=1)
+
+
 # The walkthrough.
 
 
@@ -273,6 +280,7 @@ async def client(
         httpx.AsyncClient(base_url=base_url, timeout=10, trust_env=False) as client,
     ):
         yield client
+    await stop_all(tmp_path / "db")
 
 
 async def started(client: httpx.AsyncClient, command: str | list[str], job_id: str) -> JobRecord:
@@ -422,7 +430,7 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("name", "log"), [("fastapi_app.py", "stderr"), ("aiohttp_app.py", "stdout")]
 )
-async def test_a_server_ends_with_its_jobs_though_somebody_follows(
+async def test_a_server_ends_though_somebody_follows_and_its_jobs_go_on(
     tmp_path: Path, name: str, log: str
 ) -> None:
     args = ("db", "--port", str(free_port()))
@@ -439,5 +447,7 @@ async def test_a_server_ends_with_its_jobs_though_somebody_follows(
                     await process.communicate()
                     with pytest.raises(httpx.RemoteProtocolError):  # cut short, and says so
                         await anext(chunks)
+                assert not has_exited(job)
+                await stop_all(tmp_path / "db")
                 assert has_exited(job)
     assert [ended.status for ended in await recorded(tmp_path / "db")] == [Status.stopped]

@@ -357,7 +357,7 @@ async def test_a_follower_cancelled_while_the_disk_is_slow_leaves_no_file_open(
         async for _ in jobs.follow("a", stderr=False):
             pass
 
-    async with Jobs(db_path=tmp_path / "job_db") as jobs:
+    async with Jobs(db_path=tmp_path / "job_db", executor="inline") as jobs:
         record = await jobs.run("echo 1", job_id="a")
         await jobs.wait("a")
         monkeypatch.setattr(LogTail, "read", slow_read)
@@ -582,7 +582,11 @@ async def listening(
 @asynccontextmanager
 async def rotating_jobs(tmp_path: Path, max_bytes: int, backups: int) -> AsyncIterator[Jobs]:
     async with Jobs(
-        db_path=tmp_path / "job_db", stop_grace=1, log_max_bytes=max_bytes, log_backups=backups
+        db_path=tmp_path / "job_db",
+        stop_grace=1,
+        log_max_bytes=max_bytes,
+        log_backups=backups,
+        executor="inline",
     ) as jobs:
         yield jobs
 

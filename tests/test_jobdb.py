@@ -421,7 +421,7 @@ def store() -> FaultyStore:
 @pytest.fixture
 async def jobs(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Jobs]:
     """A Jobs whose store can be made to fail."""
-    async with Jobs(db_path=tmp_path, store=store, stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path, store=store, stop_grace=1, executor="inline") as jobs:
         yield jobs
 
 
@@ -566,7 +566,7 @@ async def test_closing_ends_jobs_whose_end_cannot_be_recorded(
     tmp_path: Path, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anodejobs.watcher._CLOSING_S", 0.5)
-    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1)
+    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1, executor="inline")
     with gone_in_the_end(await jobs.run("exec sleep 1000", "long")) as process:
         store.failures = 10**9
         async with asyncio.timeout(LIMIT_S):
@@ -594,7 +594,7 @@ async def exhaust(items: AsyncGenerator[object, None]) -> None:
 
 @pytest.fixture
 async def dead(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Dead]:
-    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1)
+    jobs = Jobs(db_path=tmp_path, store=store, stop_grace=0.1, executor="inline")
     with gone_in_the_end(await jobs.run("exec sleep 1000", "long")) as process:
         calls: list[Awaitable[object]] = [
             jobs.wait("long"),
@@ -649,7 +649,7 @@ async def test_a_bug_is_logged(dead: Dead, caplog: pytest.LogCaptureFixture) -> 
 async def test_after_a_bug_the_next_jobs_takes_over(dead: Dead, store: FaultyStore) -> None:
     async with asyncio.timeout(LIMIT_S):
         await dead.jobs.close()
-        async with Jobs(db_path=dead.jobs.db_path, store=store) as later:
+        async with Jobs(db_path=dead.jobs.db_path, store=store, executor="inline") as later:
             record = await later.stop("long")
     assert record is not None and record.is_done
     assert not is_alive(dead.process)

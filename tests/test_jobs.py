@@ -317,7 +317,7 @@ async def test_a_record_read_from_the_store_is_what_run_returned(
     jobs: Jobs, tmp_path: Path
 ) -> None:
     record = await ended(jobs, "exit 3", "kept", tags=["red"], metadata={"a": [1, {"b": None}]})
-    async with Jobs(db_path=tmp_path / "job_db") as reopened:
+    async with Jobs(db_path=tmp_path / "job_db", executor="inline") as reopened:
         assert await reopened.get_status("kept") == record
         assert await reopened.list_jobs() == [record]
 
@@ -524,8 +524,8 @@ async def test_a_stop_returns_though_the_id_is_run_anew_meanwhile(tmp_path: Path
     may_return = asyncio.Event()
 
     class SlowToReturn(Processes):
-        async def stop(self, attempt: Attempt, grace: float) -> bool:
-            is_gone = await super().stop(attempt, grace)
+        async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
+            is_gone = await super().stop(attempt, grace, may_hasten=may_hasten)
             await may_return.wait()
             return is_gone
 
@@ -658,7 +658,7 @@ async def test_a_deleted_job_leaves_nothing(jobs: Jobs) -> None:
 
 
 async def test_a_deleted_job_leaves_no_rotated_logs(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path, log_max_bytes=10, log_backups=3) as jobs:
+    async with Jobs(db_path=tmp_path, log_max_bytes=10, log_backups=3, executor="inline") as jobs:
         record = await ended(jobs, "for i in 1 2 3 4; do echo line $i; sleep 0.1; done", "gone")
         assert await jobs.delete("gone") is True
         assert list(Path(record.logdir).iterdir()) == []
@@ -687,7 +687,7 @@ async def test_a_deleted_id_can_be_run_anew(jobs: Jobs) -> None:
 
 
 async def test_a_memory_url_leaves_no_database(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path, store="memory://") as jobs:
+    async with Jobs(db_path=tmp_path, store="memory://", executor="inline") as jobs:
         assert (await ended(jobs, "echo hi", "short")).status is Status.finished
         assert await jobs.job_logs("short") == ("hi\n", "")
         assert [path.name for path in tmp_path.iterdir()] == ["job_logs"]
@@ -695,9 +695,9 @@ async def test_a_memory_url_leaves_no_database(tmp_path: Path) -> None:
 
 async def test_a_memory_store_keeps_records_from_one_jobs_to_the_next(tmp_path: Path) -> None:
     store = MemoryJobStore()
-    async with Jobs(db_path=tmp_path, store=store) as jobs:
+    async with Jobs(db_path=tmp_path, store=store, executor="inline") as jobs:
         record = await ended(jobs, "echo hi", "short")
-    async with Jobs(db_path=tmp_path, store=store) as jobs:
+    async with Jobs(db_path=tmp_path, store=store, executor="inline") as jobs:
         assert await jobs.get_status("short") == record
         assert await jobs.job_logs("short") == ("hi\n", "")
 
@@ -706,7 +706,9 @@ async def test_a_relative_url_names_a_file_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with Jobs(db_path="db", store="sqlite:///elsewhere/records.db") as jobs:
+    async with Jobs(
+        db_path="db", store="sqlite:///elsewhere/records.db", executor="inline"
+    ) as jobs:
         await ended(jobs, "true", "short")
     assert (tmp_path / "elsewhere" / "records.db").is_file()
     assert not (tmp_path / "db" / "jobs.db").exists()
@@ -714,37 +716,37 @@ async def test_a_relative_url_names_a_file_here(
 
 async def test_an_absolute_url_names_a_file_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere" / "records.db"
-    async with Jobs(db_path=tmp_path / "db", store=f"sqlite:///{path}") as jobs:
+    async with Jobs(db_path=tmp_path / "db", store=f"sqlite:///{path}", executor="inline") as jobs:
         await ended(jobs, "true", "short")
-    async with Jobs(db_path=tmp_path / "db", store=SqliteJobStore(path)) as jobs:
+    async with Jobs(db_path=tmp_path / "db", store=SqliteJobStore(path), executor="inline") as jobs:
         assert list(await jobs.list_status()) == ["short"]
 
 
 def test_a_url_of_an_unknown_kind_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nosuch://"):
-        Jobs(db_path=tmp_path, store="nosuch://host/jobs")
+        Jobs(db_path=tmp_path, store="nosuch://host/jobs", executor="inline")
 
 
 def test_an_unknown_durability_is_a_store_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="durability"):
-        Jobs(db_path=tmp_path, durability="none")  # type: ignore[arg-type]  # is what is tested
+        Jobs(db_path=tmp_path, durability="none", executor="inline")  # type: ignore[arg-type]  # is what is tested
 
 
 async def test_jobs_can_be_kept_through_power_failures(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path, durability="power") as jobs:
+    async with Jobs(db_path=tmp_path, durability="power", executor="inline") as jobs:
         assert (await ended(jobs, "true", "short")).status is Status.finished
 
 
 async def test_a_directory_that_cannot_be_used_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    jobs = Jobs(db_path=tmp_path / "file" / "db")
+    jobs = Jobs(db_path=tmp_path / "file" / "db", executor="inline")
     with pytest.raises(StoreError, match="file/db"):
         await jobs.run("true")
     await jobs.close()
 
 
 async def test_a_directory_whose_name_is_no_text_is_used_or_refused(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path / "\udcff")
+    jobs = Jobs(db_path=tmp_path / "\udcff", executor="inline")
     (answer,) = await asyncio.gather(ended(jobs, "exit 3", "short"), return_exceptions=True)
     await jobs.close()
     if isinstance(answer, JobRecord):
@@ -781,14 +783,14 @@ def test_a_jobs_that_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, Any])
 
 
 async def test_a_jobs_touches_nothing_before_its_first_use(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path / "db")
+    jobs = Jobs(db_path=tmp_path / "db", executor="inline")
     assert list(tmp_path.iterdir()) == []
     await jobs.close()
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_jobs_opens_itself_at_its_first_use(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path / "deep" / "db")
+    jobs = Jobs(db_path=tmp_path / "deep" / "db", executor="inline")
     assert (await ended(jobs, "true", "short")).status is Status.finished
     await jobs.close()
 
@@ -801,7 +803,7 @@ async def test_first_uses_at_once_open_once(tmp_path: Path) -> None:
             opened.append("opened")
             await asyncio.sleep(0)
 
-    jobs = Jobs(db_path=tmp_path, store=Counted())
+    jobs = Jobs(db_path=tmp_path, store=Counted(), executor="inline")
     await asyncio.gather(*(jobs.run("true", f"job-{n}") for n in range(10)), jobs.count())
     assert opened == ["opened"]
     assert len(await jobs.wait_all({})) == 10
@@ -809,14 +811,14 @@ async def test_first_uses_at_once_open_once(tmp_path: Path) -> None:
 
 
 async def test_closing_is_idempotent(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path)
+    jobs = Jobs(db_path=tmp_path, executor="inline")
     await jobs.count()
     for _ in range(3):
         await jobs.close()
 
 
 async def test_closes_at_once_all_return(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path, stop_grace=1)
+    jobs = Jobs(db_path=tmp_path, stop_grace=1, executor="inline")
     await jobs.run("sleep 1000", "long")
     async with asyncio.timeout(LIMIT_S):
         await asyncio.gather(*(jobs.close() for _ in range(5)))
@@ -848,26 +850,26 @@ CALLS: dict[str, Callable[[Jobs], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_closed_jobs_refuses_every_call(tmp_path: Path, call: str) -> None:
-    async with Jobs(db_path=tmp_path, store="memory://") as jobs:
+    async with Jobs(db_path=tmp_path, store="memory://", executor="inline") as jobs:
         await ended(jobs, "true", "old")
     with pytest.raises(ExecutorError, match="closed"):
         await CALLS[call](jobs)
 
 
 async def test_a_jobs_closed_before_its_first_use_cannot_be_used(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path)
+    jobs = Jobs(db_path=tmp_path, executor="inline")
     await jobs.close()
     with pytest.raises(ExecutorError, match="closed"):
         await jobs.run("true")
 
 
 async def test_closing_stops_inline_jobs(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path, stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path, stop_grace=1, executor="inline") as jobs:
         record = await jobs.run("sleep 1000", "long")
         assert record.last_pid is not None
         process = psutil.Process(record.last_pid)
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    async with Jobs(db_path=tmp_path) as jobs:
+    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
         found = await jobs.get_status("long")
         assert found is not None
         assert (found.status, found.exit_code) == (Status.stopped, -15)
@@ -877,8 +879,8 @@ async def test_closing_stops_inline_jobs(tmp_path: Path) -> None:
 
 async def test_a_wait_under_way_ends_when_its_jobs_is_closed(tmp_path: Path) -> None:
     async with (
-        Jobs(db_path=tmp_path, stop_grace=1) as mine,
-        Jobs(db_path=tmp_path) as other,
+        Jobs(db_path=tmp_path, stop_grace=1, executor="inline") as mine,
+        Jobs(db_path=tmp_path, executor="inline") as other,
         asyncio.timeout(LIMIT_S),
     ):
         await mine.run("sleep 1000", "long")
@@ -891,8 +893,8 @@ async def test_a_wait_under_way_ends_when_its_jobs_is_closed(tmp_path: Path) -> 
 
 async def test_listeners_and_followers_end_when_their_jobs_is_closed(tmp_path: Path) -> None:
     async with (
-        Jobs(db_path=tmp_path, stop_grace=1) as mine,
-        Jobs(db_path=tmp_path) as other,
+        Jobs(db_path=tmp_path, stop_grace=1, executor="inline") as mine,
+        Jobs(db_path=tmp_path, executor="inline") as other,
         asyncio.timeout(LIMIT_S),
     ):
         await mine.run("sleep 1000", "long")
@@ -917,7 +919,9 @@ async def test_a_run_while_closing_is_done_or_refused(tmp_path: Path) -> None:
     answers: list[object] = []
     async with asyncio.timeout(LIMIT_S):
         for step in range(40):
-            jobs = Jobs(db_path=tmp_path / str(step), store="memory://", stop_grace=1)
+            jobs = Jobs(
+                db_path=tmp_path / str(step), store="memory://", stop_grace=1, executor="inline"
+            )
             running = asyncio.create_task(jobs.run("exit 3", "racer"))
             for _ in range(step):
                 await asyncio.sleep(0)
@@ -960,13 +964,13 @@ import asyncio, sys
 from anodejobs import Jobs
 
 async def main():
-    await Jobs(sys.argv[1]).run("sleep 1000", "long")
+    await Jobs(sys.argv[1], executor="inline").run("sleep 1000", "long")
 
 asyncio.run(main())
 """
     async with script(forgetful, tmp_path) as process:
         await end(process)
-    async with Jobs(db_path=tmp_path, stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path, stop_grace=1, executor="inline") as jobs:
         record = await jobs.stop("long")
         assert record is not None
         assert record.is_done
@@ -978,7 +982,7 @@ asyncio.run(main())
 @pytest.fixture
 async def other(jobs: Jobs) -> AsyncIterator[Jobs]:
     """Another Jobs on the same directory."""
-    async with Jobs(db_path=jobs.db_path, stop_grace=1) as other:
+    async with Jobs(db_path=jobs.db_path, stop_grace=1, executor="inline") as other:
         yield other
 
 
@@ -1043,7 +1047,7 @@ async def test_an_active_job_of_the_other_is_refused(jobs: Jobs, other: Jobs) ->
 
 async def test_neither_adopts_the_jobs_of_the_other(jobs: Jobs) -> None:
     await jobs.run("sleep 1000", "mine")
-    async with Jobs(db_path=jobs.db_path, stop_grace=1) as other:
+    async with Jobs(db_path=jobs.db_path, stop_grace=1, executor="inline") as other:
         await other.count()
     # It closed, which would have stopped what it held.
     record = await jobs.get_status("mine")
@@ -1107,7 +1111,7 @@ import asyncio, sys
 from anodejobs import Jobs
 
 async def main():
-    async with Jobs(sys.argv[1], stop_grace=1) as jobs:
+    async with Jobs(sys.argv[1], stop_grace=1, executor="inline") as jobs:
         await jobs.run(sys.argv[2], "theirs")
         print("running", flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -1152,9 +1156,9 @@ async def test_a_job_of_another_process_can_be_stopped(jobs: Jobs) -> None:
 async def test_a_job_of_another_process_is_left_to_it(tmp_path: Path) -> None:
     async with script(HOST, tmp_path, "sleep 1000") as host:
         assert await line(host) == "running"
-        async with Jobs(db_path=tmp_path) as jobs:
+        async with Jobs(db_path=tmp_path, executor="inline") as jobs:
             await jobs.count()
-        async with Jobs(db_path=tmp_path) as jobs:
+        async with Jobs(db_path=tmp_path, executor="inline") as jobs:
             assert await statuses(jobs, "theirs") == [Status.starting, Status.running]
         await end(host)
 
@@ -1250,7 +1254,9 @@ def _no_umask() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_no_umask")
 async def test_nothing_on_disk_is_open_to_others(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path / "db", stop_grace=1, log_max_bytes=10) as jobs:
+    async with Jobs(
+        db_path=tmp_path / "db", stop_grace=1, log_max_bytes=10, executor="inline"
+    ) as jobs:
         talk = "for i in 1 2 3; do echo line $i; echo line $i >&2; sleep 0.1; done"
         await jobs.run(f"{talk}; echo ready; sleep 1000", "talking")
         seen = ""
@@ -1281,7 +1287,7 @@ async def test_the_values_of_envs_are_told_nobody(
     store = MemoryJobStore()
     envs = {"TOKEN": SECRET}
     told: list[object] = []
-    async with Jobs(db_path=tmp_path, store=store, stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path, store=store, stop_grace=1, executor="inline") as jobs:
         told += [await jobs.run(["/nowhere/at/all"], "missing", envs=envs)]
         told += [await jobs.run("sleep 1000", "long", envs=envs)]
         told += [await store.get("long"), await store.history()]

@@ -102,7 +102,9 @@ class JobsMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
-        self.jobs = Jobs(db_path=self.folder.name, store=self.store, stop_grace=0.2)
+        self.jobs = Jobs(
+            db_path=self.folder.name, store=self.store, stop_grace=0.2, executor="inline"
+        )
         self.models: dict[str, Model] = {}
 
     def teardown(self) -> None:
@@ -290,7 +292,7 @@ class JobsMachine(RuleBasedStateMachine):
         if self.store is not None:
             return  # nothing would be left
         self.await_(self.jobs.close())
-        self.jobs = Jobs(db_path=self.folder.name, stop_grace=0.2)
+        self.jobs = Jobs(db_path=self.folder.name, stop_grace=0.2, executor="inline")
         for job_id, model in self.models.items():
             if not model.surely_ended:
                 model.may_be = model.may_be & TERMINAL | {Status.stopped}

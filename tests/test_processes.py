@@ -250,7 +250,7 @@ async def test_stop_of_an_unknown_job_gives_none(jobs: Jobs) -> None:
 
 
 async def test_closing_stops_the_tree_of_a_job(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path / "job_db", stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path / "job_db", stop_grace=1, executor="inline") as jobs:
         await jobs.run(script(TREES["a daemon"][1]), job_id="a")
         processes = await told(jobs, "a", 2)
     assert not living(processes)
@@ -281,9 +281,9 @@ async def test_what_a_job_leaves_behind_is_ended(jobs: Jobs, code: str) -> None:
 
 
 async def test_what_a_failed_job_leaves_behind_is_ended(jobs: Jobs) -> None:
-    await jobs.run(script("os.fork() or here(); os.fork() or here(); here()"), job_id="a")
+    record = await jobs.run(script("os.fork() or here(); os.fork() or here(); here()"), job_id="a")
     processes = await told(jobs, "a", 3)
-    (main,) = (process for process in processes if process.ppid() == os.getpid())
+    (main,) = (process for process in processes if process.pid == record.last_pid)
     main.kill()
     assert (await jobs.wait("a", timeout=LIMIT_S)).status is Status.failed
     for process in processes:
@@ -293,7 +293,7 @@ async def test_what_a_failed_job_leaves_behind_is_ended(jobs: Jobs) -> None:
 @pytest.mark.parametrize("code", LEFT.values(), ids=LEFT)
 async def test_what_a_job_leaves_behind_may_be_left(tmp_path: Path, code: str) -> None:
     code += "; os.write(2, b'%d' % pid)"
-    async with Jobs(db_path=tmp_path / "job_db", stop_grace=0.2) as jobs:
+    async with Jobs(db_path=tmp_path / "job_db", stop_grace=0.2, executor="inline") as jobs:
         await jobs.run(script(code), job_id="a", leftovers="leave")
         record = await jobs.wait("a", timeout=LIMIT_S)
         _, pid = await jobs.job_logs("a")
@@ -307,7 +307,7 @@ async def test_what_a_job_leaves_behind_may_be_left(tmp_path: Path, code: str) -
 
 
 async def test_a_job_has_ended_though_a_daemon_holds_its_pipes(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path / "job_db") as jobs:
+    async with Jobs(db_path=tmp_path / "job_db", executor="inline") as jobs:
         await jobs.run("echo before; sleep 600 & echo $! >&2; exit 3", "a", leftovers="leave")
         record = await jobs.wait("a", timeout=LIMIT_S)
         stdout, pid = await jobs.job_logs("a")
@@ -432,7 +432,7 @@ async def test_a_job_that_was_killed_from_outside_has_failed(jobs: Jobs) -> None
 
 
 async def test_many_short_jobs_at_once_each_end_with_their_own_code(tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path / "job_db", stop_grace=1) as jobs:
+    async with Jobs(db_path=tmp_path / "job_db", stop_grace=1, executor="inline") as jobs:
         ids = [f"job-{number}" for number in range(200)]
         await asyncio.gather(*(jobs.run(f"exit {n % 100}", job_id=i) for n, i in enumerate(ids)))
         records = await jobs.wait_all(ids, timeout=LIMIT_S)
@@ -748,7 +748,7 @@ async def test_another_job_is_not_touched(jobs: Jobs) -> None:
 
 
 async def test_a_namesake_of_another_directory_is_not_touched(jobs: Jobs, tmp_path: Path) -> None:
-    async with Jobs(db_path=tmp_path / "another_db", stop_grace=1) as others:
+    async with Jobs(db_path=tmp_path / "another_db", stop_grace=1, executor="inline") as others:
         await jobs.run(script("here()"), job_id="a")
         await others.run(script("here()"), job_id="a")
         processes = await told(others, "a", 1)
@@ -809,7 +809,7 @@ from anodejobs.executors import processes
 
 async def main():
     os.mkfifo("gate")
-    async with Jobs("job_db", stop_grace=1) as jobs:
+    async with Jobs("job_db", stop_grace=1, executor="inline") as jobs:
         for number in range(20):
             await jobs.run(["/bin/sh", "-c", "exit 7"], job_id=f"quick-{number}")
         await jobs.run("read _ < gate; exit 7", job_id="slow")
@@ -865,7 +865,7 @@ import asyncio, json
 from anodejobs import Jobs
 
 async def main():
-    async with Jobs("job_db", stop_grace=1) as jobs:
+    async with Jobs("job_db", stop_grace=1, executor="inline") as jobs:
         await jobs.run("exit 7", job_id="failed")
         await jobs.run({script(TREES["a daemon"][1])!r}, job_id="stopped")
         await jobs.run(["/no/such/program"], job_id="unstarted")
@@ -907,7 +907,7 @@ from anodejobs import Jobs
 
 async def main():
     policy = asyncio.get_event_loop_policy()
-    async with Jobs("job_db", stop_grace=1) as jobs:
+    async with Jobs("job_db", stop_grace=1, executor="inline") as jobs:
         own = await asyncio.create_subprocess_exec("/bin/sh", "-c", "read _; exit 7", stdin=-1)
         await jobs.run("exit 3", job_id="a")
         later = await asyncio.create_subprocess_exec("/bin/sh", "-c", "exit 8")

@@ -509,6 +509,7 @@ def test_a_spec_needs_a_command_and_no_more():
         "stop_grace": None,
         "start_grace": 0.0,
         "leftovers": "kill",
+        "on_host_death": "leave",
     }
 
 
@@ -598,6 +599,7 @@ WRONG = {
     "stop_grace": WRONG_SECONDS,
     "start_grace": [*WRONG_SECONDS, None],
     "leftovers": ["", "stop", None, True, 5],
+    "on_host_death": ["", "kill", None, True, 5],
 }
 
 

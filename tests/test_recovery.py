@@ -32,7 +32,7 @@ import asyncio, sys
 from anodejobs import Jobs
 
 async def main():
-    async with Jobs(db_path="job_db", stop_grace=1) as jobs:
+    async with Jobs(db_path="job_db", stop_grace=1, executor="inline") as jobs:
         {body}
         print("ready", flush=True)
         await asyncio.Event().wait()
@@ -76,7 +76,7 @@ def killed_host(directory: Path, body: str) -> None:
 
 
 def reopened(directory: Path) -> Jobs:
-    return Jobs(db_path=directory / "job_db", stop_grace=1)
+    return Jobs(db_path=directory / "job_db", stop_grace=1, executor="inline")
 
 
 def started(job_id: str, code: str, more: str = "") -> str:

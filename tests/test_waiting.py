@@ -50,7 +50,9 @@ def waiters(jobs: Jobs) -> int:
 async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Jobs]:
     """A Jobs with each kind of store: they give way to other tasks at different places."""
     store = "memory://" if request.param == "memory" else None
-    async with Jobs(db_path=tmp_path / "job_db", store=store, stop_grace=1) as jobs:
+    async with Jobs(
+        db_path=tmp_path / "job_db", store=store, stop_grace=1, executor="inline"
+    ) as jobs:
         yield jobs
 
 
@@ -286,7 +288,7 @@ async def test_a_stop_cancelled_anywhere_ends_the_job_or_leaves_it_running(
 
 
 async def test_a_cancelled_close_goes_on(tmp_path: Path) -> None:
-    jobs = Jobs(db_path=tmp_path, stop_grace=0.2)
+    jobs = Jobs(db_path=tmp_path, stop_grace=0.2, executor="inline")
     await jobs.run("trap '' TERM; echo ready; while :; do sleep 1; done", "stubborn")
     async with aclosing(jobs.follow("stubborn")) as chunks:
         await anext(chunks)
@@ -295,7 +297,7 @@ async def test_a_cancelled_close_goes_on(tmp_path: Path) -> None:
     closing.cancel()
     assert isinstance(await outcome(closing), asyncio.CancelledError)
     await jobs.close()
-    async with Jobs(db_path=tmp_path) as reopened:
+    async with Jobs(db_path=tmp_path, executor="inline") as reopened:
         record = await reopened.get_status("stubborn")
         assert record is not None
         assert (record.status, record.exit_code) == (Status.stopped, -9)
@@ -303,7 +305,7 @@ async def test_a_cancelled_close_goes_on(tmp_path: Path) -> None:
 
 async def test_an_opening_cancelled_anywhere_leaves_a_jobs_that_works(tmp_path: Path) -> None:
     for step in range(12):
-        jobs = Jobs(db_path=tmp_path / str(step), stop_grace=1)
+        jobs = Jobs(db_path=tmp_path / str(step), stop_grace=1, executor="inline")
         counting = asyncio.create_task(jobs.count())
         await take_steps(step)
         counting.cancel()

@@ -6,19 +6,32 @@ imported here, so that an executor can live in a small process of its own.
 
 from __future__ import annotations
 
-import secrets
+import asyncio
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Exited,
+    Lost,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+)
 from anodejobs.logs import LogTail
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
+
+Tell = Callable[[Started | Adopted | StopRequested | StopFailed], Awaitable[None]]
+"""Is awaited with what happens to an attempt before its end; returns once that is on record."""
 
 OnGrowth = Callable[[str, Stream, int], None]
 """Called on the event loop with the job id, the stream and the bytes its log has now."""
@@ -26,7 +39,7 @@ OnGrowth = Callable[[str, Stream, int], None]
 
 def new_token() -> str:
     """Return a mark for an attempt that no other attempt anywhere bears."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +75,7 @@ class Launch:
     stop_grace: float
     start_grace: float = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
+    on_host_death: Literal["leave", "stop"] = "leave"
 
     def own_env(self, attempt_number: int, token: str) -> dict[str, str]:
         """Return what an attempt has in its environment over ``base_env``."""
@@ -90,6 +104,7 @@ class Launch:
             "stop_grace": self.stop_grace,
             "start_grace": self.start_grace,
             "leftovers": self.leftovers,
+            "on_host_death": self.on_host_death,
         }
 
     @classmethod
@@ -111,6 +126,19 @@ class TreeUsage:
     memory_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The application that an executor works for, as the executor sees it."""
+
+    own: Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
+    """Run a task, with a name, for as long as the executor is open."""
+    on_inherited: Callable[[str, str], None]
+    """Called with the job id and the token of an attempt that nobody waits for, and of which there
+    is something to be recorded: it is to be waited for now."""
+    on_departure: Callable[[], None]
+    """Called when another application has gone and may have left things half done."""
+
+
 class Executor(ABC):
     """Starts, follows, signals and adopts the processes of jobs.
 
@@ -123,7 +151,12 @@ class Executor(ABC):
     """Whether its jobs, their pumps and the knowledge of their exits survive the application."""
 
     supervisor: str
-    """Names who takes attempts on here, so that others can tell whether it still lives."""
+    """Names who takes attempts on here, so that others can tell whether it still lives. Known once
+    the executor is open."""
+
+    @abstractmethod
+    async def open(self, host: Host) -> None:
+        """Get ready to work for the application. Nothing is started before it is needed."""
 
     @abstractmethod
     def is_alive(self, supervisor: str) -> bool:
@@ -134,13 +167,18 @@ class Executor(ABC):
         """Return when another supervisor has gone."""
 
     @abstractmethod
+    async def held(self) -> set[str]:
+        """Return the tokens of the attempts that are in its hands now."""
+
+    @abstractmethod
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
     ) -> Started | StartFailed | Lost:
         """Execute the program in a session of its own, its output pumped to the logs.
 
         Returns once the program is exec'd. What the system refuses is a StartFailed; Lost: the
-        program ran and has ended, and its process could not be got hold of.
+        program ran and has ended, and its process could not be got hold of. Where the executor
+        outlives its hosts, asking again for the same token starts nothing and answers the same.
         """
 
     @abstractmethod
@@ -152,22 +190,26 @@ class Executor(ABC):
         """
 
     @abstractmethod
-    async def wait(self, token: str) -> Exited | Lost:
-        """Return how the main process ended, once what it had written is in the logs."""
+    async def wait(self, token: str, tell: Tell) -> Exited | Lost:
+        """Return how the main process ended, once what it had written is in the logs.
+
+        When its ``timeout`` is over it is stopped, which ``tell`` is told before.
+        """
 
     @abstractmethod
     async def clean(self, token: str) -> None:
         """End what the main process, which has ended, left behind; or leave it, as launched.
 
-        With this the attempt is over for the executor, which forgets it.
+        With this the attempt is over for the executor, which forgets it; its end must be on
+        record. Nothing happens where the attempt is not in its hands.
         """
 
     @abstractmethod
-    async def stop(self, attempt: Attempt, grace: float) -> bool:
+    async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         """End every process of the attempt: SIGTERM, after ``grace`` seconds SIGKILL.
 
         Returns whether all are gone. A second call while the first is under way can only shorten
-        the grace.
+        the grace, and where it must not hasten not even that.
         """
 
     @abstractmethod

@@ -10,24 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Self, TypeVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
 
 from anodejobs.executors.pidfds import REAPED_ELSEWHERE, exit_code
 
-Result = TypeVar("Result")
-
 
 class ChildWatch:
-    """Watches the children that are started over it."""
+    """Watches the children that are started while it is entered, in one step of a coroutine."""
 
     def __init__(self) -> None:
         self._watcher = _PidfdWatcher(asyncio.get_running_loop())
+        self._theirs: asyncio.AbstractEventLoopPolicy | None = None
 
-    async def over(self, start: Coroutine[Any, Any, Result]) -> Result:
-        """Await a coroutine whose first step looks the watcher up."""
-        first: _FirstStep[Result] = _FirstStep(start, self._watcher)
-        return await first
+    def __enter__(self) -> None:
+        # Setting the watcher itself would close the one there is.
+        self._theirs = asyncio.get_event_loop_policy()
+        asyncio.set_event_loop_policy(_WatchedPolicy(self._theirs, self._watcher))
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asyncio.set_event_loop_policy(self._theirs)
 
     def close(self) -> None:
         """Stop watching, the children that still run included. Idempotent."""
@@ -83,32 +91,6 @@ class _PidfdWatcher:
     def close(self) -> None:
         for pid in list(self._pidfds):
             self.remove_child_handler(pid)
-
-
-class _FirstStep(Generator[Any, Any, Result]):
-    """Runs a coroutine, the first step of it under another child watcher."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Result], watcher: _PidfdWatcher) -> None:
-        self._coroutine = coroutine
-        self._watcher: _PidfdWatcher | None = watcher
-
-    def __await__(self) -> Generator[Any, Any, Result]:
-        return self
-
-    def send(self, value: Any) -> Any:
-        watcher, self._watcher = self._watcher, None
-        if watcher is None:
-            return self._coroutine.send(value)
-        # Setting the watcher itself would close the one there is.
-        theirs = asyncio.get_event_loop_policy()
-        asyncio.set_event_loop_policy(_WatchedPolicy(theirs, watcher))
-        try:
-            return self._coroutine.send(value)
-        finally:
-            asyncio.set_event_loop_policy(theirs)
-
-    def throw(self, *args: Any) -> Any:
-        return self._coroutine.throw(*args)
 
 
 class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):

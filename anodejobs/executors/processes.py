@@ -9,38 +9,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import logging
 import os
-import secrets
 import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from anodejobs.errors import ExecutorError
-from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, utc_now
-from anodejobs.executors import tree
-from anodejobs.executors.base import STREAMS, Executor, Launch, OnGrowth, Stream, TreeUsage
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Exited,
+    Lost,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+    utc_now,
+)
+from anodejobs.executors import supervisors, tree
+from anodejobs.executors.base import (
+    STREAMS,
+    Executor,
+    Host,
+    Launch,
+    OnGrowth,
+    Stream,
+    Tell,
+    TreeUsage,
+)
+from anodejobs.executors.deaths import POLL_S, all_gone
+from anodejobs.executors.first_step import FirstStep
+from anodejobs.executors.looks import Looks
+from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
-from anodejobs.logs import LogFile, LogPump, LogTail, Pipe
+from anodejobs.logs import LogFile, LogPump, Pipe, Reader
 
 if TYPE_CHECKING:
     from anodejobs.executors.children import ChildWatch
 
+LOG = logging.getLogger("anodejobs")
+
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
-_LOOK_EVERY_S = 0.5
-"""How often, at most, leftovers of ended jobs are looked for."""
-_LOOK_SHARE = 50
-"""A look for leftovers takes at most this part of the time."""
-_POLL_S = 0.2
-"""How long one wait for strangers' deaths takes where the system has no pidfds."""
 _INVENTED = 255
 """What asyncio reports where somebody else reaped the child."""
 
@@ -81,18 +99,21 @@ class _Stop:
 
 
 class Processes(Executor):
-    """Runs jobs as children of this process, in which their pumps run too; they end with it."""
+    """Runs jobs as children of this process, in which their pumps run too; they end with it.
+
+    ``marking`` is for a process that does nothing else: it marks all that is spawned.
+    """
 
     outlives_host = False
 
-    def __init__(self) -> None:
-        self.supervisor = _new_supervisor()
-        _LIVING.add(self.supervisor)
+    def __init__(self, marking: Marking | None = None) -> None:
+        self._marking = marking
+        self.supervisor = supervisors.new_supervisor()
         self._held: dict[str, _Held] = {}
         self._stops: dict[str, _Stop] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
         self._logs: WeakValueDictionary[Path, LogFile] = WeakValueDictionary()
-        self._looks = _Looks()
+        self._looks = Looks()
         self._on_growth: OnGrowth | None = None
         self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
         self._pump: LogPump | None = None
@@ -100,18 +121,17 @@ class Processes(Executor):
         self._reapings: Reapings | None = None
         self._is_closed = False
 
+    async def open(self, host: Host) -> None:
+        """Do nothing: nobody else has anything to say about these processes."""
+
     def is_alive(self, supervisor: str) -> bool:
-        boot, pid, started, _ = supervisor.split(":")
-        if int(pid) == os.getpid():
-            return supervisor in _LIVING
-        return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+        return supervisors.is_alive(supervisor)
 
     async def outlive(self, supervisor: str) -> None:
-        _, pid, started, _ = supervisor.split(":")
-        while self.is_alive(supervisor):
-            process = tree.look_at(int(pid), float(started))
-            if process is not None:
-                await _gone([process], asyncio.Event(), until=math.inf)
+        await supervisors.outlive(supervisor)
+
+    async def held(self) -> set[str]:
+        return set(self._held)
 
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
@@ -124,7 +144,8 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            process = await self._over_watch(
+            process = await self._over_spawning(
+                attempt.token,
                 asyncio.create_subprocess_exec(
                     *launch.argv,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -133,7 +154,7 @@ class Processes(Executor):
                     cwd=launch.cwd,
                     env=self._environment(launch, attempt, number),
                     start_new_session=True,
-                )
+                ),
             )
         except BaseException as error:
             for fd in ours.values():
@@ -222,9 +243,9 @@ class Processes(Executor):
             started_monotonic=time.monotonic(),
         )
 
-    async def wait(self, token: str) -> Exited | Lost:
+    async def wait(self, token: str, tell: Tell) -> Exited | Lost:
         held = self._mine(token)
-        code = await (self._adopted_end(held) if held.process is None else self._child_end(held))
+        code = await self._code_in_time(held, tell)
         ended_at = time.monotonic()
         held.let_go()
         # Before the exit is told: who waits for it may open the logs at once.
@@ -240,6 +261,23 @@ class Processes(Executor):
             in_start_grace=ended_at - started_at < held.launch.start_grace,
             log_error=next((p.error for p in held.pipes.values() if p.error), None),
         )
+
+    async def _code_in_time(self, held: _Held, tell: Tell) -> int | None:
+        """Return the exit code, having stopped the attempt if its time was over before."""
+        timeout, started_at = held.launch.timeout, held.attempt.started_monotonic
+        if timeout is None or started_at is None:
+            return await self._code(held)
+        try:
+            async with asyncio.timeout(max(0.0, started_at + timeout - time.monotonic())):
+                return await self._code(held)
+        except TimeoutError:
+            await tell(StopRequested(error=f"timed out after {timeout:g} s"))
+            if not await self.stop(held.attempt, held.launch.stop_grace):
+                await tell(StopFailed())
+            return await self._code(held)
+
+    async def _code(self, held: _Held) -> int | None:
+        return await (self._adopted_end(held) if held.process is None else self._child_end(held))
 
     async def _child_end(self, held: _Held) -> int | None:
         assert held.process is not None
@@ -261,11 +299,13 @@ class Processes(Executor):
         pid, started = held.attempt.pid, held.attempt.start_time
         assert pid is not None and started is not None
         while process := tree.look_at(pid, started):
-            await asyncio.to_thread(tree.wait_gone, [process], _POLL_S)
+            await asyncio.to_thread(tree.wait_gone, [process], POLL_S)
         return None
 
     async def clean(self, token: str) -> None:
-        held = self._mine(token)
+        held = self._held.get(token)
+        if held is None:
+            return
         if held.launch.leftovers == "kill":
             snapshot = await self._looks.take_soon()
             if snapshot.members(held.attempt, has_just_ended=True):
@@ -275,18 +315,25 @@ class Processes(Executor):
         for pipe in held.pipes.values():
             del self._owners[pipe]
         held.let_go()
-        del self._held[token]
+        self._held.pop(token, None)
 
-    async def stop(self, attempt: Attempt, grace: float) -> bool:
+    async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
             held.stop_was_asked = True
-        return await self._stop(attempt, grace, has_just_ended=False)
+        return await self._stop(attempt, grace, may_hasten=may_hasten)
 
-    async def _stop(self, attempt: Attempt, grace: float, *, has_just_ended: bool) -> bool:
+    async def _stop(
+        self,
+        attempt: Attempt,
+        grace: float,
+        *,
+        may_hasten: bool = True,
+        has_just_ended: bool = False,
+    ) -> bool:
         kill_at = time.monotonic() + grace
         under_way = self._stops.get(attempt.token)
         if under_way is not None:
-            if kill_at < under_way.kill_at:
+            if may_hasten and kill_at < under_way.kill_at:
                 under_way.kill_at = kill_at
                 under_way.wake.set()
             return await asyncio.shield(under_way.result)
@@ -313,13 +360,13 @@ class Processes(Executor):
                 return False
             if now >= stop.kill_at:
                 self._send_each(attempt, members, signal.SIGKILL)
-                await _gone(members, stop.wake, until=give_up_at)
+                await all_gone(members, stop.wake, until=give_up_at)
                 continue
             self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
             # Stopped processes could not answer.
             self._send_each(attempt, members, signal.SIGCONT)
             asked.update(member.key for member in members)
-            await _gone(members, stop.wake, until=stop.kill_at)
+            await all_gone(members, stop.wake, until=stop.kill_at)
 
     def _send_each(self, attempt: Attempt, members: list[tree.Process], signum: int) -> None:
         for member in members:
@@ -346,7 +393,7 @@ class Processes(Executor):
 
     @contextmanager
     def follow(
-        self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
+        self, token: str, stream: Stream, tail: Reader, on_growth: Callable[[], None]
     ) -> Iterator[None]:
         held = self._held.get(token)
         pipe = held.pipes.get(stream) if held else None
@@ -375,11 +422,30 @@ class Processes(Executor):
     def wind_down(self) -> None:
         self._looks.is_pressed.set()
 
+    def holds(self, token: str) -> bool:
+        """Return whether the attempt is in its hands."""
+        return token in self._held
+
+    @property
+    def child_pids(self) -> set[int]:
+        """The pids of the children whose exit codes asyncio has yet to read, or has read."""
+        return {held.process.pid for held in self._held.values() if held.process is not None}
+
     async def close(self) -> None:
         self._is_closed = True
         # Nobody is left for them to be supervised by: as a rule there are none any more.
         left = [held.attempt for held in self._held.values() if held.is_alive]
-        await asyncio.gather(*(self.stop(attempt, 0) for attempt in left), return_exceptions=True)
+        ends = (self.stop(attempt, 0) for attempt in left)
+        for attempt, end in zip(
+            left, await asyncio.gather(*ends, return_exceptions=True), strict=True
+        ):
+            if isinstance(end, Exception):
+                LOG.error("process %s could not be ended: %r", attempt.pid, end)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Let go of everything; the processes run on and wait for their next reader."""
+        self._is_closed = True
         pump, self._pump = self._pump, None
         if pump is not None:
             await pump.close()
@@ -391,7 +457,7 @@ class Processes(Executor):
             held.let_go()
         self._held.clear()
         self._owners.clear()
-        _LIVING.discard(self.supervisor)
+        supervisors.give_up(self.supervisor)
 
     def _mine(self, token: str) -> _Held:
         try:
@@ -399,15 +465,21 @@ class Processes(Executor):
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
 
-    async def _over_watch(
-        self, start: Coroutine[Any, Any, asyncio.subprocess.Process]
-    ) -> asyncio.subprocess.Process:
-        """Start a child, watched as `children` says where asyncio lets us."""
+    def _over_spawning(
+        self, token: str, start: Coroutine[Any, Any, asyncio.subprocess.Process]
+    ) -> Awaitable[asyncio.subprocess.Process]:
+        """Have a child marked, and watched as `children` says where asyncio lets us."""
         if self._children is None and _can_watch():
             from anodejobs.executors.children import ChildWatch
 
             self._children = ChildWatch()
-        return await (start if self._children is None else self._children.over(start))
+        contexts: list[AbstractContextManager[None]] = []
+        if self._marking is not None:
+            self._marking.token = token
+            contexts.append(self._marking)
+        if self._children is not None:
+            contexts.append(self._children)
+        return FirstStep(start, *contexts)
 
     def _pumping(self) -> LogPump:
         if self._is_closed:
@@ -415,49 +487,6 @@ class Processes(Executor):
         if self._pump is None:
             self._pump = LogPump(asyncio.get_running_loop(), self._tell)
         return self._pump
-
-
-_LIVING: set[str] = set()
-"""The supervisors in this process that have not been closed."""
-
-
-def _new_supervisor() -> str:
-    pid = os.getpid()
-    return f"{tree.boot_id()}:{pid}:{tree.start_time(pid)}:{secrets.token_hex(4)}"
-
-
-class _Looks:
-    """Looks at all processes, in a thread; one look serves all who asked before it began."""
-
-    def __init__(self) -> None:
-        self._latest = tree.Snapshot({})
-        self._began_at = self._ended_at = 0.0
-        self.is_pressed = asyncio.Event()
-        """Set when nothing should be put off any more."""
-        self._turn = asyncio.Lock()
-        self._patient_turn = asyncio.Lock()
-
-    async def take(self) -> tree.Snapshot:
-        """Return what a look found that began after this call."""
-        asked_at = time.monotonic()
-        async with self._turn:
-            if self._began_at < asked_at:
-                began_at = time.monotonic()
-                self._latest = await asyncio.to_thread(tree.take_snapshot, self._latest)
-                self._began_at, self._ended_at = began_at, time.monotonic()
-            return self._latest
-
-    async def take_soon(self) -> tree.Snapshot:
-        """As ``take``, but seldom enough that looking costs a few per cent of the time at most."""
-        asked_at = time.monotonic()
-        async with self._patient_turn:
-            if self._began_at >= asked_at:
-                return self._latest
-            pause = max(_LOOK_EVERY_S, _LOOK_SHARE * (self._ended_at - self._began_at))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._ended_at + pause - time.monotonic()):
-                    await self.is_pressed.wait()
-            return await self.take()
 
 
 _TAKEN = "the application, or something in it, took the exit code before asyncio could read it"
@@ -502,47 +531,6 @@ def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:
             if is_ours and stat.S_ISFIFO(seen.st_mode):
                 fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return fds
-
-
-async def _gone(members: list[tree.Process], wake: asyncio.Event, *, until: float) -> None:
-    """Return when all the members are dead, or ``wake`` was set, or it is time."""
-    wake.clear()
-    rest = max(0.0, until - time.monotonic())
-    if not tree.HAS_PIDFDS:
-        # The one poll: psutil looks again and again, and cannot be woken.
-        await asyncio.to_thread(tree.wait_gone, members, min(rest, _POLL_S))
-        return
-    with _deaths(members, wake.set), contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(None if rest == math.inf else rest):
-            await wake.wait()
-
-
-@contextmanager
-def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator[None]:
-    """Call ``on_all`` when the last of the members has died."""
-    loop = asyncio.get_running_loop()
-    alive: set[int] = set()
-
-    def died(fd: int) -> None:
-        loop.remove_reader(fd)
-        alive.remove(fd)
-        os.close(fd)
-        if not alive:
-            on_all()
-
-    for member in members:
-        fd = tree.open_pidfd(member.pid, member.start_time)
-        if fd is not None:
-            alive.add(fd)
-            loop.add_reader(fd, died, fd)
-    if not alive:
-        on_all()
-    try:
-        yield
-    finally:
-        for fd in alive:
-            loop.remove_reader(fd)
-            os.close(fd)
 
 
 def _can_watch() -> bool:

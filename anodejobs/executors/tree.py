@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-import psutil
-
 from anodejobs.events import Attempt
 from anodejobs.executors.base import TreeUsage
+from anodejobs.executors.marks import read_tag, tag_of
+
+# psutil is imported where it is needed: a shim on Linux has no use for it, and stays small.
 
 IS_LINUX = sys.platform == "linux"
 HAS_PIDFDS = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
@@ -38,6 +39,8 @@ class Process:
     parent: int
     session: int
     token: str | None
+    tag: int | None = None
+    """The mark of ``marks``."""
 
     @property
     def key(self) -> tuple[int, float]:
@@ -51,6 +54,8 @@ def boot_id() -> str:
     if IS_LINUX:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
+    import psutil
+
     return str(int(psutil.boot_time()))
 
 
@@ -79,19 +84,26 @@ def is_alive(pid: int, started: float) -> bool:
 
 def read_token(pid: int) -> str | None:
     """Return the mark of the attempt that the process belongs to, if it bears one we may see."""
+    if not IS_LINUX:
+        return _token_with_psutil(pid)
     try:
-        if IS_LINUX:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                environ = file.read()
-        else:
-            token = psutil.Process(pid).environ().get(_TOKEN.decode()[:-1])
-            return token or None
-    except (OSError, psutil.Error):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environ = file.read()
+    except OSError:
         return None
     for variable in environ.split(b"\0"):
         if variable.startswith(_TOKEN):
             return variable[len(_TOKEN) :].decode("ascii", "replace")
     return None
+
+
+def _token_with_psutil(pid: int) -> str | None:
+    import psutil
+
+    try:
+        return psutil.Process(pid).environ().get(_TOKEN.decode()[:-1]) or None
+    except (OSError, psutil.Error):
+        return None
 
 
 _STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
@@ -117,38 +129,42 @@ def _stat(pid: int) -> list[bytes] | None:
 def _look_at(pid: int, known: Snapshot | None) -> Process | None:
     """Return the process, None where it is gone or only waits to be reaped."""
     if not IS_LINUX:
-        try:
-            return _look_with_psutil(pid)
-        except (OSError, psutil.Error):
-            return None
+        return _look_with_psutil(pid)
     fields = _stat(pid)
     if fields is None or fields[_STATE] in _DEAD:
         return None
     started = float(fields[_START])
     old = known.processes.get(pid) if known else None
+    is_known = old is not None and old.start_time == started
     return Process(
         pid=pid,
         start_time=started,
         parent=int(fields[_PARENT]),
         session=int(fields[_SESSION]),
-        # An environment is read once: what a process was forked with says whose it is, whatever
-        # it may execute later.
-        token=old.token if old and old.start_time == started else read_token(pid),
+        # The marks are read once: what a process was forked with says whose it is, whatever it
+        # may execute later.
+        token=old.token if old and is_known else read_token(pid),
+        tag=old.tag if old and is_known else read_tag(pid),
     )
 
 
 def _look_with_psutil(pid: int) -> Process | None:
-    process = psutil.Process(pid)
-    with process.oneshot():
-        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            return None
-        return Process(
-            pid=pid,
-            start_time=process.create_time(),
-            parent=process.ppid(),
-            session=os.getsid(pid),
-            token=read_token(pid),
-        )
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                return None
+            return Process(
+                pid=pid,
+                start_time=process.create_time(),
+                parent=process.ppid(),
+                session=os.getsid(pid),
+                token=read_token(pid),
+            )
+    except (OSError, psutil.Error):
+        return None
 
 
 class Snapshot:
@@ -159,20 +175,23 @@ class Snapshot:
         self._children: defaultdict[int, list[Process]] = defaultdict(list)
         self._by_session: defaultdict[int, list[Process]] = defaultdict(list)
         self._by_token: defaultdict[str, list[Process]] = defaultdict(list)
+        self._by_tag: defaultdict[int, list[Process]] = defaultdict(list)
         for process in processes.values():
             self._children[process.parent].append(process)
             self._by_session[process.session].append(process)
             if process.token:
                 self._by_token[process.token].append(process)
+            if process.tag:
+                self._by_tag[process.tag].append(process)
 
     def members(self, attempt: Attempt, *, has_just_ended: bool = False) -> list[Process]:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
-        Found are those that bear its token, those in its session, and all their descendants. A
+        Found are those that bear its marks, those in its session, and all their descendants. A
         session is known by the main process's pid, so it counts only while that process lives or
         ``has_just_ended``, before the number can be used again.
         """
-        found = list(self._by_token.get(attempt.token, ()))
+        found = self._bearers(attempt.token)
         main = self.processes.get(attempt.pid) if attempt.pid is not None else None
         is_main = main is not None and main.start_time == attempt.start_time
         if main is not None and is_main:
@@ -192,30 +211,61 @@ class Snapshot:
         # Oldest first: a shell whose child was ended before it would take that for its own end.
         return sorted(members.values(), key=lambda process: process.key[::-1])
 
+    def _bearers(self, token: str) -> list[Process]:
+        return [*self._by_token.get(token, ()), *self._by_tag.get(tag_of(token), ())]
+
     def oldest(self, token: str) -> Process | None:
         """Return the process that has borne the token longest."""
-        bearers = self._by_token.get(token, ())
-        return min(bearers, key=lambda process: process.key[::-1], default=None)
+        return min(self._bearers(token), key=lambda process: process.key[::-1], default=None)
 
 
 def take_snapshot(known: Snapshot | None = None) -> Snapshot:
     """Look at all processes; what ``known`` says of one that still runs is not read again."""
-    looks = ((pid, _look_at(pid, known)) for pid in psutil.pids())
+    looks = ((pid, _look_at(pid, known)) for pid in _pids())
     return Snapshot({pid: process for pid, process in looks if process is not None})
 
 
-def open_pidfd(pid: int, started: float) -> int | None:
-    """Return a descriptor of the process, None where it is gone or the system has none."""
+def _pids() -> list[int]:
+    if IS_LINUX:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    import psutil
+
+    return psutil.pids()
+
+
+def orphans(parent: int) -> set[tuple[int, float]]:
+    """Return the dead children of a process that nobody has reaped, by pid and start time (Linux).
+
+    Quick where there are none: whoever has children asks the kernel first whether one is dead.
+    """
+    found = ((pid, _stat(pid)) for pid in _pids())
+    return {
+        (pid, float(fields[_START]))
+        for pid, fields in found
+        if fields and fields[_STATE] == b"Z" and int(fields[_PARENT]) == parent
+    }
+
+
+def open_pidfd(pid: int, started: float, *, even_if_dead: bool = False) -> int | None:
+    """Return a descriptor of the process, None where it is gone or the system has none.
+
+    ``even_if_dead``: one that waits to be reaped will do as well.
+    """
     if not HAS_PIDFDS:
         return None
     try:
         fd = os.pidfd_open(pid)
     except OSError:
         return None
-    if not is_alive(pid, started):
+    if not (is_alive(pid, started) or (even_if_dead and _is_there(pid, started))):
         os.close(fd)
         return None
     return fd
+
+
+def _is_there(pid: int, started: float) -> bool:
+    fields = _stat(pid) if IS_LINUX else None
+    return fields is not None and float(fields[_START]) == started
 
 
 def send(process: Process, signum: int) -> bool:
@@ -254,6 +304,8 @@ _PAUSE_S = 0.01
 
 def measure(processes: Iterable[Process]) -> TreeUsage:
     """Return what the processes use together."""
+    import psutil
+
     number, cpu, memory = 0, 0.0, 0
     for process in processes:
         with contextlib.suppress(psutil.Error):

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
 
 SortKey = Literal[
     "created_at", "last_update", "started_at", "finished_at", "self_id", "name", "status"
@@ -65,6 +65,18 @@ class Stored:
     record: JobRecord
     launch: Launch
     attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What is to be known of a job that has not ended, to see whether anybody looks after it."""
+
+    job_id: str
+    status: Status
+    attempt: Attempt
+
+
+UNFINISHED = tuple(status for status in Status if status not in TERMINAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +136,10 @@ class JobStore(ABC):
     @abstractmethod
     async def get(self, job_id: str) -> Stored | None:
         """Return the job as it is kept."""
+
+    @abstractmethod
+    async def unfinished(self) -> list[Unfinished]:
+        """Return every job that has not ended."""
 
     @abstractmethod
     async def page(self, query: Query) -> list[JobRecord]:

@@ -15,6 +15,7 @@ from anodejobs.stores.base import (
     Query,
     Save,
     Stored,
+    Unfinished,
     Write,
     history_entry,
 )
@@ -67,6 +68,13 @@ class MemoryJobStore(JobStore):
 
     async def get(self, job_id: str) -> Stored | None:
         return self._jobs.get(job_id)
+
+    async def unfinished(self) -> list[Unfinished]:
+        return [
+            Unfinished(stored.record.self_id, stored.record.status, stored.attempt)
+            for stored in self._jobs.values()
+            if not stored.record.is_done
+        ]
 
     async def page(self, query: Query) -> list[JobRecord]:
         def key(record: JobRecord) -> tuple[Any, ...]:

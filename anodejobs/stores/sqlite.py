@@ -25,7 +25,7 @@ from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
-from anodejobs.stores.base import JobStore, Query, Stored, Write
+from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.sqlite_queries import LARGEST, column, page, where
 from anodejobs.stores.sqlite_writes import Batch, Environments, moment
@@ -161,10 +161,20 @@ class SqliteJobStore(JobStore):
         for record, attempt, launch, body in rows:
             return Stored(
                 record=JobRecord.model_validate_json(record),
-                attempt=_attempt(json.loads(attempt)),
+                attempt=Attempt.from_json(json.loads(attempt)),
                 launch=Launch.from_json(json.loads(launch), json.loads(body)),
             )
         return None
+
+    async def unfinished(self) -> list[Unfinished]:
+        marks = ", ".join("?" * len(UNFINISHED))
+        rows = await self._read(
+            f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", UNFINISHED
+        )
+        return [
+            Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
+            for job_id, status, attempt in rows
+        ]
 
     async def page(self, query: Query) -> list[JobRecord]:
         last = None
@@ -313,11 +323,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def _attempt(fields: dict[str, Any]) -> Attempt:
-    pipes = fields["pipes"]
-    return Attempt(**{**fields, "pipes": pipes and tuple(pipes)})
 
 
 class _Checkpoints:

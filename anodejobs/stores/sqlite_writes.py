@@ -202,7 +202,7 @@ def _history_row(write: Insert | Save) -> Row:
 
 
 def _attempt_json(attempt: Attempt) -> str:
-    return json.dumps({name: getattr(attempt, name) for name in Attempt.__slots__})
+    return json.dumps(attempt.to_json())
 
 
 def _apply_each(

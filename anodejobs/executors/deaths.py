@@ -1,0 +1,60 @@
+"""Waiting for processes to die that need not be our children."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from anodejobs.executors import tree
+
+POLL_S = 0.2
+"""How long one wait for strangers' deaths takes where the system has no pidfds."""
+
+
+async def all_gone(
+    members: list[tree.Process], wake: asyncio.Event | None = None, *, until: float = math.inf
+) -> None:
+    """Return when all the members are dead, or ``wake`` was set, or the monotonic clock says so."""
+    wake = wake or asyncio.Event()
+    wake.clear()
+    rest = max(0.0, until - time.monotonic())
+    if not tree.HAS_PIDFDS:
+        # The one poll: psutil looks again and again, and cannot be woken.
+        await asyncio.to_thread(tree.wait_gone, members, min(rest, POLL_S))
+        return
+    with _deaths(members, wake.set), contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if rest == math.inf else rest):
+            await wake.wait()
+
+
+@contextmanager
+def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_all`` when the last of the members has died."""
+    loop = asyncio.get_running_loop()
+    alive: set[int] = set()
+
+    def died(fd: int) -> None:
+        loop.remove_reader(fd)
+        alive.remove(fd)
+        os.close(fd)
+        if not alive:
+            on_all()
+
+    for member in members:
+        fd = tree.open_pidfd(member.pid, member.start_time)
+        if fd is not None:
+            alive.add(fd)
+            loop.add_reader(fd, died, fd)
+    if not alive:
+        on_all()
+    try:
+        yield
+    finally:
+        for fd in alive:
+            loop.remove_reader(fd)
+            os.close(fd)

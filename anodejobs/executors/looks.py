@@ -1,0 +1,48 @@
+"""Looks at all processes of the machine, taken in a thread and shared."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from anodejobs.executors import tree
+
+_LOOK_EVERY_S = 0.5
+"""How often, at most, leftovers of ended jobs are looked for."""
+_LOOK_SHARE = 50
+"""A look for leftovers takes at most this part of the time."""
+
+
+class Looks:
+    """Takes looks; one serves all who asked before it began."""
+
+    def __init__(self) -> None:
+        self.latest = tree.Snapshot({})
+        self._began_at = self._ended_at = 0.0
+        self.is_pressed = asyncio.Event()
+        """Set when nothing should be put off any more."""
+        self._turn = asyncio.Lock()
+        self._patient_turn = asyncio.Lock()
+
+    async def take(self) -> tree.Snapshot:
+        """Return what a look found that began after this call."""
+        asked_at = time.monotonic()
+        async with self._turn:
+            if self._began_at < asked_at:
+                began_at = time.monotonic()
+                self.latest = await asyncio.to_thread(tree.take_snapshot, self.latest)
+                self._began_at, self._ended_at = began_at, time.monotonic()
+            return self.latest
+
+    async def take_soon(self) -> tree.Snapshot:
+        """As ``take``, but seldom enough that looking costs a few per cent of the time at most."""
+        asked_at = time.monotonic()
+        async with self._patient_turn:
+            if self._began_at >= asked_at:
+                return self.latest
+            pause = max(_LOOK_EVERY_S, _LOOK_SHARE * (self._ended_at - self._began_at))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._ended_at + pause - time.monotonic()):
+                    await self.is_pressed.wait()
+            return await self.take()

@@ -1,0 +1,79 @@
+"""A mark that no process of a job can lose by dropping its environment.
+
+A resource limit is inherited through fork, exec and setsid, also with an empty environment. The
+soft limit of RLIMIT_RTTIME, set to a number of tens of thousands of years, limits nothing and
+tells whose process it is. Only a process that does nothing but start jobs may mark so: a limit is
+the whole process's, and what another thread starts at the same moment would bear it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from types import TracebackType
+
+_LIMIT: int | None = getattr(resource, "RLIMIT_RTTIME", None)
+_TAGGED = 1 << 62
+_OOM_SCORE = 100
+"""How much sooner, in thousandths of all memory, the kernel ends a job than the marking process."""
+
+
+def tag_of(token: str) -> int:
+    """Return the number that marks the processes of the attempt."""
+    return _TAGGED | int(token[:15], 16)
+
+
+def read_tag(pid: int) -> int | None:
+    """Return the number that the process bears, None where it has none or we may not see it."""
+    if _LIMIT is None or not hasattr(resource, "prlimit"):
+        return None
+    try:
+        soft, _ = resource.prlimit(pid, _LIMIT)
+    except OSError:
+        return None
+    return soft if soft >> 60 == _TAGGED >> 60 else None
+
+
+class Marking:
+    """While it is entered, what this process spawns bears the mark and is ended first for memory.
+
+    Made once and entered again and again, with the mark to use in ``token``.
+    """
+
+    def __init__(self) -> None:
+        self.token = ""
+        self._free, self._hard = resource.getrlimit(_LIMIT) if _LIMIT is not None else (0, 0)
+        infinity = resource.RLIM_INFINITY
+        self._may_tag = self._free == self._hard == infinity and sys.platform == "linux"
+        self._oom: int | None = None
+        self._oom_score = self._oom_of_jobs = b""
+        with contextlib.suppress(OSError, ValueError):
+            self._oom = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+            score = int(os.pread(self._oom, 16, 0))
+            self._oom_score = b"%d" % score
+            self._oom_of_jobs = b"%d" % min(1000, score + _OOM_SCORE)
+
+    def __enter__(self) -> None:
+        if self._may_tag and _LIMIT is not None:
+            resource.setrlimit(_LIMIT, (tag_of(self.token), self._hard))
+        if self._oom is not None:
+            os.pwrite(self._oom, self._oom_of_jobs, 0)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._may_tag and _LIMIT is not None:
+            resource.setrlimit(_LIMIT, (self._free, self._hard))
+        if self._oom is not None:
+            os.pwrite(self._oom, self._oom_score, 0)
+
+    def close(self) -> None:
+        """Let go of what it holds. Idempotent."""
+        if self._oom is not None:
+            os.close(self._oom)
+            self._oom = None

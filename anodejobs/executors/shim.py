@@ -1,0 +1,675 @@
+"""Jobs as children of a shim, which outlives the application.
+
+This is the application's side: it finds the directory's shim or starts one, asks, and hears what
+happens. A shim that dies is replaced at once; whoever waits goes on waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import select
+import shutil
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import anodejobs
+from anodejobs import faults
+from anodejobs.errors import ExecutorError
+from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.executors import supervisors, tree
+from anodejobs.executors.base import (
+    Executor,
+    Host,
+    Launch,
+    OnGrowth,
+    Stream,
+    Tell,
+    TreeUsage,
+)
+from anodejobs.executors.looks import Looks
+from anodejobs.executors.pidfds import Reapings, exit_code
+from anodejobs.logs import LogTail
+from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.protocol import (
+    VERSION,
+    Lines,
+    Message,
+    Told,
+    encoded,
+    event_from_json,
+)
+
+LOG = logging.getLogger("anodejobs")
+
+LINGER_S = 5.0
+"""How long a shim stays after its last job and its last application."""
+_START_PATIENCE_S = 30.0
+_HOLD_AFTER_S = 1.0
+"""Jobs that are older than this have their pidfds held, for the case that the shim dies."""
+_FIRST_RETRY_S = 0.01
+_LONGEST_RETRY_S = 2.0
+_MOST_ATTEMPTS = 8
+"""How often a shim is started that does not come up, before that is an error."""
+_LONGEST_SOCKET_PATH = 100
+
+_BOOTSTRAP = (
+    "import sys;"
+    # asyncio does without it, and it is the largest of all that it would import.
+    "sys.modules['ssl']=None;"
+    "sys.path[:0]=[sys.argv.pop()];"
+    "from anodejobs.shim.main import main;main()"
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """An attempt that somebody here waits for, or is about to."""
+
+    launch: Launch | None = None
+    attempt: Attempt | None = None
+    number: int = 1
+    news: deque[Told] = field(default_factory=deque)
+    is_waited_for: bool = False
+    has_ended: bool = False
+    woken: asyncio.Future[None] | None = None
+    pidfd: int | None = None
+
+    def hear(self, event: Told) -> None:
+        """Have the event for who waits; the end is heard once."""
+        if self.has_ended:
+            return
+        self.has_ended = isinstance(event, Exited | Lost)
+        self.news.append(event)
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
+
+
+class _Link(asyncio.Protocol):
+    """A connection to a shim."""
+
+    def __init__(self, on_told: Callable[[Message], None], on_lost: Callable[[_Link], None]):
+        self._on_told = on_told
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._lines = Lines()
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._number = 0
+        self._out: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self.is_lost = False
+        self.env: dict[str, str] | None = None
+        """The environment that the shim was last sent."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # No isinstance: uvloop's transports are not asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._lines.feed(data):
+            number = message.pop("re", None)
+            if number is None:
+                self._on_told(message)
+                continue
+            reply = self._replies.pop(number, None)
+            if reply is not None and not reply.done():
+                reply.set_result(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(ConnectionResetError("the shim has gone"))
+        self._replies.clear()
+        self._on_lost(self)
+
+    def send(self, message: Message) -> None:
+        """Send the message with all others of this turn of the loop."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(encoded(message))
+
+    def _flush(self) -> None:
+        if self._transport is not None and not self.is_lost:
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    async def ask(self, message: Message) -> Message:
+        """Return the answer. Raises ConnectionError where the shim has gone, before or since."""
+        if self.is_lost:
+            raise ConnectionResetError("the shim has gone")
+        self._number += 1
+        number = self._number
+        reply = self._replies[number] = self._loop.create_future()
+        self.send({**message, "id": number})
+        try:
+            answer: Message = await reply
+        finally:
+            self._replies.pop(number, None)
+        if "error" in answer:
+            raise ExecutorError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Shim(Executor):
+    """Runs jobs in the shim of ``folder``; they, their logs and their exits need no application."""
+
+    outlives_host = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._host: Host | None = None
+        self._link: _Link | None = None
+        self._draining: dict[str, _Link] = {}
+        self._connecting = asyncio.Lock()
+        self._watched: dict[str, _Watched] = {}
+        self._follows: dict[int, _Follow] = {}
+        self._last_follow = 0
+        self._on_growth: OnGrowth | None = None
+        self._looks = Looks()
+        self._reapings: Reapings | None = None
+        self._to_hold: deque[tuple[float, str]] = deque()
+        self._holding: asyncio.TimerHandle | None = None
+        self._held_pidfds = 0
+        self._most_pidfds = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._is_closed = False
+        self._pid = os.getpid()
+
+    async def open(self, host: Host) -> None:
+        self._host = host
+        identity = await asyncio.to_thread(_identity, self._folder)
+        self.supervisor = supervisors.shim_supervisor(self._folder, identity)
+        with contextlib.suppress(OSError):
+            await self._connect()
+
+    def is_alive(self, supervisor: str) -> bool:
+        return supervisor == self.supervisor or supervisors.is_alive(supervisor)
+
+    async def outlive(self, supervisor: str) -> None:
+        await supervisors.outlive(supervisor)
+
+    async def held(self) -> set[str]:
+        answers = await self._ask_each({"do": "held"})
+        return {token for answer in answers for token in answer["held"]}
+
+    async def start(
+        self, launch: Launch, attempt: Attempt, number: int
+    ) -> Started | StartFailed | Lost:
+        message = {
+            "do": "start",
+            "attempt": attempt.to_json(),
+            "launch": launch.to_json(),
+            "number": number,
+        }
+        watched = self._watch(attempt.token, launch, attempt, number)
+        try:
+            event = event_from_json((await self._ask(message, launch.base_env))["event"])
+        except BaseException:
+            self._forget(attempt.token)
+            raise
+        faults.reached("host: the process is known")
+        if isinstance(event, Started):
+            watched.attempt = event.attempt
+            self._hold_later(attempt.token)
+        assert isinstance(event, Started | StartFailed | Lost)
+        return event
+
+    async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
+        watched = self._watch(attempt.token, launch, attempt, 1)
+        event = await self._adopted(watched)
+        if isinstance(event, Adopted):
+            watched.attempt = event.attempt
+            self._hold_later(attempt.token)
+        return event
+
+    async def _adopted(self, watched: _Watched) -> Adopted | Lost:
+        assert watched.launch is not None and watched.attempt is not None
+        message = {
+            "do": "adopt",
+            "attempt": watched.attempt.to_json(),
+            "launch": watched.launch.to_json(),
+            "number": watched.number,
+        }
+        event = event_from_json((await self._ask(message))["event"])
+        assert isinstance(event, Adopted | Lost)
+        return event
+
+    async def wait(self, token: str, tell: Tell) -> Exited | Lost:
+        watched = self._watched.setdefault(token, _Watched())
+        watched.is_waited_for = True
+        while True:
+            while watched.news:
+                event = watched.news.popleft()
+                if isinstance(event, Exited):
+                    faults.reached("host: the end is known")
+                    return event
+                if isinstance(event, Lost):
+                    return await self._kernels_word(watched, event)
+                if not isinstance(event, StartFailed):
+                    await tell(event)
+            watched.woken = asyncio.get_running_loop().create_future()
+            await watched.woken
+            watched.woken = None
+
+    async def _kernels_word(self, watched: _Watched, lost: Lost) -> Exited | Lost:
+        """Return what the kernel tells of an end that no shim has seen."""
+        if watched.pidfd is None:
+            return lost
+        code = exit_code(watched.pidfd)
+        if code is None:
+            if self._reapings is None:
+                self._reapings = Reapings()
+            code = await self._reapings.wait(watched.pidfd)
+        if code is None:
+            return lost
+        return Exited(at=lost.at, exit_code=code, evidence="adopted", log_error=_GAP)
+
+    async def clean(self, token: str) -> None:
+        faults.reached("host: the end is on record")
+        self._forget(token)
+        for link in self._links():
+            link.send({"do": "ack", "token": token})
+
+    async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
+        message = {
+            "do": "stop",
+            "attempt": attempt.to_json(),
+            "grace": grace,
+            "may_hasten": may_hasten,
+        }
+        return bool((await self._ask(message, token=attempt.token))["is_gone"])
+
+    async def signal(self, attempt: Attempt, signum: int) -> None:
+        message = {"do": "signal", "attempt": attempt.to_json(), "signum": int(signum)}
+        await self._ask(message, token=attempt.token)
+
+    async def usage(self, attempt: Attempt) -> TreeUsage:
+        snapshot = await self._looks.take()
+        return await asyncio.to_thread(tree.measure, snapshot.members(attempt))
+
+    @contextmanager
+    def follow(
+        self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
+    ) -> Iterator[None]:
+        self._last_follow += 1
+        number = self._last_follow
+        follow = self._follows[number] = _Follow(token, stream, tail, on_growth)
+        for link in self._links():
+            link.send(follow.to_json(number))
+        try:
+            yield
+        finally:
+            del self._follows[number]
+            for link in self._links():
+                link.send({"do": "unfollow", "sub": number})
+
+    def report_growth(self, on_growth: OnGrowth | None) -> None:
+        self._on_growth = on_growth
+        for link in self._links():
+            link.send({"do": "growth", "on": on_growth is not None})
+
+    def wind_down(self) -> None:
+        """Do nothing: what is put off, the shim does."""
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for link in self._links():
+            link.close()
+        self._link = None
+        self._draining.clear()
+        if self._holding is not None:
+            self._holding.cancel()
+        if self._reapings is not None:
+            self._reapings.close()
+        for token in list(self._watched):
+            self._forget(token)
+
+    # What is watched here.
+
+    def _watch(self, token: str, launch: Launch, attempt: Attempt, number: int) -> _Watched:
+        watched = self._watched.setdefault(token, _Watched())
+        watched.launch, watched.attempt, watched.number = launch, attempt, number
+        return watched
+
+    def _forget(self, token: str) -> None:
+        watched = self._watched.pop(token, None)
+        if watched is not None and watched.pidfd is not None:
+            os.close(watched.pidfd)
+            self._held_pidfds -= 1
+
+    def _hold_later(self, token: str) -> None:
+        """Hold the process's pidfd soon, unless it has ended by then: most jobs are short."""
+        loop = asyncio.get_running_loop()
+        self._to_hold.append((loop.time() + _HOLD_AFTER_S, token))
+        if self._holding is None:
+            self._holding = loop.call_later(_HOLD_AFTER_S, self._hold_due)
+
+    def _hold_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._holding = None
+        while self._to_hold and self._to_hold[0][0] <= loop.time():
+            _, token = self._to_hold.popleft()
+            if (watched := self._watched.get(token)) is not None:
+                self._hold(watched)
+        if self._to_hold:
+            self._holding = loop.call_at(self._to_hold[0][0], self._hold_due)
+
+    def _hold(self, watched: _Watched) -> None:
+        """Hold a pidfd: it is what the kernel tells a stranger the exit code for."""
+        attempt = watched.attempt
+        if watched.pidfd is not None or watched.has_ended or attempt is None:
+            return
+        if attempt.pid is None or attempt.start_time is None:
+            return
+        if self._held_pidfds < self._most_pidfds:
+            watched.pidfd = tree.open_pidfd(attempt.pid, attempt.start_time, even_if_dead=True)
+            self._held_pidfds += watched.pidfd is not None
+
+    # What the shim says of itself.
+
+    def _told(self, message: Message) -> None:
+        if "event" in message:
+            token = message["token"]
+            watched = self._watched.setdefault(token, _Watched())
+            is_new = not watched.is_waited_for and watched.launch is None and not watched.news
+            watched.hear(event_from_json(message["event"]))
+            if is_new and self._host is not None:
+                with contextlib.suppress(ExecutorError):  # closed: somebody else's, then
+                    self._host.on_inherited(message["job_id"], token)
+        elif "grown" in message:
+            self._grown(message["grown"])
+        elif "growth" in message:
+            if self._on_growth is not None:
+                for job_id, stream, offset in message["growth"]:
+                    self._on_growth(job_id, stream, offset)
+        elif "left" in message:
+            if self._host is not None:
+                self._host.on_departure()
+        elif "age" in message:
+            for link in self._links():
+                link.send({"do": "age", "age": message["age"]})
+
+    def _grown(self, numbers: list[int]) -> None:
+        for number in numbers:
+            follow = self._follows.get(number)
+            if follow is None:
+                continue
+            follow.on_growth()
+            if self._link is not None:
+                self._link.send({"do": "read", "sub": number, "offset": follow.tail.offset})
+
+    def _lost(self, link: _Link) -> None:
+        """See that there is another shim, unless it is we who leave."""
+        for name, other in list(self._draining.items()):
+            if other is link:
+                del self._draining[name]
+        if link is not self._link:
+            return
+        self._link = None
+        if self._is_closed or self._host is None:
+            return
+        # At once, before they end: those whose codes nobody else will know.
+        for watched in self._watched.values():
+            self._hold(watched)
+        LOG.warning("the shim of %s has gone, another one is started", self._folder)
+        with contextlib.suppress(ExecutorError):  # closed
+            self._host.own(self._replaced(), "next shim")
+
+    async def _replaced(self) -> None:
+        """Have another shim, however long that takes, and see what it knows."""
+        rest_s = _FIRST_RETRY_S
+        while not self._is_closed:
+            try:
+                await self._linked()
+                held = await self.held()
+                for token, watched in list(self._watched.items()):
+                    if token not in held and not watched.has_ended:
+                        await self._replace(token, watched)
+                return
+            except (ConnectionError, ExecutorError) as error:
+                LOG.error("no shim for %s: %s", self._folder, error)
+            await asyncio.sleep(rest_s)
+            rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+
+    async def _replace(self, token: str, watched: _Watched) -> None:
+        """Have the shim take on an attempt that its journal does not know."""
+        attempt = watched.attempt
+        if not watched.is_waited_for:
+            return  # it is about to be asked for
+        if watched.launch is None or attempt is None or attempt.pid is None:
+            watched.hear(Lost(error="the shim that knew of it has gone"))
+        else:
+            watched.hear(await self._adopted(watched))
+
+    # Having a shim.
+
+    async def _ask(
+        self,
+        message: Message,
+        env: dict[str, str] | None = None,
+        *,
+        token: str | None = None,
+    ) -> Message:
+        """Return the shim's answer; where it dies meanwhile, the next one is asked.
+
+        What is asked for may therefore be done twice, so it must do no harm then.
+        """
+        while True:
+            link = await self._linked()
+            try:
+                if env is not None and link.env is not env:
+                    link.send({"do": "env", "vars": env})
+                    link.env = env
+                answer = await link.ask(message)
+            except ConnectionError:
+                continue
+            if not answer.get("is_draining"):
+                return answer
+            await self._drained(link)
+
+    async def _ask_each(self, message: Message) -> list[Message]:
+        answers = [await self._ask(message)]
+        for link in list(self._draining.values()):
+            with contextlib.suppress(ConnectionError):
+                answers.append(await link.ask(message))
+        return answers
+
+    def _links(self) -> list[_Link]:
+        current = [self._link] if self._link is not None else []
+        return [*current, *self._draining.values()]
+
+    async def _linked(self) -> _Link:
+        """Return a connection to the shim, which is started where there is none."""
+        if self._link is not None and os.getpid() == self._pid:
+            return self._link
+        if self._is_closed:
+            raise ExecutorError("the executor is closed")
+        if os.getpid() != self._pid:
+            raise ExecutorError("this Jobs was opened before a fork; make one in each process")
+        async with self._connecting:
+            rest_s = _FIRST_RETRY_S
+            problem = "it does not answer"
+            for _ in range(_MOST_ATTEMPTS):
+                if self._link is not None:
+                    return self._link
+                try:
+                    return await self._connect()
+                except OSError:
+                    word = await asyncio.to_thread(_launch, self._folder)
+                if word not in ("ready", "taken"):
+                    problem = word
+                # Another shim may be about to listen, or about to leave. The one place where we
+                # look again and again: neither can tell us.
+                if word != "ready":
+                    await asyncio.sleep(rest_s)
+                    rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+            raise ExecutorError(f"there is no shim for {self._folder}: {problem}")
+
+    async def _connect(self) -> _Link:
+        """Connect to the shim that listens. Raises OSError where none does."""
+        for name in await asyncio.to_thread(_draining_sockets, self._folder):
+            if name not in self._draining:
+                with contextlib.suppress(OSError):
+                    self._draining[name], _ = await self._greet(name)
+        link, version = await self._greet("socket")
+        if version < VERSION:
+            await self._drain(link)
+            raise ConnectionRefusedError("an older shim was there")
+        if version > VERSION:
+            link.close()
+            raise ExecutorError(f"{self._folder} has the shim of a newer anodejobs; upgrade")
+        self._link = link
+        for number, follow in self._follows.items():
+            link.send(follow.to_json(number))
+        if self._on_growth is not None:
+            link.send({"do": "growth", "on": True})
+        return link
+
+    async def _greet(self, name: str) -> tuple[_Link, int]:
+        loop = asyncio.get_running_loop()
+        with _connected(self._folder, name) as connection:
+            if not is_friend(peer(connection)[1]):
+                raise ExecutorError(f"another user listens in {self._folder}")
+            _, link = await loop.create_unix_connection(
+                lambda: _Link(self._told, self._lost), sock=connection
+            )
+        try:
+            answer = await link.ask(
+                {"do": "hello", "version": VERSION, "mine": list(self._watched)}
+            )
+        except BaseException:
+            link.close()
+            raise
+        return link, answer["version"]
+
+    async def _drain(self, link: _Link) -> None:
+        """Have an older shim see its jobs through, and make room for ours."""
+        await link.ask({"do": "drain"})
+        link.close()
+
+    async def _drained(self, link: _Link) -> None:
+        """Look for the shim that has taken the place of this one."""
+        if self._link is link:
+            self._link = None
+            self._draining[f"was {id(link)}"] = link
+
+
+@dataclass(slots=True, eq=False)
+class _Follow:
+    """A reader of a log that the shim pumps."""
+
+    token: str
+    stream: Stream
+    tail: LogTail
+    on_growth: Callable[[], None]
+
+    def to_json(self, number: int) -> Message:
+        return {
+            "do": "follow",
+            "sub": number,
+            "token": self.token,
+            "stream": self.stream,
+            "offset": self.tail.offset,
+        }
+
+
+_GAP = "the log may have a gap"
+
+
+def _identity(folder: Path) -> str:
+    """Return the name of the folder's shims that no other folder's have; the first one makes it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "id"
+    if not path.exists():
+        beside = folder / f"id-{os.getpid()}-{os.urandom(4).hex()}"
+        beside.touch(mode=0o600)
+        beside.write_text(os.urandom(8).hex())
+        with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
+            os.link(beside, path)
+        beside.unlink()
+    return path.read_text()
+
+
+def _draining_sockets(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("draining-*.socket"))
+
+
+@contextmanager
+def _connected(folder: Path, name: str) -> Iterator[socket.socket]:
+    """Give a socket that is connected; what does not take it over leaves it to be closed."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        path = os.fspath(folder / name)
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            connection.connect(path)
+        else:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{fd}/{name}")
+            finally:
+                os.close(fd)
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _launch(folder: Path) -> str:
+    """Start a shim that is not our child, and return what it says of how that went."""
+    told, tell = os.pipe()
+    command = [
+        *(_interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
+        *(os.fspath(folder), str(LINGER_S), str(tell)),
+        os.path.dirname(os.path.dirname(anodejobs.__file__)),
+    ]
+    try:
+        try:
+            # The shell is gone at once, and with it whatever ties the shim to us.
+            subprocess.run(
+                ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                pass_fds=(tell,),
+                start_new_session=True,
+                check=False,
+            )
+        except OSError as error:
+            return f"it cannot be started: {error}"
+        finally:
+            os.close(tell)
+        poll = select.poll()
+        poll.register(told, select.POLLIN)
+        is_told = poll.poll(_START_PATIENCE_S * 1000)
+        word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
+        return word or "it died while it started"
+    finally:
+        os.close(told)
+
+
+def _interpreter() -> str:
+    """Return the Python that runs us, also where another program has it embedded."""
+    running = sys.executable or ""
+    if "python" in os.path.basename(running):
+        return running
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = os.path.join(sys.prefix, "bin", name)
+    return beside if os.path.exists(beside) else shutil.which(name) or running

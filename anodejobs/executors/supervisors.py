@@ -1,0 +1,73 @@
+"""Who looks after an attempt: names for supervisors that others can check.
+
+An application that runs its jobs itself is named by its process; a shim by its directory, so that
+the next shim there is the same supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+
+from anodejobs.executors import tree
+from anodejobs.executors.deaths import all_gone
+
+_LIVING: set[str] = set()
+"""The supervisors in this process that have not been closed."""
+_SHIM = "shim:"
+
+
+def new_supervisor() -> str:
+    """Return the name of another supervisor in this process, alive until it is given up."""
+    pid = os.getpid()
+    supervisor = f"{tree.boot_id()}:{pid}:{tree.start_time(pid)}:{os.urandom(4).hex()}"
+    _LIVING.add(supervisor)
+    return supervisor
+
+
+def give_up(supervisor: str) -> None:
+    """Count a supervisor of this process among the dead."""
+    _LIVING.discard(supervisor)
+
+
+def shim_supervisor(folder: Path, identity: str) -> str:
+    """Return the name of whichever shim works in the folder, which has this identity."""
+    return f"{_SHIM}{identity}:{folder}"
+
+
+def is_alive(supervisor: str) -> bool:
+    """Return whether the supervisor still looks after its attempts."""
+    if supervisor.startswith(_SHIM):
+        return is_locked(Path(supervisor.split(":", 2)[2]) / "lock")
+    boot, pid, started, _ = supervisor.split(":")
+    if int(pid) == os.getpid():
+        return supervisor in _LIVING
+    return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+
+
+async def outlive(supervisor: str) -> None:
+    """Return when the supervisor has gone; for a shim never: another one takes its place."""
+    if supervisor.startswith(_SHIM):
+        await asyncio.get_running_loop().create_future()
+    _, pid, started, _ = supervisor.split(":")
+    while is_alive(supervisor):
+        process = tree.look_at(int(pid), float(started))
+        if process is not None:
+            await all_gone([process])
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a living process holds the lock."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,170 @@
+"""What a shim must still know when it was killed: a file of JSON lines, appended to.
+
+Three steps of an attempt are in it: *begin*, written right before its process is spawned, what
+happened to it, and *done*, when its end is on record and nothing of it is left. A start that was
+begun, and of which nothing more is known, is in doubt; any other has not happened. No environment
+is ever in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anodejobs.events import Attempt
+from anodejobs.executors.base import Launch
+from anodejobs.shim.protocol import Message, Told, encoded, event_from_json, event_to_json
+
+LOG = logging.getLogger("anodejobs")
+
+_COMPACT_ABOVE_BYTES = 4 * 1024 * 1024
+_FORMAT = {"journal": 1}
+_UNKEPT: Message = {"argv": (), "cwd": "/", "envs": {}}
+"""What a process that runs has no more need of, as it is when read."""
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An attempt as the journal knows it."""
+
+    number: int
+    launch: Launch
+    attempt: Attempt
+    events: list[Told] = field(default_factory=list)
+
+
+class Journal:
+    """Appends to the file at ``path``, and makes it anew when it is mostly of the past.
+
+    ``entries`` gives what must be kept then.
+    """
+
+    def __init__(self, path: Path, entries: Callable[[], Iterable[Entry]]) -> None:
+        self.path = path
+        self._entries = entries
+        self._pending: list[bytes] = []
+        self._fd = -1
+        self._size = 0
+        self._kept = 0
+        self._is_torn = False
+        self._is_failing = False
+
+    def open(self) -> None:
+        """Write what is to be kept into a new file, and append to that from now on."""
+        lines = [encoded(_FORMAT)]
+        for entry in self._entries():
+            lines.append(encoded(_begin(entry)))
+            lines += (encoded(_told(entry.attempt.token, event)) for event in entry.events)
+        beside = self.path.with_name(f"{self.path.name}.new")
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            data = b"".join(lines)
+            if os.write(fd, data) < len(data):
+                raise OSError("no space for the journal")
+            os.replace(beside, self.path)
+        except OSError:
+            os.close(fd)
+            raise
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+        self._pending.clear()
+        self._size = self._kept = len(data)
+        self._is_torn = False
+
+    def begin(self, entry: Entry) -> None:
+        """Say that the process is about to be spawned. Raises OSError where that cannot be kept."""
+        self._pending.append(encoded(_begin(entry)))
+        try:
+            self._write()
+        except OSError:
+            self._pending.pop()
+            raise
+
+    def note(self, token: str, event: Told) -> None:
+        """Say what has happened; kept with the next ``flush``."""
+        self._pending.append(encoded(_told(token, event)))
+
+    def done(self, token: str) -> None:
+        """Say that there is nothing more to be known of the attempt."""
+        self._pending.append(encoded({"done": token}))
+
+    def flush(self) -> None:
+        """Keep what was said, or as soon as the disk lets us."""
+        if not self._pending:
+            return
+        try:
+            self._write()
+            if self._size > max(_COMPACT_ABOVE_BYTES, 4 * self._kept):
+                self.open()
+            self._is_failing = False
+        except OSError as error:
+            if not self._is_failing:
+                LOG.error("the journal %s cannot be written: %s", self.path, error)
+            self._is_failing = True
+
+    def _write(self) -> None:
+        data = b"".join((b"\n" if self._is_torn else b"", *self._pending))
+        # Torn until proven whole: half a line is passed over when it is read.
+        self._is_torn = True
+        written = os.write(self._fd, data)
+        self._size += written
+        if written < len(data):
+            raise OSError("no space for the journal")
+        self._is_torn = False
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Keep what was said, and let go of the file. Idempotent."""
+        if self._fd >= 0:
+            self.flush()
+            os.close(self._fd)
+            self._fd = -1
+
+
+def load(path: Path) -> list[Entry]:
+    """Return the attempts that a journal says are not done; none where there is no journal.
+
+    A line that was cut, or that cannot be understood, is passed over.
+    """
+    entries: dict[str, Entry] = {}
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    for line in data.split(b"\n"):
+        if not line:
+            continue
+        try:
+            _take(entries, json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            LOG.warning("a line of %s makes no sense: %.80r", path, line)
+    return list(entries.values())
+
+
+def _take(entries: dict[str, Entry], message: Message) -> None:
+    if "begin" in message:
+        launch = Launch.from_json({**message["launch"], **_UNKEPT}, {})
+        attempt = Attempt.from_json(message["begin"])
+        entries[attempt.token] = Entry(message["number"], launch, attempt)
+    elif "done" in message:
+        entries.pop(message["done"], None)
+    elif "token" in message:
+        entry = entries.get(message["token"])
+        if entry is not None:
+            entry.events.append(event_from_json(message["event"]))
+
+
+def _begin(entry: Entry) -> Message:
+    launch = entry.launch.to_json()
+    for name in _UNKEPT:
+        del launch[name]
+    return {"begin": entry.attempt.to_json(), "number": entry.number, "launch": launch}
+
+
+def _told(token: str, event: Told) -> Message:
+    return {"token": token, "event": event_to_json(event)}

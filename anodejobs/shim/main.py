@@ -1,0 +1,150 @@
+"""What a shim does from its first instruction to its last.
+
+``python -c … <folder> <seconds to linger> <descriptor>``: the descriptor is told how it went, in a
+word: ``ready``, ``taken`` where another shim works in the folder, or what kept it from starting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from anodejobs.executors.marks import Marking
+from anodejobs.executors.processes import Processes
+from anodejobs.executors.supervisors import is_locked
+from anodejobs.logs import LogFile
+from anodejobs.shim.journal import Entry, load
+from anodejobs.shim.orphans import become_reaper
+from anodejobs.shim.server import Server, draining
+
+LOG = logging.getLogger("anodejobs")
+
+_LOG_BYTES = 256 * 1024
+_BACKLOG = 128
+
+
+def main() -> None:
+    """Be the shim of the folder that the command line names."""
+    folder, linger_s, tell = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    os.set_inheritable(tell, False)
+    with contextlib.suppress(PermissionError):  # the leader of a session already
+        os.setsid()
+    os.umask(0o077)
+    try:
+        lock = _locked(folder)
+        if lock is None:
+            _tell(tell, "taken")
+            return
+        # The path of a socket must be short, and the folder's may be long.
+        os.chdir(folder)
+        _log_to(folder / "log")
+        become_reaper()
+        listener = _listening()
+        entries = _left_behind(folder)
+    except Exception as error:
+        _tell(tell, f"the shim cannot start: {error}")
+        raise
+    _tell(tell, "ready")
+    _tune()
+    try:
+        asyncio.run(_serve(folder, linger_s, listener, entries))
+    except BaseException:
+        LOG.critical("the shim ends", exc_info=True)
+        raise
+
+
+def _tell(fd: int, word: str) -> None:
+    with contextlib.suppress(OSError):  # who started us may have gone
+        os.write(fd, word.encode())
+    os.close(fd)
+
+
+def _locked(folder: Path) -> int | None:
+    """Return a descriptor that holds the folder's lock, None where another process has it."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    os.truncate(fd, 0)
+    os.write(fd, b"%d\n" % os.getpid())
+    return fd
+
+
+def _listening() -> socket.socket:
+    """Return a socket that applications can connect to; it replaces one that was left behind."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("socket")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener.bind("socket")
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _left_behind(folder: Path) -> list[Entry]:
+    """Return what the journals of shims that are dead say."""
+    entries = load(folder / "journal")
+    for lock in folder.glob("draining-*.lock"):
+        if not is_locked(lock):
+            entries += load(lock.with_suffix(".journal"))
+            for name in ("journal", "socket", "lock"):
+                lock.with_suffix(f".{name}").unlink(missing_ok=True)
+    return entries
+
+
+async def _serve(
+    folder: Path, linger_s: float, listener: socket.socket, entries: list[Entry]
+) -> None:
+    marking = Marking()
+    processes = Processes(marking)
+    server = Server(folder, processes, linger_s)
+
+    def move_away() -> None:
+        # The lock stays locked under its new name; the next shim makes another file.
+        for name in ("socket", "lock"):
+            os.rename(folder / name, draining(folder, name))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.leave)
+    try:
+        LOG.info("shim %d begins, with %d attempts to see to", os.getpid(), len(entries))
+        await server.serve(listener, entries, move_away)
+        LOG.info("shim %d leaves", os.getpid())
+    finally:
+        await processes.leave()
+        marking.close()
+
+
+def _log_to(path: Path) -> None:
+    handler = _LogFileHandler(LogFile(path, _LOG_BYTES))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+
+
+class _LogFileHandler(logging.Handler):
+    """Writes to a log that is rotated, and is silent where that cannot be written."""
+
+    def __init__(self, log: LogFile) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            data = memoryview(f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+            while data:
+                data = data[self._log.write(data) :]
+
+
+def _tune() -> None:
+    """Collect garbage seldom: nearly all of it goes by itself, and nothing else runs here."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

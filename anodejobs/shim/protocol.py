@@ -1,0 +1,106 @@
+"""What a shim and the applications say to each other: JSON objects, one a line.
+
+Pure. The first message of an application is ``hello``, and the answer to it tells the version of
+the shim. That exchange, ``drain`` and ``ack`` stay as they are in every version, so that a newer
+application can at least see an older shim through.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Event,
+    Exited,
+    Lost,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+)
+
+VERSION: Final = 1
+"""Changes when a message changes its meaning; not when one is added that may be ignored."""
+
+Message = dict[str, Any]
+Told = Started | StartFailed | Adopted | StopRequested | StopFailed | Exited | Lost
+
+_KINDS: Final = {
+    kind.__name__: kind
+    for kind in (Started, StartFailed, Adopted, StopRequested, StopFailed, Exited, Lost)
+}
+_FIELDS: Final[dict[type[Event], tuple[str, ...]]] = {
+    kind: tuple(name for name in kind.__slots__ if name not in ("at", "attempt"))
+    for kind in _KINDS.values()
+}
+_WITH_ATTEMPT: Final = (Started, Adopted)
+
+LONGEST_BYTES: Final = 64 * 1024 * 1024
+"""No message is longer: an argument list and an environment are a few MiB at most."""
+
+
+class TooLong(ValueError):
+    """The other side sends something that is no message."""
+
+
+def event_to_json(event: Event) -> Message:
+    """Return the event as JSON values."""
+    kind = type(event)
+    fields: Message = {name: getattr(event, name) for name in _FIELDS[kind]}
+    fields["kind"] = kind.__name__
+    fields["at"] = event.at.timestamp()
+    if isinstance(event, _WITH_ATTEMPT):
+        fields["attempt"] = event.attempt.to_json()
+    return fields
+
+
+def event_from_json(fields: Message) -> Told:
+    """Return what ``event_to_json`` was made from."""
+    fields = dict(fields)
+    kind = _KINDS[fields.pop("kind")]
+    fields["at"] = datetime.fromtimestamp(fields["at"], UTC)
+    if "attempt" in fields:
+        fields["attempt"] = Attempt.from_json(fields["attempt"])
+    event: Told = kind(**fields)
+    return event
+
+
+def encoded(message: Message) -> bytes:
+    """Return the message as a line. Any text survives, surrogates of odd bytes included."""
+    return _encode(message).encode("ascii") + b"\n"
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Lines:
+    """Puts messages together from the bytes that arrive."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Return the messages that are complete now. Raises TooLong, and ValueError for no JSON."""
+        head, newline, rest = data.rpartition(b"\n")
+        if not newline:
+            self._keep(data)
+            return []
+        lines = b"".join((*self._parts, head)).split(b"\n")
+        self._parts, self._size = [], 0
+        self._keep(rest)
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError("a message is an object")
+        return messages
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > LONGEST_BYTES:
+            raise TooLong(f"more than {LONGEST_BYTES} bytes and no message")
+        if part:
+            self._parts.append(part)

@@ -1,0 +1,661 @@
+"""The shim's side of the conversation: applications ask, attempts are lived, news is passed on.
+
+Each attempt belongs to one application at a time, which is told what happens to it and says when
+that is on record. Where the application goes, another one gets the attempt; where there is none,
+the next that comes. Everything is in the journal before it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from anodejobs import faults
+from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, StopRequested
+from anodejobs.executors.base import Launch, Stream
+from anodejobs.executors.processes import Processes
+from anodejobs.shim.journal import Entry, Journal
+from anodejobs.shim.orphans import OrphanReaper
+from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.protocol import VERSION, Lines, Message, Told, encoded, event_to_json
+
+LOG = logging.getLogger("anodejobs")
+
+_MOST_STARTS = 32
+"""How many processes may be on their way at once: so many are in doubt when the shim is killed."""
+_SWEEP_EVERY_S = 5.0
+_TELL_ALL_AFTER_S = 2.0
+"""How long an application may take to record an end before the others hear of it."""
+_FORGET_EVERY_S = 60.0
+"""How long, at least, a token is known after it was done with."""
+HOST_GRACE_S = 5.0
+"""How long jobs that are not to outlive their application are left, for another one to come."""
+_ENDS = (Exited, Lost, StartFailed)
+
+
+@dataclass(slots=True, eq=False)
+class _Life(Entry):
+    """An attempt in the shim's care."""
+
+    owner: Client | None = None
+    askers: list[tuple[Client, int]] = field(default_factory=list)
+    """Who waits to hear how its start went."""
+    is_acknowledged: bool = False
+    is_clean: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], _ENDS)
+
+    @property
+    def is_newsworthy(self) -> bool:
+        """Whether there is more to tell than how its start went, which is asked for."""
+        return any(not isinstance(event, Started | StartFailed) for event in self.events)
+
+
+class Client(asyncio.Protocol):
+    """One application, as long as it is connected."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.env: dict[str, str] = {}
+        self.wants_growth = False
+        self.follows: dict[int, tuple[_Reader, ExitStack]] = {}
+        self.is_greeted = False
+        self.knows_tombs: int = 0
+        self._lines = Lines()
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._growth: dict[tuple[str, Stream], int] = {}
+        self._grown: set[int] = set()
+        self._is_full = False
+        self._pidfd: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        pid, uid = peer(transport.get_extra_info("socket"))
+        if not is_friend(uid):
+            LOG.error("user %s has no business here", uid)
+            transport.abort()
+            return
+        if pid and hasattr(os, "pidfd_open"):
+            # Its children may hold the connection open after it has died.
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError:
+                transport.abort()
+                return
+            asyncio.get_running_loop().add_reader(self._pidfd, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._lines.feed(data):
+                self.server.hear(self, message)
+        except Exception:
+            LOG.exception("an application makes no sense; it is cut off")
+            self._close()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self.server.flush_soon(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        for _, following in self.follows.values():
+            following.close()
+        self._transport = None
+        self.server.lose(self)
+
+    def send(self, message: Message) -> None:
+        """Send the message when what is in the journal by now has been written."""
+        self._out.append(encoded(message))
+        self.server.flush_soon(self)
+
+    def tell_growth(self, job_id: str, stream: Stream, offset: int) -> None:
+        """Tell how long a log is; only the latest word where the application is slow to listen."""
+        self._growth[job_id, stream] = offset
+        self.server.flush_soon(self)
+
+    def tell_grown(self, number: int) -> None:
+        """Tell a follower that there is more for it."""
+        self._grown.add(number)
+        self.server.flush_soon(self)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        if self._transport is None:
+            return
+        if self._growth and not self._is_full:
+            growth = [[job, stream, end] for (job, stream), end in self._growth.items()]
+            self._out.append(encoded({"growth": growth}))
+            self._growth.clear()
+        if self._grown and not self._is_full:
+            self._out.append(encoded({"grown": list(self._grown)}))
+            self._grown.clear()
+        if self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Reader:
+    """A follower in an application, as far as a log file must know it."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+
+class Server:
+    """Lives attempts for applications, until it has neither."""
+
+    def __init__(self, folder: Path, processes: Processes, linger_s: float) -> None:
+        self._folder = folder
+        self._processes = processes
+        self._linger_s = linger_s
+        self._journal = Journal(folder / "journal", lambda: self._lives.values())
+        self._lives: dict[str, _Life] = {}
+        self._clients: dict[Client, None] = {}
+        self._orphans = OrphanReaper(lambda: processes.child_pids, lambda: set(self._spawning))
+        self._spawning: set[str] = set()
+        self._turn_to_start = asyncio.Semaphore(_MOST_STARTS)
+        self._unrecorded: dict[str, float] = {}
+        self._tombs: set[str] = set()
+        self._older_tombs: set[str] = set()
+        self._tomb_age = 0
+        self._to_flush: set[Client] = set()
+        self._is_flush_due = False
+        self._is_draining = False
+        self._listener: asyncio.Server | None = None
+        self._on_drain: Callable[[], None] = lambda: None
+        self._is_left = asyncio.Event()
+        self._leaving: asyncio.TimerHandle | None = None
+        self._abandoning: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
+        self._tasks = asyncio.TaskGroup()
+        self._loop = asyncio.get_running_loop()
+
+    # From beginning to end.
+
+    async def serve(
+        self, listener: socket.socket, entries: list[Entry], on_drain: Callable[[], None]
+    ) -> None:
+        """Take on what earlier shims have left, then serve who connects; return when done.
+
+        ``on_drain`` is called when no more is to be started here.
+        """
+        self._on_drain = on_drain
+        try:
+            async with self._tasks:
+                await self._recover(entries)
+                self._listener = await self._loop.create_unix_server(
+                    lambda: Client(self), sock=listener
+                )
+                self._tasks.create_task(self._keep_house())
+                self._leave_soon()
+                await self._is_left.wait()
+                raise _Left
+        except* _Left:
+            pass
+        finally:
+            self._stop_listening()
+            self._journal.close()
+
+    def leave(self) -> None:
+        """Leave as soon as possible; jobs run on, and wait for the next shim."""
+        self._is_left.set()
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    async def _recover(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            life = _Life(entry.number, entry.launch, entry.attempt, entry.events)
+            self._lives[entry.attempt.token] = life
+        self._journal.open()
+        for life in self._lives.values():
+            if life.has_ended:
+                self._tasks.create_task(self._clean_up_after(life))
+            elif life.events:
+                await self._adopt(life)
+        # Those whose start is in doubt are looked for, all with one look.
+        doubtful = [life for life in self._lives.values() if not life.events]
+        await asyncio.gather(*map(self._adopt, doubtful))
+        self._journal.flush()
+
+    async def _adopt(self, life: _Life) -> None:
+        """Take on a process that another shim has started."""
+        started = next((e for e in life.events if isinstance(e, Started | Adopted)), None)
+        if started is not None:
+            life.attempt = started.attempt
+        event = await self._processes.adopt(life.launch, life.attempt)
+        if isinstance(event, Adopted):
+            life.attempt = event.attempt
+            self._happened(life, replace(event, gap=True))
+            self._tasks.create_task(self._see_through(life))
+        else:
+            self._happened(life, event)
+            self._tasks.create_task(self._clean_up_after(life))
+
+    async def _keep_house(self) -> None:
+        """What is to be looked after now and then; the one place where time alone wakes us."""
+        next_forgetting = self._loop.time() + _FORGET_EVERY_S
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY_S)
+            self._orphans.sweep()
+            if self._loop.time() >= next_forgetting:
+                next_forgetting = self._loop.time() + _FORGET_EVERY_S
+                self._forget_tombs()
+
+    def _forget_tombs(self) -> None:
+        """Forget tokens that no application can ask for again.
+
+        Each has answered since they were done with: whatever it had sent before has been read.
+        """
+        if any(client.knows_tombs < self._tomb_age for client in self._clients):
+            return
+        self._older_tombs, self._tombs = self._tombs, set()
+        self._tomb_age += 1
+        for client in self._clients:
+            client.send({"age": self._tomb_age})
+
+    # What applications say.
+
+    def hear(self, client: Client, message: Message) -> None:
+        """Do what an application asks for."""
+        _ACTIONS[message["do"]](self, client, message)
+
+    def _hello(self, client: Client, message: Message) -> None:
+        client.send({"re": message["id"], "version": VERSION, "pid": os.getpid()})
+        client.is_greeted = True
+        client.knows_tombs = self._tomb_age
+        self._clients[client] = None
+        self._cancel_timers()
+        self._expect_records()
+        mine = set(message["mine"])
+        for token, life in self._lives.items():
+            if token in mine or life.owner is None:
+                self._give(life, client)
+
+    def _give(self, life: _Life, client: Client) -> None:
+        """Make the attempt the application's, and tell it all that it cannot know."""
+        life.owner = client
+        if life.is_newsworthy and not life.is_acknowledged:
+            if life.has_ended:
+                life.events[-1] = _recorded(life.events[-1])
+            for event in life.events:
+                client.send(self._news(life, event))
+
+    def _environment(self, client: Client, message: Message) -> None:
+        client.env = message["vars"]
+
+    def _held(self, client: Client, message: Message) -> None:
+        client.send({"re": message["id"], "held": list(self._lives)})
+
+    def _start(self, client: Client, message: Message) -> None:
+        faults.reached("shim: a start was asked for")
+        attempt = Attempt.from_json(message["attempt"])
+        token = attempt.token
+        life = self._lives.get(token)
+        if life is None:
+            if token in self._tombs or token in self._older_tombs:
+                self._answer(client, message, Lost(error="it has ended, and that is on record"))
+                return
+            if self._is_draining:
+                client.send({"re": message["id"], "is_draining": True})
+                return
+            launch = Launch.from_json(message["launch"], client.env)
+            life = self._lives[token] = _Life(message["number"], launch, attempt, owner=client)
+            self._tasks.create_task(self._live(life))
+        if life.events:
+            outcome = life.events[0]
+            if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
+                outcome = Started(at=outcome.at, attempt=outcome.attempt)
+            self._answer(client, message, outcome)
+        else:
+            life.askers.append((client, message["id"]))
+
+    def _adopt_for(self, client: Client, message: Message) -> None:
+        attempt = Attempt.from_json(message["attempt"])
+        token = attempt.token
+        life = self._lives.get(token)
+        if life is not None:
+            life.owner = client
+            found = next((e for e in life.events if isinstance(e, Started)), None)
+            known = Adopted(attempt=found.attempt if found else life.attempt)
+            self._answer(client, message, known)
+        elif token in self._tombs or token in self._older_tombs:
+            self._answer(client, message, Lost(error="it has ended, and that is on record"))
+        else:
+            launch = Launch.from_json(message["launch"], client.env)
+            life = self._lives[token] = _Life(message["number"], launch, attempt, owner=client)
+            self._reply(client, message, self._adopted(life))
+
+    async def _adopted(self, life: _Life) -> Message:
+        token = life.attempt.token
+        try:
+            self._journal.begin(life)
+            event = await self._processes.adopt(life.launch, life.attempt)
+        except BaseException:
+            del self._lives[token]
+            raise
+        life.events.append(event)
+        self._journal.note(token, event)
+        if isinstance(event, Adopted):
+            life.attempt = event.attempt
+            self._tasks.create_task(self._see_through(life))
+        else:
+            self._tasks.create_task(self._clean_up_after(life))
+        return {"event": event_to_json(event)}
+
+    def _stop(self, client: Client, message: Message) -> None:
+        async def stopped() -> Message:
+            attempt = Attempt.from_json(message["attempt"])
+            may_hasten = message["may_hasten"]
+            is_gone = await self._processes.stop(attempt, message["grace"], may_hasten=may_hasten)
+            return {"is_gone": is_gone}
+
+        self._reply(client, message, stopped())
+
+    def _signal(self, client: Client, message: Message) -> None:
+        async def signalled() -> Message:
+            await self._processes.signal(Attempt.from_json(message["attempt"]), message["signum"])
+            return {}
+
+        self._reply(client, message, signalled())
+
+    def _acknowledge(self, client: Client, message: Message) -> None:
+        faults.reached("shim: an end was acknowledged")
+        life = self._lives.get(message["token"])
+        if life is not None and life.has_ended:
+            life.is_acknowledged = True
+            self._unrecorded.pop(message["token"], None)
+            self._forget_if_over(life)
+
+    def _follow(self, client: Client, message: Message) -> None:
+        number = message["sub"]
+        reader, following = _Reader(message["offset"]), ExitStack()
+        client.follows[number] = reader, following
+        follow = self._processes.follow
+        following.enter_context(
+            follow(message["token"], message["stream"], reader, lambda: client.tell_grown(number))
+        )
+        client.tell_grown(number)
+
+    def _read(self, client: Client, message: Message) -> None:
+        if message["sub"] in client.follows:
+            client.follows[message["sub"]][0].offset = message["offset"]
+
+    def _unfollow(self, client: Client, message: Message) -> None:
+        _, following = client.follows.pop(message["sub"], (None, None))
+        if following is not None:
+            following.close()
+
+    def _report_growth(self, client: Client, message: Message) -> None:
+        client.wants_growth = message["on"]
+        self._choose_growth()
+
+    def _choose_growth(self) -> None:
+        is_wanted = any(client.wants_growth for client in self._clients)
+        self._processes.report_growth(self._grown if is_wanted else None)
+
+    def _grown(self, job_id: str, stream: Stream, offset: int) -> None:
+        for client in self._clients:
+            if client.wants_growth:
+                client.tell_growth(job_id, stream, offset)
+
+    def _aged(self, client: Client, message: Message) -> None:
+        client.knows_tombs = message["age"]
+
+    def _drain(self, client: Client, message: Message) -> None:
+        """Start no more, and leave the place to another shim; what runs is seen through."""
+        if not self._is_draining:
+            self._is_draining = True
+            self._on_drain()
+            old, self._journal.path = self._journal.path, draining(self._folder, "journal")
+            os.rename(old, self._journal.path)
+        client.send({"re": message["id"]})
+
+    # The life of an attempt.
+
+    async def _live(self, life: _Life) -> None:
+        token = life.attempt.token
+        async with self._turn_to_start:
+            self._spawning.add(token)
+            try:
+                outcome = await self._spawn(life)
+            except Exception as error:
+                LOG.exception("job %s could not be started", life.launch.job_id)
+                outcome = StartFailed(error=f"the shim failed: {error!r}")
+            finally:
+                self._spawning.discard(token)
+        life.events.append(outcome)
+        self._journal.note(token, outcome)
+        for client, number in life.askers:
+            client.send({"re": number, "event": event_to_json(outcome)})
+        life.askers.clear()
+        if isinstance(outcome, Started):
+            life.attempt = outcome.attempt
+            await self._see_through(life)
+        else:
+            await self._clean_up_after(life)
+
+    async def _spawn(self, life: _Life) -> Started | StartFailed | Lost:
+        try:
+            self._journal.begin(life)
+        except OSError as error:
+            return StartFailed(error=f"the shim's journal cannot be written: {error}")
+        faults.reached("shim: a start was begun")
+        outcome = await self._processes.start(life.launch, life.attempt, life.number)
+        faults.reached("shim: a process was spawned")
+        return outcome
+
+    async def _see_through(self, life: _Life) -> None:
+        async def tell(event: Told) -> None:
+            self._happened(life, event)
+
+        try:
+            end = await self._processes.wait(life.attempt.token, tell)
+        except Exception as error:
+            LOG.exception("job %s is no longer watched", life.launch.job_id)
+            end = Lost(error=f"the shim failed: {error!r}")
+        faults.reached("shim: an end was seen")
+        self._happened(life, end)
+        self._unrecorded[life.attempt.token] = self._loop.time()
+        self._expect_records()
+        await self._clean_up_after(life)
+
+    async def _clean_up_after(self, life: _Life) -> None:
+        token = life.attempt.token
+        try:
+            if self._processes.holds(token):
+                await self._processes.clean(token)
+            elif life.launch.leftovers == "kill" and life.attempt.pid is not None:
+                # Another shim saw it end, and was gone before it had looked for these.
+                await self._processes.stop(life.attempt, life.launch.stop_grace)
+        except Exception:
+            LOG.exception("what job %s left behind was not ended", life.launch.job_id)
+        life.is_clean = True
+        self._forget_if_over(life)
+        self._leave_soon()
+
+    def _forget_if_over(self, life: _Life) -> None:
+        token = life.attempt.token
+        if life.is_clean and life.is_acknowledged and self._lives.pop(token, None) is not None:
+            self._tombs.add(token)
+            self._journal.done(token)
+            self._flush_when_idle()
+            self._leave_soon()
+
+    def _happened(self, life: _Life, event: Told) -> None:
+        life.events.append(event)
+        self._journal.note(life.attempt.token, event)
+        if life.owner is not None:
+            life.owner.send(self._news(life, event))
+        else:
+            self._flush_when_idle()
+
+    def _news(self, life: _Life, event: Told) -> Message:
+        return {
+            "token": life.attempt.token,
+            "job_id": life.launch.job_id,
+            "event": event_to_json(event),
+        }
+
+    def _expect_records(self) -> None:
+        if self._unrecorded and self._clients and self._telling is None:
+            self._telling = self._loop.call_later(_TELL_ALL_AFTER_S, self._tell_all)
+
+    def _tell_all(self) -> None:
+        """Tell everybody of ends that were not recorded in time: their application may hang."""
+        self._telling = None
+        now = self._loop.time()
+        late = [t for t, since in self._unrecorded.items() if now - since >= _TELL_ALL_AFTER_S]
+        for token in late:
+            self._unrecorded[token] = now
+            life = self._lives.get(token)
+            if life is None:
+                del self._unrecorded[token]
+                continue
+            for client in self._clients:
+                if client is not life.owner:
+                    for event in life.events:
+                        client.send(self._news(life, event))
+        self._expect_records()
+
+    # Applications come and go.
+
+    def lose(self, client: Client) -> None:
+        """Hand what the application had to another one."""
+        if self._clients.pop(client, 0) == 0:
+            return
+        self._to_flush.discard(client)
+        heir = next(reversed(self._clients), None)
+        for life in self._lives.values():
+            if life.owner is client:
+                life.owner = None
+                if heir is not None:
+                    self._give(life, heir)
+        for other in self._clients:
+            other.send({"left": True})
+        if client.wants_growth:
+            self._choose_growth()
+        if not self._clients:
+            self._abandoning = self._loop.call_later(HOST_GRACE_S, self._abandon)
+        self._leave_soon()
+
+    def _abandon(self) -> None:
+        """End the jobs that are not to run without an application."""
+        for life in self._lives.values():
+            if life.launch.on_host_death == "stop" and life.events and not life.has_ended:
+                self._happened(life, StopRequested(reason="no application was left"))
+                self._tasks.create_task(self._end(life))
+
+    async def _end(self, life: _Life) -> None:
+        await self._processes.stop(life.attempt, life.launch.stop_grace)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._leaving, self._abandoning):
+            if timer is not None:
+                timer.cancel()
+        self._leaving = self._abandoning = None
+
+    def _leave_soon(self) -> None:
+        """Leave after a while if there is nobody to work for and nothing to look after."""
+        if self._is_needed() or self._leaving is not None:
+            return
+
+        def leave() -> None:
+            self._leaving = None
+            if not self._is_needed():
+                self._is_left.set()
+
+        self._leaving = self._loop.call_later(self._linger_s, leave)
+
+    def _is_needed(self) -> bool:
+        return bool(self._clients) or any(not life.is_clean for life in self._lives.values())
+
+    # Sending: what is told is in the journal before.
+
+    def flush_soon(self, client: Client) -> None:
+        """Flush the application's messages when this turn of the loop is over."""
+        self._to_flush.add(client)
+        self._flush_when_idle()
+
+    def _flush_when_idle(self) -> None:
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        self._journal.flush()
+        faults.reached("shim: the journal was written")
+        clients, self._to_flush = self._to_flush, set()
+        for client in clients:
+            client.flush()
+
+    def _answer(self, client: Client, message: Message, event: Told) -> None:
+        client.send({"re": message["id"], "event": event_to_json(event)})
+
+    def _reply(self, client: Client, message: Message, work: Awaitable[Message]) -> None:
+        async def replied() -> None:
+            try:
+                answer = await work
+            except Exception as error:
+                LOG.exception("%s failed", message["do"])
+                answer = {"error": f"the shim failed: {error!r}"}
+            client.send({"re": message["id"], **answer})
+
+        self._tasks.create_task(replied())
+
+
+_ACTIONS: dict[str, Callable[[Server, Client, Message], None]] = {
+    "hello": Server._hello,
+    "env": Server._environment,
+    "held": Server._held,
+    "start": Server._start,
+    "adopt": Server._adopt_for,
+    "stop": Server._stop,
+    "signal": Server._signal,
+    "ack": Server._acknowledge,
+    "follow": Server._follow,
+    "read": Server._read,
+    "unfollow": Server._unfollow,
+    "growth": Server._report_growth,
+    "age": Server._aged,
+    "drain": Server._drain,
+}
+
+
+class _Left(Exception):  # no error: how a task group is ended
+    """Ends the tasks that never end by themselves."""
+
+
+def _recorded(event: Told) -> Told:
+    """Return an end as it is told to an application that was not there to be told of it."""
+    if isinstance(event, Exited) and event.evidence == "observed":
+        return replace(event, evidence="recorded")
+    return event
+
+
+def draining(folder: Path, what: str) -> Path:
+    """Return what a file of this process is called once it only sees through what runs."""
+    return folder / f"draining-{os.getpid()}.{what}"

@@ -1,0 +1,151 @@
+"""What is left of a job when the application or the shim dies at any step of its life."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+import anodejobs
+from anodejobs import JobRecord, Jobs, Status
+from anodejobs.faults import STEPS
+from tests.test_recovery import KERNEL_TELLS
+from tests.test_shim_recovery import under_reaper
+
+# Says `out`, and ends with 7; the long one not before `go` is there.
+JOB = "echo x >> starts; echo out; exit 7"
+LONG_JOB = "echo x >> starts; echo out; until [ -e go ]; do sleep 0.01; done; exit 7"
+
+# The file whose removal is a death is made at the moment that the command line names.
+APPLICATION = """
+import asyncio, sys
+from pathlib import Path
+from anodejobs import Jobs
+from anodejobs.executors import shim
+
+shim.LINGER_S = 0.05
+shim._HOLD_AFTER_S = 0.0
+command, moment_to_arm = sys.argv[1:]
+
+def arm(moment):
+    if moment == moment_to_arm:
+        Path("fault").touch()
+
+async def main():
+    arm("opening")
+    async with Jobs("job_db") as jobs:
+        arm("running")
+        await jobs.run(command, "job")
+        arm("ending")
+        Path("go").touch()
+        record = await jobs.wait("job")
+        print(record.model_dump_json(), flush=True)
+
+asyncio.run(main())
+"""
+
+Outcome = Literal["no record", "not started", "known", "known or lost"]
+KNOWN_OF_LONG: Outcome = "known" if KERNEL_TELLS else "known or lost"
+
+# Of a short job that has ended while there was no shim, nobody can say how.
+MOMENTS: list[tuple[str, str, Outcome, Outcome]] = [
+    ("host: a run was asked for", "opening", "no record", "no record"),
+    ("host: the start is on record", "opening", "known", "known"),
+    ("shim: a start was asked for", "opening", "known", "known"),
+    ("shim: a start was begun", "opening", "not started", "not started"),
+    ("shim: a process was spawned", "opening", "known or lost", KNOWN_OF_LONG),
+    ("shim: the journal was written", "opening", "known", "known"),
+    ("shim: the journal was written", "running", "known or lost", KNOWN_OF_LONG),
+    ("shim: the journal was written", "ending", "known", "known"),
+    ("host: the process is known", "opening", "known", "known"),
+    ("host: the process is on record", "opening", "known", "known"),
+    ("shim: an end was seen", "opening", "known or lost", KNOWN_OF_LONG),
+    ("host: the end is known", "opening", "known", "known"),
+    ("host: the end is on record", "opening", "known", "known"),
+    ("shim: an end was acknowledged", "opening", "known", "known"),
+]
+CASES = [
+    pytest.param(step, moment, job, outcome, id=f"{step}, {moment}, {length} job")
+    for step, moment, of_short, of_long in MOMENTS
+    for length, job, outcome in (("short", JOB, of_short), ("long", LONG_JOB, of_long))
+]
+
+
+def died(directory: Path, step: str, moment: str, job: str) -> str:
+    """Run the application while it or its shim dies, and return what it has printed."""
+    application = subprocess.run(
+        under_reaper([sys.executable, "-c", APPLICATION, job, moment]),
+        cwd=directory,
+        env={**os.environ, "ANODEJOBS_DIE_AT": f"{step}@{directory / 'fault'}"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert not (directory / "fault").exists(), "nobody has died"
+    return application.stdout
+
+
+@pytest.mark.parametrize(("step", "moment", "job", "outcome"), CASES)
+async def test_a_death_at_a_step_leaves_a_job_that_ran_once_at_most_and_a_true_record(
+    tmp_path: Path, step: str, moment: str, job: str, outcome: Outcome
+) -> None:
+    printed = died(tmp_path, step, moment, job)
+    assert bool(printed) is step.startswith("shim: "), "the other one has died"
+    (tmp_path / "go").touch()
+    async with Jobs(tmp_path / "job_db") as jobs:
+        if outcome == "no record":
+            assert await jobs.list_jobs() == []
+            assert not (tmp_path / "starts").exists()
+            return
+        record = await jobs.wait("job", timeout=20)
+        stdout, stderr = await jobs.job_logs("job")
+        await check_history(jobs, record)
+    if printed:
+        assert JobRecord.model_validate_json(printed) == record
+    assert record.attempt == 1
+    assert stderr == ""
+    if outcome == "not started":
+        assert (record.status, record.exit_code) == (Status.lost, None)
+        assert not (tmp_path / "starts").exists()
+        return
+    assert (tmp_path / "starts").read_text() == "x\n"
+    if outcome == "known or lost" and record.status is Status.lost:
+        assert (record.exit_code, record.evidence) == (None, None)
+        assert stdout in ("", "out\n")  # what a pipe held is gone with its last reader and writer
+        return
+    assert (record.status, record.exit_code) == (Status.failed, 7)
+    assert record.evidence in ("observed", "recorded", "adopted")
+    assert stdout == "out\n"
+
+
+async def check_history(jobs: Jobs, record: JobRecord) -> None:
+    """Fail where the job's history is not one life, from ``starting`` to the record as it is."""
+    events = await jobs.history("job")
+    statuses = [event.status for event in events]
+    assert [event.previous for event in events] == [None, *statuses[:-1]]
+    assert statuses[0] is Status.starting
+    assert statuses[-1] is record.status
+    lived = [
+        status for status, after in zip(statuses, statuses[1:], strict=False) if status != after
+    ]
+    assert lived in ([Status.starting], [Status.starting, Status.running])
+    assert {event.attempt for event in events} == {1}
+
+
+def test_every_step_is_reached_in_the_package_and_has_a_name() -> None:
+    reached = []
+    for path in Path(anodejobs.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.reached":
+                reached += [ast.literal_eval(argument) for argument in node.args]
+    assert sorted(reached) == sorted(STEPS)
+
+
+def test_every_step_is_one_that_somebody_dies_at_here() -> None:
+    assert {step for step, *_ in MOMENTS} == set(STEPS)
