@@ -109,6 +109,8 @@ class JobDB:
         self._failure: BaseException | None = None
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
+        self.on_foreign: Callable[[], None] = lambda: None
+        """Called when another process has written something."""
         self._active: dict[str, Stored] = {}
         self._ended: OrderedDict[str, JobRecord] = OrderedDict()
         self._waiters: dict[str, dict[Waiter, None]] = {}
@@ -286,6 +288,7 @@ class JobDB:
     async def _catch_up(self) -> None:
         self._ended.clear()  # a deletion leaves no trace in the history
         while entries := await self._store.history(after=self._cursor, limit=_PAGE):
+            self.on_foreign()
             # Read before anything is remembered: what is committed meanwhile rings again.
             for job_id in dict.fromkeys(entry.job_id for entry in entries):
                 if job_id is not None:

@@ -106,8 +106,11 @@ class Jobs:
         self._jobdb = JobDB(store)
         self._given_executor = executor
         self._environment: dict[str, str] = {}
+        self._encoded_environment: dict[bytes, bytes] = {}
         self._host = socket.gethostname()
         self._root: asyncio.Task[None] | None = None
+        self._pid = 0
+        """The process that opened it: a fork of that has the memory, and nothing that works."""
         self._opened: asyncio.Future[tuple[Watcher, Executor]] | None = None
         self._parts: tuple[Watcher, Executor] | None = None
         self._closing = asyncio.Event()
@@ -134,10 +137,12 @@ class Jobs:
         does not take it back.
         """
         self._closing.set()
-        if self._root is not None:
+        if self._root is not None and self._pid == os.getpid():
             await asyncio.wait((self._root,))
 
     async def _open(self) -> tuple[Watcher, Executor]:
+        if self._root is not None and self._pid != os.getpid():
+            raise ExecutorError("this Jobs was opened before a fork; make one in each process")
         if self._failure is not None:
             raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
         if self._closing.is_set():
@@ -145,6 +150,7 @@ class Jobs:
         if self._parts is not None:
             return self._parts
         if self._root is None:
+            self._pid = os.getpid()
             self._opened = asyncio.get_running_loop().create_future()
             self._root = asyncio.create_task(self._serve(self._opened), name="anodejobs")
         assert self._opened is not None
@@ -302,9 +308,13 @@ class Jobs:
 
     def _present_environment(self) -> dict[str, str]:
         """Return the application's environment; the same object for as long as it is the same."""
-        present = dict(os.environ)
-        if present != self._environment:
-            self._environment = present
+        # To decode all of it for each job would cost as much as a commit.
+        encoded = getattr(os.environ, "_data", None)
+        if encoded is None or encoded != self._encoded_environment:
+            self._encoded_environment = dict(encoded or {})
+            present = dict(os.environ)
+            if present != self._environment:
+                self._environment = present
         return self._environment
 
     # Waiting.

@@ -17,7 +17,6 @@ import fcntl
 import logging
 import os
 import resource
-import select
 import selectors
 import shutil
 import threading
@@ -34,6 +33,7 @@ LOG = logging.getLogger("anodejobs")
 _BUFFER_BYTES = 256 * 1024
 _PIPE_BYTES = 64 * 1024
 """What a pipe holds unless it was enlarged."""
+_SMALL_BYTES = 4096
 _TICK_S = 0.04
 """How long output may lie in a pipe that nobody follows."""
 _HOT_BYTES = 32 * 1024
@@ -327,6 +327,7 @@ class Pipe:
         self.capacity = _PIPE_BYTES
         self.pending = b""
         self.is_hot = False
+        self.is_registered = False
         self.window_end = 0.0
         self.window_bytes = 0
 
@@ -358,6 +359,9 @@ class LogPump:
         self._lazy_due: float | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._pipes: set[Pipe] = set()
+        self._fresh: list[Pipe] = []
+        """Pipes that are looked at when the tick is over: many a job has ended by then."""
+        self._fresh_due: float | None = None
         self._stalled: dict[Pipe, float] = {}
         self._open_logs: OrderedDict[LogFile, None] = OrderedDict()
         self._most_open_logs = max(32, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
@@ -375,7 +379,9 @@ class LogPump:
         os.set_blocking(fd, False)
         pipe = Pipe(fd, log)
         self._pipes.add(pipe)
-        self._lazy.register(fd, selectors.EVENT_READ, pipe)
+        self._fresh.append(pipe)
+        if len(self._fresh) == 1:
+            self._wake()
         return pipe
 
     def follow(self, pipe: Pipe, on_growth: Callable[[], None]) -> None:
@@ -412,13 +418,13 @@ class LogPump:
         try:
             if pipe.fd is None or pipe.offset or pipe.pending:
                 return False
-            poll = select.poll()
-            poll.register(pipe.fd, select.POLLIN)
-            events = dict(poll.poll(0)).get(pipe.fd, 0)
-            if events & select.POLLIN:
+            try:
+                pipe.pending = os.read(pipe.fd, _SMALL_BYTES)
+            except BlockingIOError:
+                return True  # another process has its other end
+            if pipe.pending:
                 return False
-            if events & select.POLLHUP:
-                self._end(pipe)
+            self._end(pipe)
             return True
         finally:
             self._lock.release()
@@ -495,6 +501,8 @@ class LogPump:
             while self._commands:
                 self._commands.popleft()()
             now = time.monotonic()
+            if self._fresh:
+                self._see_fresh(now)
             if self._lazy_due is not None and now >= self._lazy_due:
                 self._lazy_due = None
                 for key, _ in self._lazy.select(0):
@@ -506,16 +514,30 @@ class LogPump:
         while self._commands:
             self._commands.popleft()()
 
+    def _see_fresh(self, now: float) -> None:
+        """Begin with the pipes that are new, a tick after the first of them came."""
+        if self._fresh_due is None:
+            self._fresh_due = now + _TICK_S
+        elif now >= self._fresh_due:
+            self._fresh_due = None
+            fresh, self._fresh = self._fresh, []
+            for pipe in fresh:
+                with self._lock:
+                    self._register(pipe)
+                self._serve(pipe)
+
     def _rest_s(self) -> float | None:
         """Return how long nothing is due, None where nothing will be."""
         dues = list(self._stalled.values())
+        if self._fresh_due is not None:
+            dues.append(self._fresh_due)
         if self._lazy_due is not None:
             dues.append(self._lazy_due)
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def _serve(self, pipe: Pipe) -> None:
         with self._guarded(pipe):
-            if pipe.fd is None or pipe in self._stalled:
+            if pipe.fd is None or pipe in self._stalled or not self._write_pending(pipe):
                 return
             got = self._drain(pipe, _TURN_BYTES)
             if pipe.fd is not None and pipe not in self._stalled:
@@ -606,17 +628,25 @@ class LogPump:
                 self._move(pipe, True)
 
     def _move(self, pipe: Pipe, hot: bool) -> None:
-        assert pipe.fd is not None
-        self._selector(pipe).unregister(pipe.fd)
+        self._unregister(pipe)
         pipe.is_hot = hot
-        self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+        self._register(pipe)
+
+    def _register(self, pipe: Pipe) -> None:
+        if not pipe.is_registered and pipe.fd is not None and pipe not in self._stalled:
+            self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+            pipe.is_registered = True
+
+    def _unregister(self, pipe: Pipe) -> None:
+        if pipe.is_registered and pipe.fd is not None:
+            self._selector(pipe).unregister(pipe.fd)
+            pipe.is_registered = False
 
     def _selector(self, pipe: Pipe) -> selectors.BaseSelector:
         return self._now if pipe.is_hot else self._lazy
 
     def _stall(self, pipe: Pipe) -> None:
-        if pipe.fd is not None and pipe not in self._stalled:
-            self._selector(pipe).unregister(pipe.fd)
+        self._unregister(pipe)
         self._stalled[pipe] = time.monotonic() + _RETRY_S
 
     def _retry(self, pipe: Pipe) -> None:
@@ -626,11 +656,12 @@ class LogPump:
     def _resume(self, pipe: Pipe) -> None:
         """Let a stalled pipe go on if its log can be written again."""
         if self._write_pending(pipe):
-            del self._stalled[pipe]
-            if pipe.fd is not None:
-                self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+            self._stalled.pop(pipe, None)
+            self._register(pipe)
 
     def _write_pending(self, pipe: Pipe) -> bool:
+        if not pipe.pending:
+            return True
         data, pipe.pending = pipe.pending, b""
         if self._write(pipe, memoryview(data)):
             pipe.error = None
@@ -638,7 +669,7 @@ class LogPump:
         return False
 
     def _settle(self, pipe: Pipe) -> None:
-        if pipe in self._stalled:
+        if pipe in self._stalled or pipe.pending:
             self._resume(pipe)
         if pipe in self._stalled:
             self._end(pipe)
@@ -656,8 +687,8 @@ class LogPump:
         self._pipes.discard(pipe)
         if pipe.fd is None:
             return
-        if self._stalled.pop(pipe, None) is None:
-            self._selector(pipe).unregister(pipe.fd)
+        self._stalled.pop(pipe, None)
+        self._unregister(pipe)
         os.close(pipe.fd)
         pipe.fd = None
         self._open_logs.pop(pipe.log, None)

@@ -75,6 +75,7 @@ class Watcher:
         self._heeded: set[str] = set()
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
+        jobdb.on_foreign = executor.attend
 
     async def open(self) -> None:
         """Open the executor, and take care of what earlier applications have left."""
@@ -204,6 +205,9 @@ class Watcher:
         job_id = record.self_id
         try:
             return await self._jobdb.apply(job_id, event, token=attempt.token)
+        except InvalidTransition:
+            # Another application has asked for the same start, and was quicker to record it.
+            return (await self._jobdb.stored(job_id)).record
         except StoreError as error:
             events: list[Event] = [StartFailed(error=f"its start could not be recorded: {error}")]
             if isinstance(event, Started):

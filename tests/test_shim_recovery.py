@@ -1,20 +1,1020 @@
+"""What becomes of jobs when applications and shims are killed."""
+
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
 import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
 
-REAPER = """
+import psutil
+import pytest
+
+from anodejobs import JobRecord, Jobs, Status
+from anodejobs.executors import shim, tree
+from tests.conftest import has_died, python
+from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
+
+REAPED = """
 import ctypes, os, sys
-if os.fork():
-    os._exit(0)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
-os.closerange(0, 3)
-try:
-    while True: os.wait()
-except ChildProcessError:
-    pass
+if os.fork():
+    os.close(int(sys.argv[3]))
+    try:
+        while True: os.wait()
+    except ChildProcessError:
+        os._exit(0)
+"""
+"""Makes the shim the child of a process that reaps at once what the shim leaves to it: so does an
+init, but the one of a test machine may take its time."""
+
+GRACE_S = 0.3
+"""What jobs are left without an application where ``BRIEF_GRACE`` is set."""
+BRIEF_GRACE = f"""
+shim._BOOTSTRAP = shim._BOOTSTRAP.replace(
+    ";main()", ";import anodejobs.shim.server as s;s.HOST_GRACE_S={GRACE_S};main()"
+)
+"""
+
+SLOW = f"sleep {3 * GRACE_S}; exit 7"
+"""Outlives the time that is given to jobs whose application has gone."""
+
+HOST = """
+import asyncio
+from anodejobs import Jobs
+from anodejobs.executors import shim
+
+shim.LINGER_S = 0.05
+shim._BOOTSTRAP = {reaped!r} + shim._BOOTSTRAP
+{setup}
+
+async def main():
+    async with Jobs("job_db", stop_grace=1) as jobs:
+        {body}
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+# Every process of a job that is started leaves a mark.
+COUNTED = "open('starts', 'a').write('x')\n"
+HELD = COUNTED + "import os, time\n" + WAIT_FOR_GO + "os._exit(7)\n"
+COUNTED_WRITER = COUNTED + WRITER
+FIRST_HALF = NUMBERED[: NUMBERED.index("1000\n")]
+# More than any pipe holds.
+FLOOD = HELD.replace("os._exit", "for i in range(500): os.write(1, b'%4095d\\n' % i)\nos._exit")
+FLOODED = "".join(f"{i:4095d}\n" for i in range(500))
+# Writes a line when it may.
+LINES = """
+import os, time
+for i in range(3):
+    while not os.path.exists(f"go-{i}"): time.sleep(0.01)
+    print("line", i, flush=True)
+""" + WAIT_FOR_GO
+# Does not go when it is asked to.
+STUBBORN = (
+    COUNTED
+    + "import signal, time\n"
+    + "signal.signal(15, lambda *_: print('asked', flush=True))\n"
+    + "print('deaf', flush=True)\nwhile True: time.sleep(60)\n"
+)
+
+
+@contextmanager
+def host(directory: Path, body: str, setup: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Run an application that does ``body`` and then waits to be killed."""
+    body = textwrap.indent(textwrap.dedent(body), " " * 8).strip()
+    code = HOST.format(reaped=REAPED, setup=setup, body=body)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=directory, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def killed_host(directory: Path, body: str, setup: str = "") -> None:
+    """Run an application, and kill it when it has done ``body``."""
+    with host(directory, body, setup):
+        pass
+
+
+def killed_with_its_shim(directory: Path, body: str) -> None:
+    """Run an application, and kill it and its shim when it has done ``body``."""
+    killed_host(directory, body)
+    kill_shim(directory)
+
+
+def kill_shim(directory: Path) -> None:
+    """Kill the directory's shim; it is dead when this returns, and nobody has noticed yet."""
+    pid = shim_pid(directory)
+    os.kill(pid, signal.SIGKILL)
+    assert has_died(pid, within_s=5)
+
+
+def shim_pid(directory: Path) -> int:
+    return int((directory / "job_db/shim/lock").read_text())
+
+
+def reopened(directory: Path) -> Jobs:
+    return Jobs(directory / "job_db", stop_grace=1)
+
+
+def followed(job_id: str, text: str) -> str:
+    """Return what a host does to wait until the job's log ends in the text."""
+    return f"""
+log = ""
+async for chunk in jobs.follow({job_id!r}):
+    log += chunk.text
+    if log.endswith({text!r}): break
 """
 
 
-def under_reaper(command: list[str]) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", REAPER, *command]
+def noted_pid(job_id: str) -> str:
+    """Return what a host does to leave the job's pid in a file."""
+    return f"\nopen('pid', 'w').write(str((await jobs.get_status({job_id!r})).last_pid))\n"
+
+
+async def end_of_job(directory: Path, within_s: float = 10) -> None:
+    """Wait until the job whose pid was noted has died."""
+    pid = int((directory / "pid").read_text())
+    assert await asyncio.to_thread(has_died, pid, within_s)
+
+
+def starts(directory: Path) -> int:
+    return len((directory / "starts").read_text())
+
+
+async def found(jobs: Jobs, job_id: str) -> JobRecord:
+    record = await jobs.get_status(job_id)
+    assert record is not None
+    return record
+
+
+def assert_code(record: JobRecord, code: int, status: Status = Status.failed) -> None:
+    """Fail unless the record of a job that no shim has seen through tells what the kernel can."""
+    if KERNEL_TELLS:
+        assert (record.status, record.exit_code, record.evidence) == (status, code, "adopted")
+    else:
+        assert (record.status, record.exit_code, record.evidence) == (Status.lost, None, None)
+
+
+def a_gap_is_told(events: list[str | None]) -> bool:
+    return "adopted; the log may have a gap" in events
+
+
+# The application is killed, the shim lives.
+
+
+@pytest.mark.smoke
+async def test_a_job_goes_on_without_an_application_and_loses_no_byte(tmp_path: Path) -> None:
+    killed_host(tmp_path, started("writer", COUNTED_WRITER))
+    async with reopened(tmp_path) as jobs:
+        assert (await found(jobs, "writer")).status is Status.running
+        (tmp_path / "go").touch()
+        record = await jobs.wait("writer", timeout=20)
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 1)
+        assert record.evidence in ("observed", "recorded")
+        assert (await jobs.job_logs("writer"))[0] == NUMBERED
+        assert "adopted" not in str(await whys(jobs, "writer"))
+    assert starts(tmp_path) == 1
+
+
+async def test_a_job_that_writes_more_than_a_pipe_holds_ends_without_an_application(
+    tmp_path: Path,
+) -> None:
+    killed_host(tmp_path, started("flood", FLOOD) + noted_pid("flood"))
+    (tmp_path / "go").touch()
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("flood", timeout=20)
+        assert (record.exit_code, record.evidence) == (7, "recorded")
+        assert (await jobs.job_logs("flood"))[0] == FLOODED
+
+
+async def test_how_a_job_has_ended_without_an_application_is_known(tmp_path: Path) -> None:
+    other = started("other", "import os, time\nwhile not os.path.exists('end'): time.sleep(0.01)")
+    killed_host(tmp_path, started("ended", HELD) + "\n" + other + noted_pid("ended"))
+    (tmp_path / "go").touch()
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("ended", timeout=20)
+        assert (record.status, record.exit_code) == (Status.failed, 7)
+        assert (record.evidence, record.attempt) == ("recorded", 1)
+        (tmp_path / "end").touch()
+        assert (await jobs.wait("other", timeout=20)).evidence == "observed"
+    assert starts(tmp_path) == 1
+
+
+async def test_how_a_job_has_ended_is_known_when_the_shim_has_left_as_well(tmp_path: Path) -> None:
+    with host(tmp_path, started("ended", HELD)):
+        shim = shim_pid(tmp_path)
+    (tmp_path / "go").touch()
+    assert await asyncio.to_thread(has_died, shim, 10)
+    async with reopened(tmp_path) as jobs:
+        record = await found(jobs, "ended")
+        if not record.is_done:
+            record = await jobs.wait("ended", timeout=20)
+        assert (record.status, record.exit_code) == (Status.failed, 7)
+        assert (record.evidence, record.attempt) == ("recorded", 1)
+    assert starts(tmp_path) == 1
+
+
+async def test_a_paused_job_is_found_paused(tmp_path: Path) -> None:
+    killed_host(tmp_path, started("still", HELD) + "\nawait jobs.pause('still')")
+    (tmp_path / "go").touch()
+    async with reopened(tmp_path) as jobs:
+        record = await found(jobs, "still")
+        assert record.status is Status.paused
+        assert record.last_pid is not None
+        assert psutil.Process(record.last_pid).status() == psutil.STATUS_STOPPED
+        assert (await jobs.resume("still")).status is Status.running
+        record = await jobs.wait("still", timeout=20)
+        assert (record.exit_code, record.evidence) == (7, "observed")
+
+
+async def test_a_stop_goes_on_without_an_application(tmp_path: Path) -> None:
+    body = f"""
+    {started("stubborn", STUBBORN)}
+    asyncio.ensure_future(jobs.stop("stubborn", grace=0.5))
+    """
+    body = textwrap.dedent(body).replace("asyncio", followed("stubborn", "deaf\n") + "asyncio")
+    killed_host(tmp_path, body + followed("stubborn", "asked\n") + noted_pid("stubborn"))
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("stubborn", timeout=20)
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGKILL)
+        assert record.evidence == "recorded"
+
+
+async def test_a_stop_that_the_shim_had_not_heard_of_is_carried_out_by_the_next_application(
+    tmp_path: Path,
+) -> None:
+    body = started("doomed", HELD) + """
+asyncio.ensure_future(jobs.stop("doomed"))
+await jobs.wait("doomed", "stopping")
+"""
+    unheard = """
+async def stop(self, attempt, grace, *, may_hasten=True): await asyncio.Event().wait()
+shim.Shim.stop = stop
+"""
+    killed_host(tmp_path, body, unheard)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("doomed", timeout=20)
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
+
+
+async def test_a_timeout_is_enforced_without_an_application(tmp_path: Path) -> None:
+    killed_host(tmp_path, started("late", HELD, ", timeout=0.5") + noted_pid("late"))
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("late", timeout=20)
+        assert (record.status, record.exit_code) == (Status.failed, -signal.SIGTERM)
+        assert (record.error, record.evidence) == ("timed out after 0.5 s", "recorded")
+
+
+# Both are killed.
+
+
+@pytest.mark.smoke
+async def test_when_both_are_killed_a_running_job_is_adopted_and_loses_no_byte(
+    tmp_path: Path,
+) -> None:
+    body = started("writer", COUNTED_WRITER) + followed("writer", FIRST_HALF)
+    killed_with_its_shim(tmp_path, body)
+    async with reopened(tmp_path) as jobs:
+        assert (await found(jobs, "writer")).status is Status.running
+        (tmp_path / "go").touch()
+        record = await jobs.wait("writer", timeout=20)
+        assert_code(record, 7)
+        assert (await jobs.job_logs("writer"))[0] == NUMBERED
+        assert a_gap_is_told(await whys(jobs, "writer"))
+        assert record.attempt == 1
+    assert starts(tmp_path) == 1
+
+
+async def test_a_job_that_nobody_reads_waits_for_the_next_shim(tmp_path: Path) -> None:
+    killed_with_its_shim(tmp_path, started("flood", FLOOD))
+    (tmp_path / "go").touch()
+    async with reopened(tmp_path) as jobs:
+        assert_code(await jobs.wait("flood", timeout=20), 7)
+        assert (await jobs.job_logs("flood"))[0] == FLOODED
+
+
+async def test_a_job_that_ended_unseen_is_lost_with_no_exit_code(tmp_path: Path) -> None:
+    killed_with_its_shim(tmp_path, started("gone", HELD) + noted_pid("gone"))
+    (tmp_path / "go").touch()
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("gone", timeout=20)
+        assert (record.status, record.exit_code, record.evidence) == (Status.lost, None, None)
+        assert record.error == "it ended while no supervisor was there to see how"
+    assert starts(tmp_path) == 1
+
+
+async def test_a_paused_job_is_adopted_paused(tmp_path: Path) -> None:
+    killed_with_its_shim(tmp_path, started("still", HELD) + "\nawait jobs.pause('still')")
+    (tmp_path / "go").touch()
+    async with reopened(tmp_path) as jobs:
+        assert (await found(jobs, "still")).status is Status.paused
+        assert (await jobs.resume("still")).status is Status.running
+        assert_code(await jobs.wait("still", timeout=20), 7)
+
+
+async def test_a_stop_that_was_cut_short_is_carried_out(tmp_path: Path) -> None:
+    body = f"""
+{started("stubborn", STUBBORN, ", stop_grace=0.2")}
+{followed("stubborn", "deaf" + chr(10))}
+asyncio.ensure_future(jobs.stop("stubborn", grace=60))
+{followed("stubborn", "asked" + chr(10))}
+"""
+    killed_with_its_shim(tmp_path, body)
+    async with reopened(tmp_path) as jobs:
+        assert_code(await jobs.wait("stubborn", timeout=20), -signal.SIGKILL, Status.stopped)
+
+
+async def test_a_timeout_is_kept_over_the_change_of_shims(tmp_path: Path) -> None:
+    killed_with_its_shim(tmp_path, started("late", HELD, ", timeout=1"))
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("late", timeout=20)
+        assert_code(record, -signal.SIGTERM)
+        assert record.error == "timed out after 1 s" or not KERNEL_TELLS
+        assert record.started_at is not None
+        assert record.finished_at is not None
+        assert (record.finished_at - record.started_at).total_seconds() < 3
+
+
+async def test_after_a_restart_of_the_machine_jobs_are_lost(tmp_path: Path) -> None:
+    killed_with_its_shim(tmp_path, started("sleeper", HELD) + noted_pid("sleeper"))
+    journal = tmp_path / "job_db/shim/journal"
+    journal.write_text(journal.read_text().replace(tree.boot_id(), "another start"))
+    with sqlite3.connect(tmp_path / "job_db/jobs.db") as store:
+        store.execute(
+            "UPDATE jobs SET attempt = replace(attempt, ?, ?)", (tree.boot_id(), "another start")
+        )
+    store.close()
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("sleeper", timeout=20)
+        assert (record.status, record.exit_code) == (Status.lost, None)
+        assert record.error == "the machine was restarted while it ran"
+        assert record.last_pid is not None
+        # A stranger, as far as anybody can tell after a restart.
+        assert psutil.Process(record.last_pid).is_running()
+    (tmp_path / "go").touch()
+    await end_of_job(tmp_path)
+
+
+async def test_after_a_restart_of_the_machine_jobs_that_only_the_store_knows_are_lost(
+    tmp_path: Path,
+) -> None:
+    killed_with_its_shim(tmp_path, started("sleeper", HELD) + noted_pid("sleeper"))
+    (tmp_path / "job_db/shim/journal").unlink()
+    with sqlite3.connect(tmp_path / "job_db/jobs.db") as store:
+        store.execute(
+            "UPDATE jobs SET attempt = replace(attempt, ?, ?)", (tree.boot_id(), "another start")
+        )
+    store.close()
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("sleeper", timeout=20)
+        assert record.status is Status.lost
+        assert record.error == "the machine was restarted while it ran"
+    (tmp_path / "go").touch()
+    await end_of_job(tmp_path)
+
+
+# What lies about in the shim's folder.
+
+
+async def test_files_that_dead_shims_have_left_are_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / "job_db/shim"
+    folder.mkdir(parents=True)
+    for name in ("socket", "draining-1.socket"):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / name))
+    for name in ("lock", "draining-1.lock"):
+        (folder / name).write_text(f"{os.getpid()}\n")
+    (folder / "journal.new").write_text('{"journal":1}\n{"beg')
+    (folder / "draining-1.journal").write_text('{"journal":1}\n')
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("exit 7", "job")
+        assert (await jobs.wait("job", timeout=20)).exit_code == 7
+        assert not list(folder.glob("draining-*"))
+    # Nor is a journal of which the disk has given back nothing.
+    (folder / "journal").write_bytes(b"\0" * 4096)
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("exit 8", "job")
+        assert (await jobs.wait("job", timeout=20)).exit_code == 8
+
+
+def _cut_in_the_last_line(journal: bytes) -> bytes:
+    return journal[:-20]
+
+
+def _cut_after_what_was_begun(journal: bytes) -> bytes:
+    lines = journal.splitlines(keepends=True)
+    return b"".join(line for line in lines if b'"token":"' not in line[:9])
+
+
+def _without_its_beginning(journal: bytes) -> bytes:
+    return journal[len(journal) // 2 :]
+
+
+def _with_garbage_in_it(journal: bytes) -> bytes:
+    first, *others = journal.splitlines(keepends=True)
+    garbage = [b"\0\xff]{\n", b'{"begin":3,"launch":{}}\n', b'"begin"\n', b"7\n", b"[]\n", b"\n"]
+    return b"".join([first, *garbage, *others, *garbage, b'{"token":"'])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _cut_in_the_last_line,
+        _cut_after_what_was_begun,
+        _without_its_beginning,
+        _with_garbage_in_it,
+        lambda journal: b"",
+        None,
+    ],
+    ids=["cut", "begun only", "no beginning", "garbage", "empty", "removed"],
+)
+async def test_whatever_the_disk_has_made_of_the_journal_jobs_that_run_are_adopted(
+    tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    one = COUNTED_WRITER
+    other = COUNTED_WRITER.replace("_exit(7)", "_exit(8)")
+    body = started("one", one) + "\n" + started("other", other)
+    body += followed("one", FIRST_HALF) + followed("other", FIRST_HALF)
+    killed_with_its_shim(tmp_path, body)
+    journal = tmp_path / "job_db/shim/journal"
+    if damage is None:
+        journal.unlink()
+    else:
+        journal.write_bytes(damage(journal.read_bytes()))
+    async with reopened(tmp_path) as jobs:
+        assert await jobs.count({"status": "running"}) == 2
+        (tmp_path / "go").touch()
+        for job_id, code in (("one", 7), ("other", 8)):
+            assert_code(await jobs.wait(job_id, timeout=20), code)
+            assert (await jobs.job_logs(job_id))[0] == NUMBERED
+            assert "adopted" in str(await whys(jobs, job_id))
+    assert starts(tmp_path) == 2
+
+
+# The shim is killed, the application lives.
+
+
+@pytest.fixture
+def reaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have shims started as children of a process that reaps at once."""
+    monkeypatch.setattr(shim, "_BOOTSTRAP", REAPED + shim._BOOTSTRAP)
+
+
+@pytest.fixture
+def held_at_once(reaped: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the pidfds of jobs held as those of jobs are that have run for a while."""
+    monkeypatch.setattr(shim, "_HOLD_AFTER_S", 0.0)
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("reaped")
+async def test_who_waits_when_the_shim_is_killed_gets_the_true_exit_code(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "held", cwd=tmp_path)
+        waiting = asyncio.create_task(jobs.wait("held", timeout=20))
+        await jobs.wait("held", Status.running)
+        kill_shim(tmp_path)
+        await adopted(jobs, "held")
+        (tmp_path / "go").touch()
+        record = await waiting
+        assert_code(record, 7)
+        assert record.attempt == 1
+        assert a_gap_is_told(await whys(jobs, "held"))
+    assert starts(tmp_path) == 1
+
+
+async def adopted(jobs: Jobs, job_id: str) -> None:
+    """Wait until the next shim has adopted the job, and that is on record."""
+    async with asyncio.timeout(20), aclosing(jobs.events(job_id, after=0)) as events:
+        async for event in events:
+            if event.why is not None and event.why.startswith("adopted"):
+                return
+
+
+async def logged(jobs: Jobs, job_id: str, text: str) -> None:
+    """Wait until the job's log ends in the text."""
+    log = ""
+    async with asyncio.timeout(20), aclosing(jobs.follow(job_id)) as chunks:
+        async for chunk in chunks:
+            log += chunk.text
+            if log.endswith(text):
+                return
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_job_that_runs_on_over_the_death_of_its_shim_loses_no_byte(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(COUNTED_WRITER), "writer", cwd=tmp_path)
+        await logged(jobs, "writer", FIRST_HALF)
+        kill_shim(tmp_path)
+        await adopted(jobs, "writer")
+        (tmp_path / "go").touch()
+        assert_code(await jobs.wait("writer", timeout=20), 7)
+        assert (await jobs.job_logs("writer"))[0] == NUMBERED
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_what_a_job_writes_while_there_is_no_shim_waits_in_its_pipe(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(FLOOD), "flood", cwd=tmp_path)
+        kill_shim(tmp_path)
+        (tmp_path / "go").touch()
+        assert_code(await jobs.wait("flood", timeout=20), 7)
+        assert (await jobs.job_logs("flood"))[0] == FLOODED
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_follower_gets_everything_over_the_death_of_the_shim(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(COUNTED_WRITER), "writer", cwd=tmp_path)
+        seen = ""
+        async with asyncio.timeout(20), aclosing(jobs.follow("writer")) as chunks:
+            async for chunk in chunks:
+                seen += chunk.text
+                if seen == FIRST_HALF:
+                    kill_shim(tmp_path)
+                    (tmp_path / "job_db/writer-may-go-on").touch()
+                    await adopted(jobs, "writer")
+                    (tmp_path / "go").touch()
+        assert seen == NUMBERED
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_follower_is_told_at_once_of_what_is_written_under_the_next_shim(
+    tmp_path: Path,
+) -> None:
+    lines = "while not os.path.exists('go'): time.sleep(0.01)\nprint('on', flush=True)\n"
+    code = "import os, time\nprint('first', flush=True)\n" + lines + "time.sleep(60)"
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(code), "talker", cwd=tmp_path)
+        async with asyncio.timeout(20), aclosing(jobs.follow("talker")) as chunks:
+            assert (await anext(chunks)).text == "first\n"
+            kill_shim(tmp_path)
+            await adopted(jobs, "talker")
+            (tmp_path / "go").touch()
+            assert (await anext(chunks)).text == "on\n"
+        await jobs.stop("talker")
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_stop_in_progress_is_completed_by_the_next_shim(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(STUBBORN), "stubborn", cwd=tmp_path)
+        await logged(jobs, "stubborn", "deaf\n")
+        stopping = asyncio.create_task(jobs.stop("stubborn", grace=0.5))
+        await logged(jobs, "stubborn", "asked\n")
+        kill_shim(tmp_path)
+        record = await asyncio.wait_for(stopping, 20)
+        assert record is not None
+        assert_code(record, -signal.SIGKILL, Status.stopped)
+        assert record.attempt == 1
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_job_can_be_run_and_another_stopped_right_after_the_death_of_the_shim(
+    tmp_path: Path,
+) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "held", cwd=tmp_path)
+        kill_shim(tmp_path)
+        ran, stopped = await asyncio.gather(jobs.run("exit 3", "next"), jobs.stop("held"))
+        assert ran.status is not Status.failed_start
+        record = await jobs.wait("next", timeout=20)
+        assert (record.exit_code, record.evidence) == (3, "observed")
+        assert stopped is not None
+        assert_code(stopped, -signal.SIGTERM, Status.stopped)
+
+
+@pytest.mark.usefixtures("held_at_once")
+async def test_a_job_that_ends_while_there_is_no_shim_has_its_true_exit_code(
+    tmp_path: Path,
+) -> None:
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.run(python("print('hi', flush=True)\n" + HELD), "held", cwd=tmp_path)
+        await logged(jobs, "held", "hi\n")
+        waiting = asyncio.create_task(jobs.wait("held", timeout=20))
+        kill_shim(tmp_path)
+        (tmp_path / "go").touch()
+        assert record.last_pid is not None
+        assert has_died(record.last_pid, within_s=10)  # we do not learn of the shim meanwhile
+        record = await waiting
+        assert_code(record, 7)
+        assert (await jobs.job_logs("held"))[0] == "hi\n"
+        assert "the log may have a gap" in str(await whys(jobs, "held")) or not KERNEL_TELLS
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("held_at_once")
+async def test_a_job_that_is_killed_together_with_its_shim_has_its_true_exit_code(
+    tmp_path: Path,
+) -> None:
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.run(python(HELD), "held", cwd=tmp_path)
+        assert record.last_pid is not None
+        kill_shim(tmp_path)
+        os.kill(record.last_pid, signal.SIGKILL)
+        assert has_died(record.last_pid, within_s=10)
+        assert_code(await jobs.wait("held", timeout=20), -signal.SIGKILL)
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_young_job_is_held_as_soon_as_the_shim_is_found_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pidfd was not held before; it ends before the next shim is there."""
+    monkeypatch.setattr(shim, "_HOLD_AFTER_S", 1000.0)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.run(python(HELD), "held", cwd=tmp_path)
+        launch = shim._launch
+
+        def launched_late(folder: Path) -> str:
+            (tmp_path / "go").touch()
+            assert record.last_pid is not None
+            assert has_died(record.last_pid, within_s=10)
+            return launch(folder)
+
+        monkeypatch.setattr(shim, "_launch", launched_late)
+        kill_shim(tmp_path)
+        assert_code(await jobs.wait("held", timeout=20), 7)
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_job_whose_end_nobody_can_know_is_lost_with_no_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shim, "_HOLD_AFTER_S", 1000.0)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.run(python(HELD), "held", cwd=tmp_path)
+        assert record.last_pid is not None
+        waiting = asyncio.create_task(jobs.wait("held", timeout=20))
+        kill_shim(tmp_path)
+        (tmp_path / "go").touch()
+        assert has_died(record.last_pid, within_s=10)
+        record = await waiting
+        assert (record.status, record.exit_code, record.evidence) == (Status.lost, None, None)
+    assert starts(tmp_path) == 1
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_many_jobs_outlive_two_shims_and_each_has_its_own_exit_code(tmp_path: Path) -> None:
+    command = "echo x >> starts; echo $ANODEJOBS_JOB_ID; until [ -e go ]; do sleep 0.05; done; exit"
+    async with reopened(tmp_path) as jobs:
+        runs = (jobs.run(f"{command} {i}", f"job-{i}", cwd=tmp_path) for i in range(1, 13))
+        job_ids = [record.self_id for record in await asyncio.gather(*runs)]
+        await asyncio.gather(*(logged(jobs, job_id, f"{job_id}\n") for job_id in job_ids))
+        waiting = asyncio.create_task(jobs.wait_all(job_ids, timeout=20))
+        first = shim_pid(tmp_path)
+        kill_shim(tmp_path)
+        await asyncio.gather(*(adopted(jobs, job_id) for job_id in job_ids))
+        second = shim_pid(tmp_path)
+        kill_shim(tmp_path)
+        (tmp_path / "go").touch()
+        for i, record in enumerate((await waiting).values(), start=1):
+            assert_code(record, i)
+            assert await jobs.job_logs(record.self_id) == (f"{record.self_id}\n", "")
+        assert first != second
+    assert (tmp_path / "starts").read_text() == "x\n" * 12
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_paused_job_stays_paused_over_the_death_of_the_shim(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "still", cwd=tmp_path)
+        await jobs.pause("still")
+        kill_shim(tmp_path)
+        (tmp_path / "go").touch()
+        await adopted(jobs, "still")
+        assert (await found(jobs, "still")).status is Status.paused
+        await jobs.resume("still")
+        assert_code(await jobs.wait("still", timeout=20), 7)
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_of_two_applications_whose_shim_is_killed_both_go_on(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as one, reopened(tmp_path) as other:
+        await one.run(python(COUNTED_WRITER), "writer", cwd=tmp_path)
+        await logged(other, "writer", FIRST_HALF)
+        await other.run(python(HELD), "held", cwd=tmp_path)
+        waiting = [
+            asyncio.create_task(jobs.wait(job_id, timeout=20))
+            for jobs in (one, other)
+            for job_id in ("writer", "held")
+        ]
+        kill_shim(tmp_path)
+        await asyncio.gather(adopted(other, "writer"), adopted(one, "held"))
+        (tmp_path / "go").touch()
+        records = await asyncio.gather(*waiting)
+        assert records[:2] == records[2:]
+        for record in records:
+            assert_code(record, 7)
+        assert (await one.job_logs("writer"))[0] == NUMBERED
+        assert (await whys(one, "writer")).count("adopted; the log may have a gap") == 1
+    assert starts(tmp_path) == 2
+
+
+# Several applications on one directory.
+
+
+async def test_another_application_lists_and_waits_for_a_job(tmp_path: Path) -> None:
+    with host(tmp_path, started("theirs", HELD)):
+        async with reopened(tmp_path) as jobs:
+            assert (await jobs.list_status())["theirs"].status is Status.running
+            waiting = asyncio.create_task(jobs.wait("theirs", timeout=20))
+            (tmp_path / "go").touch()
+            record = await waiting
+            assert (record.exit_code, record.evidence) == (7, "observed")
+    assert starts(tmp_path) == 1
+
+
+async def test_another_application_follows_a_job_line_by_line(tmp_path: Path) -> None:
+    with host(tmp_path, started("theirs", LINES)):
+        async with reopened(tmp_path) as jobs:
+            async with asyncio.timeout(20), aclosing(jobs.follow("theirs")) as chunks:
+                for i in range(3):
+                    (tmp_path / f"go-{i}").touch()
+                    assert (await anext(chunks)).text == f"line {i}\n"
+                    assert (await found(jobs, "theirs")).status is Status.running
+                (tmp_path / "go").touch()
+                assert [chunk async for chunk in chunks] == []
+            assert (await found(jobs, "theirs")).status is Status.finished
+
+
+async def test_another_application_stops_a_job(tmp_path: Path) -> None:
+    with host(tmp_path, started("theirs", HELD)):
+        async with reopened(tmp_path) as jobs:
+            record = await jobs.stop("theirs")
+            assert record is not None
+            assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
+
+
+async def test_when_an_application_is_killed_another_records_the_ends_of_its_jobs(
+    tmp_path: Path,
+) -> None:
+    with host(tmp_path, started("theirs", COUNTED_WRITER)) as process:
+        async with reopened(tmp_path) as jobs:
+            waiting = asyncio.create_task(jobs.wait("theirs", timeout=20))
+            await jobs.wait("theirs", Status.running)
+            process.kill()
+            process.wait()
+            (tmp_path / "go").touch()
+            record = await waiting
+            assert (record.exit_code, record.attempt) == (7, 1)
+            assert record.evidence in ("observed", "recorded")
+            assert (await jobs.job_logs("theirs"))[0] == NUMBERED
+            assert "adopted" not in str(await whys(jobs, "theirs"))
+    assert starts(tmp_path) == 1
+
+
+async def test_the_end_of_a_job_whose_application_hangs_is_recorded_by_another(
+    tmp_path: Path,
+) -> None:
+    body = (
+        started("theirs", HELD)
+        + """
+async def report():
+    print((await jobs.wait("theirs")).model_dump_json(), flush=True)
+reporting = asyncio.ensure_future(report())"""
+    )
+    with host(tmp_path, body) as process:
+        async with reopened(tmp_path) as jobs:
+            await jobs.wait("theirs", Status.running)
+            process.send_signal(signal.SIGSTOP)
+            (tmp_path / "go").touch()
+            record = await jobs.wait("theirs", timeout=8)
+            assert (record.status, record.exit_code) == (Status.failed, 7)
+            # And when it comes to itself, it takes that for what it is.
+            process.send_signal(signal.SIGCONT)
+            assert process.stdout is not None
+            line = await asyncio.to_thread(process.stdout.readline)
+            assert JobRecord.model_validate_json(line) == record
+            statuses = [event.status for event in await jobs.history("theirs")]
+            assert statuses == [Status.starting, Status.running, Status.failed]
+
+
+@pytest.mark.parametrize("look", ["wait", "events", "follow"])
+async def test_an_application_that_was_there_before_any_shim_hears_of_jobs(
+    tmp_path: Path, look: str
+) -> None:
+    """It watches what another one, which is killed, has started."""
+    async with reopened(tmp_path) as jobs:
+        with host(tmp_path, started("theirs", COUNTED_WRITER)) as process:
+            watching = asyncio.create_task(LOOKS[look](jobs, "theirs"))
+            await jobs.wait("theirs", Status.running)
+            process.kill()
+            process.wait()
+            (tmp_path / "go").touch()
+            async with asyncio.timeout(10):
+                await watching
+                record = await jobs.wait("theirs")
+            assert (record.status, record.exit_code) == (Status.failed, 7)
+            assert (await jobs.job_logs("theirs"))[0] == NUMBERED
+    assert starts(tmp_path) == 1
+
+
+async def _see_end(jobs: Jobs, job_id: str) -> None:
+    async with aclosing(jobs.events(job_id, after=0)) as events:
+        async for event in events:
+            if event.status is Status.failed:
+                return
+
+
+async def _follow_to_end(jobs: Jobs, job_id: str) -> None:
+    assert "".join([chunk.text async for chunk in jobs.follow(job_id)]) == NUMBERED
+
+
+LOOKS = {"wait": Jobs.wait, "events": _see_end, "follow": _follow_to_end}
+
+
+async def test_a_follower_that_was_there_before_any_shim_is_told_line_by_line(
+    tmp_path: Path,
+) -> None:
+    async with reopened(tmp_path) as other, reopened(tmp_path) as jobs:
+        await jobs.run(python(LINES), "talker", cwd=tmp_path)
+        async with asyncio.timeout(20), aclosing(other.follow("talker")) as chunks:
+            for i in range(3):
+                (tmp_path / f"go-{i}").touch()
+                assert (await anext(chunks)).text == f"line {i}\n"
+        (tmp_path / "go").touch()
+        await jobs.wait("talker", timeout=20)
+
+
+async def test_an_application_that_was_there_before_any_shim_keeps_jobs_from_being_stopped(
+    tmp_path: Path,
+) -> None:
+    async with reopened(tmp_path) as jobs:
+        body = f"await jobs.run({SLOW!r}, 'theirs', on_host_death='stop')"
+        killed_host(tmp_path, body, BRIEF_GRACE)
+        record = await jobs.wait("theirs", timeout=20)
+        assert (record.status, record.exit_code) == (Status.failed, 7)
+
+
+async def test_a_start_that_two_applications_ask_for_is_seen_through_by_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has recorded it and is slow to ask; another, which sees it undone, asks before."""
+    async with (
+        reopened(tmp_path) as quick,
+        Jobs(tmp_path / "job_db", stop_grace=1, on_close="stop") as slow,
+    ):
+        await quick.run("true")  # there is a shim
+        may_ask = asyncio.Event()
+        ask = shim.Shim.start
+
+        async def asks(self, launch, attempt, number):  # type: ignore[no-untyped-def]
+            if self is slow._parts[1]:
+                await may_ask.wait()
+            return await ask(self, launch, attempt, number)
+
+        monkeypatch.setattr(shim.Shim, "start", asks)
+        running = asyncio.create_task(slow.run(python(HELD), "held", cwd=tmp_path))
+        async with asyncio.timeout(20), aclosing(quick.events("held", after=0)) as events:
+            assert (await anext(events)).status is Status.starting
+        async with reopened(tmp_path):
+            pass  # it goes: is anything left half done?
+        assert (await quick.wait("held", Status.running, timeout=20)).last_pid
+        may_ask.set()
+        await running
+        (tmp_path / "go").touch()
+        assert (await slow.wait("held", timeout=20)).exit_code == 7
+        async with asyncio.timeout(5):
+            await slow.close()
+    assert starts(tmp_path) == 1
+
+
+async def test_opening_another_application_disturbs_no_start_that_is_under_way(
+    tmp_path: Path,
+) -> None:
+    async with Jobs(tmp_path / "job_db", stop_grace=1, on_close="stop") as jobs:
+        runs = [
+            asyncio.create_task(jobs.run("echo x >> starts; exit 7", f"job-{i}", cwd=tmp_path))
+            for i in range(40)
+        ]
+        async with asyncio.timeout(20):
+            while not all(run.done() for run in runs):
+                async with reopened(tmp_path):
+                    pass
+        for record in await asyncio.gather(*runs):
+            assert record.status is not Status.failed_start
+        for record in (await jobs.wait_all([run.result().self_id for run in runs], 20)).values():
+            assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 1)
+        async with asyncio.timeout(5):
+            await jobs.close()
+    assert (tmp_path / "starts").read_text() == "x\n" * 40
+
+
+# Without any application.
+
+async def test_without_an_application_jobs_are_stopped_that_are_not_to_outlive_it_and_no_others(
+    tmp_path: Path,
+) -> None:
+    body = f"""
+    await jobs.run("sleep 60", "stop", on_host_death="stop")
+    await jobs.run({SLOW!r}, "leave", on_host_death="leave")
+    """
+    killed_host(tmp_path, textwrap.dedent(body) + noted_pid("stop"), BRIEF_GRACE)
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        stopped = await jobs.wait("stop", timeout=20)
+        assert (stopped.status, stopped.exit_code) == (Status.stopped, -signal.SIGTERM)
+        assert "no application was left" in await whys(jobs, "stop")
+        assert stopped.started_at is not None
+        assert stopped.finished_at is not None
+        assert (stopped.finished_at - stopped.started_at).total_seconds() >= GRACE_S
+        left = await jobs.wait("leave", timeout=20)
+        assert (left.status, left.exit_code) == (Status.failed, 7)
+
+
+async def test_while_another_application_is_there_no_job_is_stopped(tmp_path: Path) -> None:
+    body = f"await jobs.run({SLOW!r}, 'theirs', on_host_death='stop')"
+    with host(tmp_path, body, BRIEF_GRACE) as process:
+        async with reopened(tmp_path) as jobs:
+            process.kill()
+            process.wait()
+            record = await jobs.wait("theirs", timeout=20)
+            assert (record.status, record.exit_code) == (Status.failed, 7)
+
+
+async def test_an_application_that_comes_in_time_keeps_jobs_from_being_stopped(
+    tmp_path: Path,
+) -> None:
+    killed_host(tmp_path, f"await jobs.run({SLOW!r}, 'job', on_host_death='stop')", BRIEF_GRACE)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("job", timeout=20)
+        assert (record.status, record.exit_code) == (Status.failed, 7)
+
+
+# Closing and leaving.
+
+
+async def test_closing_leaves_jobs_running(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(COUNTED_WRITER), "writer", cwd=tmp_path)
+    async with reopened(tmp_path) as jobs:
+        assert (await found(jobs, "writer")).status is Status.running
+        (tmp_path / "go").touch()
+        record = await jobs.wait("writer", timeout=20)
+        assert (record.exit_code, record.evidence) == (7, "observed")
+        assert (await jobs.job_logs("writer"))[0] == NUMBERED
+    assert starts(tmp_path) == 1
+
+
+async def test_closing_with_stop_ends_the_jobs_it_started_and_no_others(tmp_path: Path) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "of one before", cwd=tmp_path)
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "of another", cwd=tmp_path)
+        async with Jobs(tmp_path / "job_db", stop_grace=1, on_close="stop") as closing:
+            await closing.run(python(HELD), "its own", cwd=tmp_path)
+            for job_id in ("of one before", "of another"):
+                assert (await found(closing, job_id)).status is Status.running
+        record = await found(jobs, "its own")
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
+        assert "the application closed" in await whys(jobs, "its own")
+        (tmp_path / "go").touch()
+        for record in (await jobs.wait_all(["of one before", "of another"], timeout=20)).values():
+            assert (record.status, record.exit_code) == (Status.failed, 7)
+
+
+async def test_the_shim_leaves_after_the_last_application_and_the_last_job_and_not_before(
+    tmp_path: Path,
+) -> None:
+    several_lingers_s = 5 * shim.LINGER_S
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("true", "short")
+        await jobs.wait("short", timeout=20)
+        pid = shim_pid(tmp_path)
+        # There is an application, and no job.
+        assert not await asyncio.to_thread(has_died, pid, several_lingers_s)
+        await jobs.run(python(HELD), "held", cwd=tmp_path)
+    # There is a job, and no application.
+    assert not await asyncio.to_thread(has_died, pid, several_lingers_s)
+    (tmp_path / "go").touch()
+    assert await asyncio.to_thread(has_died, pid, 5)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("held", timeout=20)
+        assert (record.exit_code, record.evidence) == (7, "recorded")

@@ -7,6 +7,7 @@ imported here, so that an executor can live in a small process of its own.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
@@ -76,6 +77,7 @@ class Launch:
     start_grace: float = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
     on_host_death: Literal["leave", "stop"] = "leave"
+    _text: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def own_env(self, attempt_number: int, token: str) -> dict[str, str]:
         """Return what an attempt has in its environment over ``base_env``."""
@@ -106,6 +108,12 @@ class Launch:
             "leftovers": self.leftovers,
             "on_host_death": self.on_host_death,
         }
+
+    def to_text(self) -> str:
+        """Return ``to_json`` as text, made once: the store and the shim each want it."""
+        if not self._text:
+            self._text.append(json.dumps(self.to_json()))
+        return self._text[0]
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], base_env: dict[str, str]) -> Launch:
@@ -229,6 +237,13 @@ class Executor(ABC):
     @abstractmethod
     def report_growth(self, on_growth: OnGrowth | None) -> None:
         """Tell of all log growth from now on, some tens of milliseconds late; None: of none."""
+
+    @abstractmethod
+    def attend(self) -> None:
+        """See to it that we hear of the attempts of others, of whom one has just written something.
+
+        Nothing is started for that.
+        """
 
     @abstractmethod
     def wind_down(self) -> None:

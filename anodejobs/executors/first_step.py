@@ -14,26 +14,23 @@ Result = TypeVar("Result")
 
 
 class FirstStep(Generator[Any, Any, Result]):
-    """Runs a coroutine, the first step of it inside the contexts, the first of them outermost."""
+    """Runs a coroutine, the first step of it inside the context."""
 
     def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Result],
-        *contexts: AbstractContextManager[None],
+        self, coroutine: Coroutine[Any, Any, Result], context: AbstractContextManager[None]
     ) -> None:
         self._coroutine = coroutine
-        self._contexts = contexts
+        self._context: AbstractContextManager[None] | None = context
 
     def __await__(self) -> Generator[Any, Any, Result]:
         return self
 
     def send(self, value: Any) -> Any:
-        if not self._contexts:
+        context, self._context = self._context, None
+        if context is None:
             return self._coroutine.send(value)
-        context, *rest = self._contexts
-        self._contexts = tuple(rest)
         with context:
-            return self.send(value)
+            return self._coroutine.send(value)
 
     def throw(self, *args: Any) -> Any:
         return self._coroutine.throw(*args)

@@ -23,7 +23,8 @@ class Looks:
         self.is_pressed = asyncio.Event()
         """Set when nothing should be put off any more."""
         self._turn = asyncio.Lock()
-        self._patient_turn = asyncio.Lock()
+        self._is_coming = False
+        self._waiters: list[asyncio.Future[tree.Snapshot | None]] = []
 
     async def take(self) -> tree.Snapshot:
         """Return what a look found that began after this call."""
@@ -37,12 +38,35 @@ class Looks:
 
     async def take_soon(self) -> tree.Snapshot:
         """As ``take``, but seldom enough that looking costs a few per cent of the time at most."""
-        asked_at = time.monotonic()
-        async with self._patient_turn:
-            if self._began_at >= asked_at:
-                return self.latest
+        while True:
+            if not self._is_coming:
+                return await self._take_late()
+            # Somebody is about to take it for all of us; a future each, or one who is cancelled
+            # would take it from the others.
+            waiter: asyncio.Future[tree.Snapshot | None]
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            snapshot = await waiter
+            if snapshot is not None:
+                return snapshot
+
+    async def _take_late(self) -> tree.Snapshot:
+        self._is_coming = True
+        waiters, snapshot = self._waiters, None
+        try:
             pause = max(_LOOK_EVERY_S, _LOOK_SHARE * (self._ended_at - self._began_at))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._ended_at + pause - time.monotonic()):
-                    await self.is_pressed.wait()
-            return await self.take()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._ended_at + pause - time.monotonic()):
+                        await self.is_pressed.wait()
+            finally:
+                # Who asks from now on wants a look that begins later.
+                self._waiters = []
+                self._is_coming = False
+            snapshot = await self.take()
+            return snapshot
+        finally:
+            # Without one, where we were cancelled, they see to it themselves.
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(snapshot)

@@ -8,11 +8,11 @@ the whole process's, and what another thread starts at the same moment would bea
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
 import sys
-from types import TracebackType
 
 _LIMIT: int | None = getattr(resource, "RLIMIT_RTTIME", None)
 _TAGGED = 1 << 62
@@ -37,16 +37,16 @@ def read_tag(pid: int) -> int | None:
 
 
 class Marking:
-    """While it is entered, what this process spawns bears the mark and is ended first for memory.
+    """Marks what this process spawns from ``mark`` to the end of that turn of the event loop.
 
-    Made once and entered again and again, with the mark to use in ``token``.
+    What is spawned so bears the mark, and is what the kernel ends first where memory is short.
     """
 
     def __init__(self) -> None:
-        self.token = ""
         self._free, self._hard = resource.getrlimit(_LIMIT) if _LIMIT is not None else (0, 0)
         infinity = resource.RLIM_INFINITY
         self._may_tag = self._free == self._hard == infinity and sys.platform == "linux"
+        self._is_marked = False
         self._oom: int | None = None
         self._oom_score = self._oom_of_jobs = b""
         with contextlib.suppress(OSError, ValueError):
@@ -55,18 +55,19 @@ class Marking:
             self._oom_score = b"%d" % score
             self._oom_of_jobs = b"%d" % min(1000, score + _OOM_SCORE)
 
-    def __enter__(self) -> None:
+    def mark(self, token: str) -> None:
+        """Have what is spawned now bear the mark of the attempt."""
         if self._may_tag and _LIMIT is not None:
-            resource.setrlimit(_LIMIT, (tag_of(self.token), self._hard))
-        if self._oom is not None:
-            os.pwrite(self._oom, self._oom_of_jobs, 0)
+            resource.setrlimit(_LIMIT, (tag_of(token), self._hard))
+        if not self._is_marked:
+            self._is_marked = True
+            if self._oom is not None:
+                os.pwrite(self._oom, self._oom_of_jobs, 0)
+            asyncio.get_running_loop().call_soon(self.unmark)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def unmark(self) -> None:
+        """Be a process like any other again."""
+        self._is_marked = False
         if self._may_tag and _LIMIT is not None:
             resource.setrlimit(_LIMIT, (self._free, self._hard))
         if self._oom is not None:

@@ -16,7 +16,7 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,9 @@ class Processes(Executor):
         self._held: dict[str, _Held] = {}
         self._stops: dict[str, _Stop] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
-        self._logs: WeakValueDictionary[Path, LogFile] = WeakValueDictionary()
+        self._logs: dict[Path, LogFile] = {}
+        self._left_logs: WeakValueDictionary[Path, LogFile] = WeakValueDictionary()
+        """Of what runs on though its job is over."""
         self._looks = Looks()
         self._on_growth: OnGrowth | None = None
         self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
@@ -144,8 +146,9 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            process = await self._over_spawning(
-                attempt.token,
+            if self._marking is not None:
+                self._marking.mark(attempt.token)
+            process = await self._over_watch(
                 asyncio.create_subprocess_exec(
                     *launch.argv,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -198,7 +201,8 @@ class Processes(Executor):
             log = LogFile(
                 logs.path(stream), logs.max_bytes, logs.backups, replaces=process is not None
             )
-            if earlier := self._logs.get(log.path):
+            earlier = self._logs.get(log.path) or self._left_logs.get(log.path)
+            if earlier is not None:
                 earlier.retire()  # of something an earlier run left behind
             self._logs[log.path] = log
             pipes[stream] = self._pumping().add(fd, log)
@@ -314,6 +318,10 @@ class Processes(Executor):
                 await self._pumping().release(pipe)
         for pipe in held.pipes.values():
             del self._owners[pipe]
+            if self._logs.get(pipe.log.path) is pipe.log:
+                del self._logs[pipe.log.path]
+                if pipe.fd is not None:
+                    self._left_logs[pipe.log.path] = pipe.log
         held.let_go()
         self._held.pop(token, None)
 
@@ -419,6 +427,9 @@ class Processes(Executor):
         if owner is not None and self._on_growth is not None:
             self._on_growth(*owner, offset)
 
+    def attend(self) -> None:
+        """Do nothing: who waits for the others' attempts is rung for by the store."""
+
     def wind_down(self) -> None:
         self._looks.is_pressed.set()
 
@@ -465,21 +476,15 @@ class Processes(Executor):
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
 
-    def _over_spawning(
-        self, token: str, start: Coroutine[Any, Any, asyncio.subprocess.Process]
+    def _over_watch(
+        self, start: Coroutine[Any, Any, asyncio.subprocess.Process]
     ) -> Awaitable[asyncio.subprocess.Process]:
-        """Have a child marked, and watched as `children` says where asyncio lets us."""
+        """Have a child watched as `children` says, where asyncio lets us."""
         if self._children is None and _can_watch():
             from anodejobs.executors.children import ChildWatch
 
             self._children = ChildWatch()
-        contexts: list[AbstractContextManager[None]] = []
-        if self._marking is not None:
-            self._marking.token = token
-            contexts.append(self._marking)
-        if self._children is not None:
-            contexts.append(self._children)
-        return FirstStep(start, *contexts)
+        return start if self._children is None else FirstStep(start, self._children)
 
     def _pumping(self) -> LogPump:
         if self._is_closed:

@@ -135,23 +135,30 @@ class _Link(asyncio.Protocol):
 
     def send(self, message: Message) -> None:
         """Send the message with all others of this turn of the loop."""
+        self.send_line(encoded(message))
+
+    def send_line(self, line: bytes) -> None:
+        """Send a message that is encoded already."""
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(encoded(message))
+        self._out.append(line)
 
     def _flush(self) -> None:
         if self._transport is not None and not self.is_lost:
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
-    async def ask(self, message: Message) -> Message:
-        """Return the answer. Raises ConnectionError where the shim has gone, before or since."""
+    async def ask(self, request: str) -> Message:
+        """Return the answer to a request, the text of an object without its closing brace.
+
+        Raises ConnectionError where the shim has gone, before or since.
+        """
         if self.is_lost:
             raise ConnectionResetError("the shim has gone")
         self._number += 1
         number = self._number
         reply = self._replies[number] = self._loop.create_future()
-        self.send({**message, "id": number})
+        self.send_line(f'{request},"id":{number}}}\n'.encode("ascii"))
         try:
             answer: Message = await reply
         finally:
@@ -205,21 +212,16 @@ class Shim(Executor):
         await supervisors.outlive(supervisor)
 
     async def held(self) -> set[str]:
-        answers = await self._ask_each({"do": "held"})
+        answers = await self._ask_each(_request({"do": "held"}))
         return {token for answer in answers for token in answer["held"]}
 
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
     ) -> Started | StartFailed | Lost:
-        message = {
-            "do": "start",
-            "attempt": attempt.to_json(),
-            "launch": launch.to_json(),
-            "number": number,
-        }
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
-            event = event_from_json((await self._ask(message, launch.base_env))["event"])
+            request = _request_for("start", launch, attempt, number)
+            event = event_from_json((await self._ask(request, launch.base_env))["event"])
         except BaseException:
             self._forget(attempt.token)
             raise
@@ -240,13 +242,8 @@ class Shim(Executor):
 
     async def _adopted(self, watched: _Watched) -> Adopted | Lost:
         assert watched.launch is not None and watched.attempt is not None
-        message = {
-            "do": "adopt",
-            "attempt": watched.attempt.to_json(),
-            "launch": watched.launch.to_json(),
-            "number": watched.number,
-        }
-        event = event_from_json((await self._ask(message))["event"])
+        request = _request_for("adopt", watched.launch, watched.attempt, watched.number)
+        event = event_from_json((await self._ask(request))["event"])
         assert isinstance(event, Adopted | Lost)
         return event
 
@@ -284,7 +281,7 @@ class Shim(Executor):
         faults.reached("host: the end is on record")
         self._forget(token)
         for link in self._links():
-            link.send({"do": "ack", "token": token})
+            link.send_line(b'{"do":"ack","token":"%b"}\n' % token.encode("ascii"))
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         message = {
@@ -293,11 +290,11 @@ class Shim(Executor):
             "grace": grace,
             "may_hasten": may_hasten,
         }
-        return bool((await self._ask(message, token=attempt.token))["is_gone"])
+        return bool((await self._ask(_request(message)))["is_gone"])
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
         message = {"do": "signal", "attempt": attempt.to_json(), "signum": int(signum)}
-        await self._ask(message, token=attempt.token)
+        await self._ask(_request(message))
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
@@ -323,6 +320,17 @@ class Shim(Executor):
         self._on_growth = on_growth
         for link in self._links():
             link.send({"do": "growth", "on": on_growth is not None})
+
+    def attend(self) -> None:
+        if self._link is None and self._host is not None and not self._connecting.locked():
+            with contextlib.suppress(ExecutorError):  # closed
+                self._host.own(self._attend(), "connection")
+
+    async def _attend(self) -> None:
+        async with self._connecting:
+            if self._link is None and not self._is_closed:
+                with contextlib.suppress(OSError, ExecutorError):  # later, when it is needed
+                    await self._connect()
 
     def wind_down(self) -> None:
         """Do nothing: what is put off, the shim does."""
@@ -416,18 +424,20 @@ class Shim(Executor):
 
     def _lost(self, link: _Link) -> None:
         """See that there is another shim, unless it is we who leave."""
-        for name, other in list(self._draining.items()):
-            if other is link:
-                del self._draining[name]
-        if link is not self._link:
+        names = [name for name, other in self._draining.items() if other is link]
+        for name in names:
+            del self._draining[name]
+        if link is self._link:
+            self._link = None
+        elif not names:
             return
-        self._link = None
         if self._is_closed or self._host is None:
             return
         # At once, before they end: those whose codes nobody else will know.
         for watched in self._watched.values():
             self._hold(watched)
-        LOG.warning("the shim of %s has gone, another one is started", self._folder)
+        if not names:
+            LOG.warning("the shim of %s has gone, another one is started", self._folder)
         with contextlib.suppress(ExecutorError):  # closed
             self._host.own(self._replaced(), "next shim")
 
@@ -436,7 +446,8 @@ class Shim(Executor):
         rest_s = _FIRST_RETRY_S
         while not self._is_closed:
             try:
-                await self._linked()
+                # Greeted even if we know it: then it looks for what draining shims have left.
+                await self._hail(await self._linked())
                 held = await self.held()
                 for token, watched in list(self._watched.items()):
                     if token not in held and not watched.has_ended:
@@ -461,10 +472,8 @@ class Shim(Executor):
 
     async def _ask(
         self,
-        message: Message,
+        request: str,
         env: dict[str, str] | None = None,
-        *,
-        token: str | None = None,
     ) -> Message:
         """Return the shim's answer; where it dies meanwhile, the next one is asked.
 
@@ -476,18 +485,18 @@ class Shim(Executor):
                 if env is not None and link.env is not env:
                     link.send({"do": "env", "vars": env})
                     link.env = env
-                answer = await link.ask(message)
+                answer = await link.ask(request)
             except ConnectionError:
                 continue
             if not answer.get("is_draining"):
                 return answer
             await self._drained(link)
 
-    async def _ask_each(self, message: Message) -> list[Message]:
-        answers = [await self._ask(message)]
+    async def _ask_each(self, request: str) -> list[Message]:
+        answers = [await self._ask(request)]
         for link in list(self._draining.values()):
             with contextlib.suppress(ConnectionError):
-                answers.append(await link.ask(message))
+                answers.append(await link.ask(request))
         return answers
 
     def _links(self) -> list[_Link]:
@@ -550,17 +559,20 @@ class Shim(Executor):
                 lambda: _Link(self._told, self._lost), sock=connection
             )
         try:
-            answer = await link.ask(
-                {"do": "hello", "version": VERSION, "mine": list(self._watched)}
-            )
+            version = await self._hail(link)
         except BaseException:
             link.close()
             raise
-        return link, answer["version"]
+        return link, version
+
+    async def _hail(self, link: _Link) -> int:
+        """Say what we watch, and return the shim's version."""
+        hello = {"do": "hello", "version": VERSION, "mine": list(self._watched)}
+        return int((await link.ask(_request(hello)))["version"])
 
     async def _drain(self, link: _Link) -> None:
         """Have an older shim see its jobs through, and make room for ours."""
-        await link.ask({"do": "drain"})
+        await link.ask(_request({"do": "drain"}))
         link.close()
 
     async def _drained(self, link: _Link) -> None:
@@ -587,6 +599,18 @@ class _Follow:
             "stream": self.stream,
             "offset": self.tail.offset,
         }
+
+
+def _request(message: Message) -> str:
+    """Return the message as ``_Link.ask`` wants it."""
+    return encoded(message)[:-2].decode("ascii")
+
+
+def _request_for(what: str, launch: Launch, attempt: Attempt, number: int) -> str:
+    return (
+        f'{{"do":"{what}","number":{number},'
+        f'"attempt":{attempt.to_text()},"launch":{launch.to_text()}'
+    )
 
 
 _GAP = "the log may have a gap"

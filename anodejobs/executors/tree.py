@@ -144,8 +144,13 @@ def _look_at(pid: int, known: Snapshot | None) -> Process | None:
         # The marks are read once: what a process was forked with says whose it is, whatever it
         # may execute later.
         token=old.token if old and is_known else read_token(pid),
-        tag=old.tag if old and is_known else read_tag(pid),
+        tag=old.tag if old and is_known else _tag(pid),
     )
+
+
+def _tag(pid: int) -> int | None:
+    # Not our own: a shim that is spawning bears what it marks, and is no part of that job.
+    return read_tag(pid) if pid != os.getpid() else None
 
 
 def _look_with_psutil(pid: int) -> Process | None:
@@ -269,21 +274,24 @@ def _is_there(pid: int, started: float) -> bool:
 
 
 def send(process: Process, signum: int) -> bool:
-    """Send a signal to this process and no other; return whether it was there."""
+    """Send a signal to this process and no other; return whether it was there to be reached.
+
+    A process that has become another user's (sudo) is not.
+    """
     if HAS_PIDFDS:
         fd = open_pidfd(process.pid, process.start_time)
         if fd is None:
             return False
         try:
             signal.pidfd_send_signal(fd, signum)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             return False
         finally:
             os.close(fd)
         return True
     if not is_alive(process.pid, process.start_time):
         return False
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process.pid, signum)
         return True
     return False

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
-from anodejobs.shim.protocol import Message, Told, encoded, event_from_json, event_to_json
+from anodejobs.shim.protocol import Message, Told, encoded, event_from_json, event_to_text
 
 LOG = logging.getLogger("anodejobs")
 
@@ -57,8 +57,8 @@ class Journal:
         """Write what is to be kept into a new file, and append to that from now on."""
         lines = [encoded(_FORMAT)]
         for entry in self._entries():
-            lines.append(encoded(_begin(entry)))
-            lines += (encoded(_told(entry.attempt.token, event)) for event in entry.events)
+            lines.append(_begin(entry))
+            lines += (_told(entry.attempt.token, event) for event in entry.events)
         beside = self.path.with_name(f"{self.path.name}.new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -78,7 +78,7 @@ class Journal:
 
     def begin(self, entry: Entry) -> None:
         """Say that the process is about to be spawned. Raises OSError where that cannot be kept."""
-        self._pending.append(encoded(_begin(entry)))
+        self._pending.append(_begin(entry))
         try:
             self._write()
         except OSError:
@@ -87,11 +87,11 @@ class Journal:
 
     def note(self, token: str, event: Told) -> None:
         """Say what has happened; kept with the next ``flush``."""
-        self._pending.append(encoded(_told(token, event)))
+        self._pending.append(_told(token, event))
 
     def done(self, token: str) -> None:
         """Say that there is nothing more to be known of the attempt."""
-        self._pending.append(encoded({"done": token}))
+        self._pending.append(b'{"done":"%b"}\n' % token.encode("ascii"))
 
     def flush(self) -> None:
         """Keep what was said, or as soon as the disk lets us."""
@@ -159,12 +159,13 @@ def _take(entries: dict[str, Entry], message: Message) -> None:
             entry.events.append(event_from_json(message["event"]))
 
 
-def _begin(entry: Entry) -> Message:
+def _begin(entry: Entry) -> bytes:
     launch = entry.launch.to_json()
     for name in _UNKEPT:
         del launch[name]
-    return {"begin": entry.attempt.to_json(), "number": entry.number, "launch": launch}
+    start = f'{{"begin":{entry.attempt.to_text()},"number":{entry.number},"launch":'
+    return b"%b%b}\n" % (start.encode("ascii"), encoded(launch)[:-1])
 
 
-def _told(token: str, event: Told) -> Message:
-    return {"token": token, "event": event_to_json(event)}
+def _told(token: str, event: Told) -> bytes:
+    return f'{{"token":"{token}","event":{event_to_text(event)}}}\n'.encode("ascii")

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
-from anodejobs.executors.supervisors import is_locked
 from anodejobs.logs import LogFile
 from anodejobs.shim.journal import Entry, load
 from anodejobs.shim.orphans import become_reaper
@@ -29,6 +28,8 @@ LOG = logging.getLogger("anodejobs")
 
 _LOG_BYTES = 256 * 1024
 _BACKLOG = 128
+_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+"""These are errors here; a job has them as they were meant."""
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     os.set_inheritable(tell, False)
     with contextlib.suppress(PermissionError):  # the leader of a session already
         os.setsid()
-    os.umask(0o077)
+    _be_ordinary()
     try:
         lock = _locked(folder)
         if lock is None:
@@ -48,17 +49,31 @@ def main() -> None:
         _log_to(folder / "log")
         become_reaper()
         listener = _listening()
-        entries = _left_behind(folder)
+        entries = load(folder / "journal")
     except Exception as error:
         _tell(tell, f"the shim cannot start: {error}")
         raise
     _tell(tell, "ready")
     _tune()
+    exit_code = 0
     try:
         asyncio.run(_serve(folder, linger_s, listener, entries))
     except BaseException:
         LOG.critical("the shim ends", exc_info=True)
-        raise
+        exit_code = 1
+    # At once: when an interpreter ends, asyncio kills the children that still run.
+    os._exit(exit_code)
+
+
+def _be_ordinary() -> None:
+    """Give signals their usual meaning: what is ignored or blocked here, so it is in jobs.
+
+    The shell that starts us has SIGINT and SIGQUIT ignored, the application whatever it likes.
+    """
+    for signum in signal.valid_signals():
+        if signal.getsignal(signum) is signal.SIG_IGN and signum not in _PYTHON_IGNORES:
+            signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _tell(fd: int, word: str) -> None:
@@ -85,20 +100,11 @@ def _listening() -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    umask = os.umask(0o077)
     listener.bind("socket")
+    os.umask(umask)  # it is the jobs' too
     listener.listen(_BACKLOG)
     return listener
-
-
-def _left_behind(folder: Path) -> list[Entry]:
-    """Return what the journals of shims that are dead say."""
-    entries = load(folder / "journal")
-    for lock in folder.glob("draining-*.lock"):
-        if not is_locked(lock):
-            entries += load(lock.with_suffix(".journal"))
-            for name in ("journal", "socket", "lock"):
-                lock.with_suffix(f".{name}").unlink(missing_ok=True)
-    return entries
 
 
 async def _serve(
@@ -119,6 +125,7 @@ async def _serve(
         await server.serve(listener, entries, move_away)
         LOG.info("shim %d leaves", os.getpid())
     finally:
+        gc.disable()  # it would end asyncio's hold on children that run on, and so them
         await processes.leave()
         marking.close()
 

@@ -8,6 +8,7 @@ the next that comes. Everything is in the journal before it is told.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -20,10 +21,19 @@ from anodejobs import faults
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, StopRequested
 from anodejobs.executors.base import Launch, Stream
 from anodejobs.executors.processes import Processes
-from anodejobs.shim.journal import Entry, Journal
+from anodejobs.executors.supervisors import is_locked
+from anodejobs.shim.journal import Entry, Journal, load
 from anodejobs.shim.orphans import OrphanReaper
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import VERSION, Lines, Message, Told, encoded, event_to_json
+from anodejobs.shim.protocol import (
+    VERSION,
+    Lines,
+    Message,
+    Told,
+    encoded,
+    event_to_json,
+    event_to_text,
+)
 
 LOG = logging.getLogger("anodejobs")
 
@@ -46,6 +56,9 @@ class _Life(Entry):
     owner: Client | None = None
     askers: list[tuple[Client, int]] = field(default_factory=list)
     """Who waits to hear how its start went."""
+    has_begun: bool = False
+    is_inherited: bool = False
+    """Whether its owner may not have heard how it started."""
     is_acknowledged: bool = False
     is_clean: bool = False
 
@@ -124,6 +137,11 @@ class Client(asyncio.Protocol):
         self._out.append(encoded(message))
         self.server.flush_soon(self)
 
+    def send_line(self, text: str) -> None:
+        """As ``send``, a message that is encoded already."""
+        self._out.append(f"{text}\n".encode("ascii"))
+        self.server.flush_soon(self)
+
     def tell_growth(self, job_id: str, stream: Stream, offset: int) -> None:
         """Tell how long a log is; only the latest word where the application is slow to listen."""
         self._growth[job_id, stream] = offset
@@ -168,7 +186,7 @@ class Server:
         self._folder = folder
         self._processes = processes
         self._linger_s = linger_s
-        self._journal = Journal(folder / "journal", lambda: self._lives.values())
+        self._journal = Journal(folder / "journal", self._begun)
         self._lives: dict[str, _Life] = {}
         self._clients: dict[Client, None] = {}
         self._orphans = OrphanReaper(lambda: processes.child_pids, lambda: set(self._spawning))
@@ -203,12 +221,16 @@ class Server:
         try:
             async with self._tasks:
                 await self._recover(entries)
+                await self._take_over()
                 self._listener = await self._loop.create_unix_server(
                     lambda: Client(self), sock=listener
                 )
                 self._tasks.create_task(self._keep_house())
                 self._leave_soon()
                 await self._is_left.wait()
+                # A start that was cut short would be a process that asyncio kills.
+                for _ in range(_MOST_STARTS):
+                    await self._turn_to_start.acquire()
                 raise _Left
         except* _Left:
             pass
@@ -225,26 +247,39 @@ class Server:
         if listener is not None:
             listener.close()
 
+    def _begun(self) -> list[_Life]:
+        return [life for life in self._lives.values() if life.has_begun]
+
+    async def _take_over(self) -> None:
+        """Take on what shims have left that died while they were draining."""
+        entries, files = _drained(self._folder)
+        if files:
+            await self._recover([e for e in entries if not self._is_known(e.attempt.token)])
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def _is_known(self, token: str) -> bool:
+        return token in self._lives or token in self._tombs or token in self._older_tombs
+
     async def _recover(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            life = _Life(entry.number, entry.launch, entry.attempt, entry.events)
-            self._lives[entry.attempt.token] = life
+        lives = [
+            _Life(entry.number, entry.launch, _latest(entry), entry.events, has_begun=True)
+            for entry in entries
+        ]
+        self._lives.update((life.attempt.token, life) for life in lives)
         self._journal.open()
-        for life in self._lives.values():
+        for life in lives:
             if life.has_ended:
                 self._tasks.create_task(self._clean_up_after(life))
             elif life.events:
                 await self._adopt(life)
         # Those whose start is in doubt are looked for, all with one look.
-        doubtful = [life for life in self._lives.values() if not life.events]
+        doubtful = [life for life in lives if not life.events]
         await asyncio.gather(*map(self._adopt, doubtful))
         self._journal.flush()
 
     async def _adopt(self, life: _Life) -> None:
         """Take on a process that another shim has started."""
-        started = next((e for e in life.events if isinstance(e, Started | Adopted)), None)
-        if started is not None:
-            life.attempt = started.attempt
         event = await self._processes.adopt(life.launch, life.attempt)
         if isinstance(event, Adopted):
             life.attempt = event.attempt
@@ -283,13 +318,22 @@ class Server:
         _ACTIONS[message["do"]](self, client, message)
 
     def _hello(self, client: Client, message: Message) -> None:
-        client.send({"re": message["id"], "version": VERSION, "pid": os.getpid()})
         client.is_greeted = True
         client.knows_tombs = self._tomb_age
         self._clients[client] = None
         self._cancel_timers()
+        self._tasks.create_task(self._greet(client, message["id"], set(message["mine"])))
+
+    async def _greet(self, client: Client, number: int, mine: set[str]) -> None:
+        if not self._is_draining:
+            try:
+                await self._take_over()
+            except Exception:
+                LOG.exception("what other shims have left waits")
+        client.send({"re": number, "version": VERSION, "pid": os.getpid()})
+        if client not in self._clients:
+            return  # it has gone meanwhile
         self._expect_records()
-        mine = set(message["mine"])
         for token, life in self._lives.items():
             if token in mine or life.owner is None:
                 self._give(life, client)
@@ -297,11 +341,12 @@ class Server:
     def _give(self, life: _Life, client: Client) -> None:
         """Make the attempt the application's, and tell it all that it cannot know."""
         life.owner = client
+        life.is_inherited = not life.is_newsworthy
         if life.is_newsworthy and not life.is_acknowledged:
             if life.has_ended:
                 life.events[-1] = _recorded(life.events[-1])
             for event in life.events:
-                client.send(self._news(life, event))
+                client.send_line(_news(life, event))
 
     def _environment(self, client: Client, message: Message) -> None:
         client.env = message["vars"]
@@ -351,7 +396,7 @@ class Server:
     async def _adopted(self, life: _Life) -> Message:
         token = life.attempt.token
         try:
-            self._journal.begin(life)
+            self._begin(life)
             event = await self._processes.adopt(life.launch, life.attempt)
         except BaseException:
             del self._lives[token]
@@ -428,16 +473,20 @@ class Server:
         """Start no more, and leave the place to another shim; what runs is seen through."""
         if not self._is_draining:
             self._is_draining = True
-            self._on_drain()
+            # The journal first: with the lock out of the way the next shim may begin.
             old, self._journal.path = self._journal.path, draining(self._folder, "journal")
             os.rename(old, self._journal.path)
+            self._on_drain()
         client.send({"re": message["id"]})
+        self._leave_soon()
 
     # The life of an attempt.
 
     async def _live(self, life: _Life) -> None:
         token = life.attempt.token
         async with self._turn_to_start:
+            if self._is_left.is_set():
+                return  # the next shim will be asked
             self._spawning.add(token)
             try:
                 outcome = await self._spawn(life)
@@ -449,7 +498,7 @@ class Server:
         life.events.append(outcome)
         self._journal.note(token, outcome)
         for client, number in life.askers:
-            client.send({"re": number, "event": event_to_json(outcome)})
+            client.send_line(f'{{"re":{number},"event":{event_to_text(outcome)}}}')
         life.askers.clear()
         if isinstance(outcome, Started):
             life.attempt = outcome.attempt
@@ -459,13 +508,17 @@ class Server:
 
     async def _spawn(self, life: _Life) -> Started | StartFailed | Lost:
         try:
-            self._journal.begin(life)
+            self._begin(life)
         except OSError as error:
             return StartFailed(error=f"the shim's journal cannot be written: {error}")
         faults.reached("shim: a start was begun")
         outcome = await self._processes.start(life.launch, life.attempt, life.number)
         faults.reached("shim: a process was spawned")
         return outcome
+
+    def _begin(self, life: _Life) -> None:
+        self._journal.begin(life)
+        life.has_begun = True
 
     async def _see_through(self, life: _Life) -> None:
         async def tell(event: Told) -> None:
@@ -487,7 +540,7 @@ class Server:
         try:
             if self._processes.holds(token):
                 await self._processes.clean(token)
-            elif life.launch.leftovers == "kill" and life.attempt.pid is not None:
+            elif life.launch.leftovers == "kill" and not isinstance(life.events[-1], StartFailed):
                 # Another shim saw it end, and was gone before it had looked for these.
                 await self._processes.stop(life.attempt, life.launch.stop_grace)
         except Exception:
@@ -508,16 +561,12 @@ class Server:
         life.events.append(event)
         self._journal.note(life.attempt.token, event)
         if life.owner is not None:
-            life.owner.send(self._news(life, event))
+            # Who was told of the start may have died before it was on record.
+            for told in life.events if life.is_inherited else (event,):
+                life.owner.send_line(_news(life, told))
+            life.is_inherited = False
         else:
             self._flush_when_idle()
-
-    def _news(self, life: _Life, event: Told) -> Message:
-        return {
-            "token": life.attempt.token,
-            "job_id": life.launch.job_id,
-            "event": event_to_json(event),
-        }
 
     def _expect_records(self) -> None:
         if self._unrecorded and self._clients and self._telling is None:
@@ -537,7 +586,7 @@ class Server:
             for client in self._clients:
                 if client is not life.owner:
                     for event in life.events:
-                        client.send(self._news(life, event))
+                        client.send_line(_news(life, event))
         self._expect_records()
 
     # Applications come and go.
@@ -590,7 +639,9 @@ class Server:
         self._leaving = self._loop.call_later(self._linger_s, leave)
 
     def _is_needed(self) -> bool:
-        return bool(self._clients) or any(not life.is_clean for life in self._lives.values())
+        if self._clients:
+            return not self._is_draining or bool(self._lives)
+        return any(not life.is_clean for life in self._lives.values())
 
     # Sending: what is told is in the journal before.
 
@@ -613,7 +664,7 @@ class Server:
             client.flush()
 
     def _answer(self, client: Client, message: Message, event: Told) -> None:
-        client.send({"re": message["id"], "event": event_to_json(event)})
+        client.send_line(f'{{"re":{message["id"]},"event":{event_to_text(event)}}}')
 
     def _reply(self, client: Client, message: Message, work: Awaitable[Message]) -> None:
         async def replied() -> None:
@@ -649,11 +700,34 @@ class _Left(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
 
 
+def _news(life: _Life, event: Told) -> str:
+    """Return the message that says what happened to the attempt."""
+    token, job_id = life.attempt.token, json.dumps(life.launch.job_id)
+    return f'{{"token":"{token}","job_id":{job_id},"event":{event_to_text(event)}}}'
+
+
 def _recorded(event: Told) -> Told:
     """Return an end as it is told to an application that was not there to be told of it."""
     if isinstance(event, Exited) and event.evidence == "observed":
         return replace(event, evidence="recorded")
     return event
+
+
+def _latest(entry: Entry) -> Attempt:
+    """Return the attempt as it was last told of, with its process where that is known."""
+    told = (e.attempt for e in reversed(entry.events) if isinstance(e, Started | Adopted))
+    return next(told, entry.attempt)
+
+
+def _drained(folder: Path) -> tuple[list[Entry], list[Path]]:
+    """Return what shims have left that died while they were draining, and the files it is in."""
+    entries: list[Entry] = []
+    files: list[Path] = []
+    for journal in folder.glob("draining-*.journal"):
+        if not is_locked(journal.with_suffix(".lock")):
+            entries += load(journal)
+            files += (journal.with_suffix(f".{what}") for what in ("socket", "lock", "journal"))
+    return entries, files
 
 
 def draining(folder: Path, what: str) -> Path:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
-from anodejobs.events import Attempt
 from anodejobs.records import JobRecord
 from anodejobs.stores.base import Delete, Insert, Save, Write
 
@@ -160,8 +159,8 @@ def _insert_row(write: Insert, environments: Environments) -> Row:
     return (
         record.self_id,
         *_columns(record),
-        _attempt_json(write.attempt),
-        json.dumps(write.launch.to_json()),
+        write.attempt.to_text(),
+        write.launch.to_text(),
         environments.key(write.launch.base_env),
     )
 
@@ -171,8 +170,8 @@ def _renewal_row(write: Save, environments: Environments) -> Row:
     assert launch is not None
     return (
         *_columns(record),
-        write.attempt and _attempt_json(write.attempt),
-        json.dumps(launch.to_json()),
+        write.attempt and write.attempt.to_text(),
+        launch.to_text(),
         environments.key(launch.base_env),
         record.self_id,
         record.revision - 1,
@@ -188,7 +187,7 @@ def _save_row(write: Save) -> Row:
         micros(record.started_at),
         micros(record.finished_at),
         record.model_dump_json(),
-        write.attempt and _attempt_json(write.attempt),
+        write.attempt and write.attempt.to_text(),
         record.self_id,
         record.revision - 1,
     )
@@ -199,10 +198,6 @@ def _history_row(write: Insert | Save) -> Row:
     previous = write.previous if isinstance(write, Save) else None
     at = micros(record.last_update) or 0
     return (record.self_id, record.attempt, at, previous, record.status, write.why)
-
-
-def _attempt_json(attempt: Attempt) -> str:
-    return json.dumps(attempt.to_json())
 
 
 def _apply_each(
