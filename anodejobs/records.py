@@ -247,6 +247,19 @@ class _Model(BaseModel, metaclass=_NamesFields):
                 return getattr(self, field)
             return super().__getattr__(name)
 
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with the changes, which are trusted to be right.
+
+        As ``model_copy(update=changes)``, in a quarter of the time: it is made for every event.
+        """
+        copy = object.__new__(type(self))
+        set_attribute = object.__setattr__
+        set_attribute(copy, "__dict__", {**self.__dict__, **changes})
+        set_attribute(copy, "__pydantic_fields_set__", {*self.model_fields_set, *changes})
+        set_attribute(copy, "__pydantic_extra__", None)
+        set_attribute(copy, "__pydantic_private__", None)
+        return copy
+
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> Self:
         """Return the model these fields make, or raise ``InvalidJob``."""

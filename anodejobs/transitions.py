@@ -141,9 +141,11 @@ SIGNALLABLE: Final = frozenset({_S.running, _S.paused, _S.stopping, _S.failed_st
 
 
 def opened(**fields: Any) -> JobRecord:
-    """Return the first record of a job that is to be started now."""
-    status = Status.starting
-    return JobRecord(status=status, reached=[status], **fields)
+    """Return the first record of a job that is to be started now; the fields are checked."""
+    return _OPENED.changed({"reached": [Status.starting], **fields})
+
+
+_OPENED: Final = JobRecord(self_id="-", status=Status.starting)
 
 
 def renewed(record: JobRecord) -> JobRecord:
@@ -171,7 +173,7 @@ _OF_A_RUN: Final = {
 
 def reopened(record: JobRecord, *, after: JobRecord) -> JobRecord:
     """Return the first record of a run that follows one that has ended."""
-    return record.model_copy(update={"revision": after.revision + 1})
+    return record.changed({"revision": after.revision + 1})
 
 
 def transition(record: JobRecord, event: Event) -> JobRecord:
@@ -186,8 +188,8 @@ def transition(record: JobRecord, event: Event) -> JobRecord:
         raise InvalidTransition(record.self_id, record.status, type(event).__name__)
     status = cell(record, event) if callable(cell) else cell
     assert isinstance(status, Status)
-    return record.model_copy(
-        update={
+    return record.changed(
+        {
             "status": status,
             "last_update": event.at,
             "revision": record.revision + 1,

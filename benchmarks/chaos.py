@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from anodejobs.stores.sqlite import SqliteJobStore
@@ -109,6 +110,7 @@ class Round:
         return True
 
     def _kill(self, host: subprocess.Popen[bytes]) -> None:
+        alive = processes.running(self.place) if self.kind == "shim" else set()
         victims = ["host", "shim"] if self.kind == "both" else [self.kind]
         self._rng.shuffle(victims)
         for victim in victims:
@@ -119,9 +121,11 @@ class Round:
                 processes.kill_shim(self.place)
             time.sleep(self._rng.choice((0, 0.001, 0.02)))
         self.kills += 1
-        print(f"{self.kind} killed, {self._started()} jobs started", file=sys.stderr, flush=True)
+        at = datetime.now(UTC)
+        told = f"{at:%H:%M:%S.%f}: {self.kind} killed, {self._started()} jobs started"
+        print(told, file=sys.stderr, flush=True)
         if self.kind == "shim" and not self._ends_within(host, _HOLDING_S):
-            self.survivors |= processes.running(self.place)
+            self.survivors |= alive & processes.running(self.place)
 
     def _started(self) -> int:
         return len(os.listdir(self.place / "side"))
@@ -144,7 +148,7 @@ class Round:
 
 def limit_s(jobs: int) -> float:
     """Return how long so many jobs may take, on a machine that does much else."""
-    return 60 + 0.3 * jobs
+    return 60 + 0.1 * jobs
 
 
 def _troubles(log: Path) -> Iterator[str]:
@@ -257,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kill", choices=KINDS, help="what is killed; else each in turn")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--parallel", type=int, default=32, help="how many run at once (32)")
-    parser.add_argument("--every", type=float, default=0.75, help="seconds between kills (0.75)")
+    parser.add_argument("--every", type=float, default=0.4, help="seconds between kills (0.4)")
     return parser
 
 

@@ -104,7 +104,9 @@ def _wrongs(seen: Seen, survivors: Collection[str]) -> Iterator[tuple[str, int]]
     is_lost = record.status is Status.lost and record.exit_code is None
     was_stopped = any(event.status is Status.stopping for event in seen.events)
     yield "lost codes", is_lost
-    yield "lost codes that could be known", is_lost and seen.plan.job_id in survivors
+    had_started = seen.events[-1].previous is not Status.starting
+    was_held = had_started and seen.plan.job_id in survivors
+    yield "lost codes that could be known", is_lost and was_held
     yield "wrong codes", not is_lost and not _is_right(seen.plan, record)
     yield "double starts", max(0, seen.starts - 1)
     yield "never started", seen.starts == 0

@@ -31,11 +31,12 @@ def test_the_first_snippet_runs_as_a_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS[1:], ids=lambda s: re.findall(r"def (\w+)", s)[0])
-async def test_the_snippet_runs(snippet: str, jobs: Jobs) -> None:
+async def test_the_snippet_runs(snippet: str, jobs: Jobs, tmp_path: Path) -> None:
     names: dict[str, object] = {}
     exec(snippet, names)
     (function,) = [f for f in names.values() if inspect.iscoroutinefunction(f)]
-    await function(jobs)
+    given = {"jobs": jobs, "db_path": str(tmp_path / "another")}
+    await function(**{name: given[name] for name in inspect.signature(function).parameters})
 
 
 def test_ci_passes_the_tests_by_the_command_of_the_readme() -> None:

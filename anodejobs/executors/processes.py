@@ -223,7 +223,7 @@ class Processes(Executor):
             return Lost(error="the machine was restarted while it ran")
         pid, started = attempt.pid, attempt.start_time
         if pid is None:
-            return Lost(error="its supervisor died before it had started it, or soon after")
+            return Lost(error=_DOUBTFUL)
         if started is None or not tree.is_alive(pid, started):
             return Lost(error=_UNSEEN)
         fds = _open_pipes(pid, attempt)
@@ -357,9 +357,13 @@ class Processes(Executor):
     async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
         """Ask all processes to end, those that appear meanwhile too; then make them."""
         asked: set[tuple[int, float]] = set()
+        known: dict[tuple[int, float], tree.Process] = {}
         while True:
             snapshot = await self._looks.take()
-            members = snapshot.members(attempt, has_just_ended=has_just_ended)
+            found = snapshot.members(attempt, has_just_ended=has_just_ended)
+            known.update((member.key, member) for member in found)
+            # What was a member stays one, though its parent has ended by which alone it was found.
+            members = [m for m in known.values() if snapshot.holds(m)]
             if not members:
                 return True
             give_up_at = stop.kill_at + _KILL_PATIENCE_S
@@ -495,7 +499,8 @@ class Processes(Executor):
 
 
 _TAKEN = "the application, or something in it, took the exit code before asyncio could read it"
-_UNSEEN = "it ended while no supervisor was there to see how"
+_DOUBTFUL = "its supervisor died before it had started it, or soon after; the log may have a gap"
+_UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
 
 
 def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:

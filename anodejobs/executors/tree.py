@@ -219,6 +219,11 @@ class Snapshot:
     def _bearers(self, token: str) -> list[Process]:
         return [*self._by_token.get(token, ()), *self._by_tag.get(tag_of(token), ())]
 
+    def holds(self, process: Process) -> bool:
+        """Return whether this very process was living at the look."""
+        seen = self.processes.get(process.pid)
+        return seen is not None and seen.key == process.key
+
     def oldest(self, token: str) -> Process | None:
         """Return the process that has borne the token longest."""
         return min(self._bearers(token), key=lambda process: process.key[::-1], default=None)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from anodejobs import faults
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, StopRequested
+from anodejobs.executors import tree
 from anodejobs.executors.base import Launch, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.supervisors import is_locked
@@ -54,6 +55,8 @@ class _Life(Entry):
     """An attempt in the shim's care."""
 
     owner: Client | None = None
+    others: set[Client] = field(default_factory=set)
+    """Who has asked for it as well, or had it before, and is told of it too."""
     askers: list[tuple[Client, int]] = field(default_factory=list)
     """Who waits to hear how its start went."""
     has_begun: bool = False
@@ -340,13 +343,19 @@ class Server:
 
     def _give(self, life: _Life, client: Client) -> None:
         """Make the attempt the application's, and tell it all that it cannot know."""
-        life.owner = client
+        self._pass_on(life, client)
         life.is_inherited = not life.is_newsworthy
         if life.is_newsworthy and not life.is_acknowledged:
             if life.has_ended:
                 life.events[-1] = _recorded(life.events[-1])
             for event in life.events:
                 client.send_line(_news(life, event))
+
+    def _pass_on(self, life: _Life, client: Client) -> None:
+        if life.owner is not None:
+            life.others.add(life.owner)
+        life.others.discard(client)
+        life.owner = client
 
     def _environment(self, client: Client, message: Message) -> None:
         client.env = message["vars"]
@@ -369,6 +378,10 @@ class Server:
             launch = Launch.from_json(message["launch"], client.env)
             life = self._lives[token] = _Life(message["number"], launch, attempt, owner=client)
             self._tasks.create_task(self._live(life))
+        elif client is not life.owner:
+            life.others.add(client)
+            for event in life.events[1:]:
+                client.send_line(_news(life, event))
         if life.events:
             outcome = life.events[0]
             if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
@@ -382,7 +395,7 @@ class Server:
         token = attempt.token
         life = self._lives.get(token)
         if life is not None:
-            life.owner = client
+            self._pass_on(life, client)
             found = next((e for e in life.events if isinstance(e, Started)), None)
             known = Adopted(attempt=found.attempt if found else life.attempt)
             self._answer(client, message, known)
@@ -540,6 +553,8 @@ class Server:
         try:
             if self._processes.holds(token):
                 await self._processes.clean(token)
+            elif life.attempt.boot_id not in (None, tree.boot_id()):
+                pass  # what has its pid now is a stranger
             elif life.launch.leftovers == "kill" and not isinstance(life.events[-1], StartFailed):
                 # Another shim saw it end, and was gone before it had looked for these.
                 await self._processes.stop(life.attempt, life.launch.stop_grace)
@@ -565,6 +580,8 @@ class Server:
             for told in life.events if life.is_inherited else (event,):
                 life.owner.send_line(_news(life, told))
             life.is_inherited = False
+            for client in life.others:
+                client.send_line(_news(life, event))
         else:
             self._flush_when_idle()
 
@@ -598,6 +615,7 @@ class Server:
         self._to_flush.discard(client)
         heir = next(reversed(self._clients), None)
         for life in self._lives.values():
+            life.others.discard(client)
             if life.owner is client:
                 life.owner = None
                 if heir is not None:
