@@ -517,17 +517,17 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
         journals = (folder / "journal", *(d.with_suffix(".journal") for d in drained))
         left = sum(len(load(journal)) for journal in journals)
         if left:
-            found = f"none runs, and the last one was to look after {left} attempts"
+            found = f"none runs; attempts that the last one left to look after: {left}"
             return "warning", found, "open a Jobs on the directory: the next shim takes them on"
         return "ok", "none runs, and the last one left nothing to do", ""
     if not pid.isdecimal() or tree.start_time(int(pid)) is None:
         found = f"pid {pid} holds the lock and cannot be seen from here"
         return "problem", found, "one directory for each machine and each container"
     try:
-        return "ok", f"pid {pid} answers, and looks after {held(folder)} attempts", ""
+        return "ok", f"pid {pid} answers; attempts that it looks after: {held(folder)}", ""
     except OSError as error:
         found = f"pid {pid} holds the lock and does not answer: {_one_line(error)}"
-        remedy = f"see {os.fspath(folder / 'log')!r}; end it: jobs run on, and another takes over"
+        remedy = f"see {os.fspath(folder / 'log')!r}; kill -9 {pid}: its jobs run on, with another"
         return "problem", found, remedy
 
 

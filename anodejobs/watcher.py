@@ -233,12 +233,20 @@ class Watcher:
 
     async def _follow(self, job_id: str, token: str) -> None:
         async def tell(event: Event) -> None:
-            await self._record(job_id, event, token)
+            if not (isinstance(event, Adopted) and await self._is_on_record(job_id, event)):
+                await self._record(job_id, event, token)
 
         exit = await self._executor.wait(token, tell)
         await self._record(job_id, exit, token)
         self._watched.pop(token, None)
         await self._executor.clean(token)
+
+    async def _is_on_record(self, job_id: str, event: Adopted) -> bool:
+        """Return whether the history has it: every application that comes is told of it anew."""
+        try:
+            return any(entry.at == event.at for entry in await self._jobdb.history(job_id))
+        except StoreError:
+            return False  # twice rather than not at all
 
     async def _end(
         self, job_id: str, attempt: Attempt, grace: float, *, may_hasten: bool = True
@@ -366,10 +374,10 @@ class Watcher:
             return
         event = await self._start(stored.record, stored.launch, stored.attempt)
         await self._record(job.job_id, event, job.attempt.token)
-        if isinstance(event, Started):
-            self._inherit(job.job_id, job.attempt.token)
-        else:
+        if not isinstance(event, Started):
             await self._executor.clean(job.attempt.token)
+        elif await self._current(job) is not None:  # its end may have come in the meantime
+            self._inherit(job.job_id, job.attempt.token)
 
     async def _stop_again(self, job: Unfinished) -> None:
         """See to a stop that was committed; one that is under way keeps its grace."""

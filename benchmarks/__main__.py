@@ -10,18 +10,36 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from benchmarks import capture, latency, lines, listing, stall, store, table, throughput, versus
+from benchmarks import (
+    capture,
+    latency,
+    lines,
+    listing,
+    live,
+    stall,
+    store,
+    supervisord,
+    table,
+    task_spooler,
+    throughput,
+    uvloop_host,
+    versus,
+)
 from benchmarks.rounds import Figures, Result, Subject, judge, play
 from benchmarks.side import prepared_at, run_side
 
 SUBJECTS: tuple[Subject, ...] = (
     *throughput.SUBJECTS,
+    *uvloop_host.SUBJECTS,
     *latency.SUBJECTS,
     *capture.SUBJECTS,
     *lines.SUBJECTS,
     *stall.SUBJECTS,
+    *live.SUBJECTS,
     *store.SUBJECTS,
     *listing.SUBJECTS,
+    *task_spooler.SUBJECTS,
+    *supervisord.SUBJECTS,
     *versus.SUBJECTS,
 )
 

@@ -113,18 +113,19 @@ class Round:
         alive = processes.running(self.place) if self.kind == "shim" else set()
         victims = ["host", "shim"] if self.kind == "both" else [self.kind]
         self._rng.shuffle(victims)
+        was_there = False
         for victim in victims:
             if victim == "host":
                 host.kill()
-                host.wait()
+                was_there |= host.wait() == -signal.SIGKILL
             else:
-                processes.kill_shim(self.place)
+                was_there |= processes.kill_shim(self.place)
             time.sleep(self._rng.choice((0, 0.001, 0.02)))
-        self.kills += 1
+        self.kills += was_there
         at = datetime.now(UTC)
         told = f"{at:%H:%M:%S.%f}: {self.kind} killed, {self._started()} jobs started"
         print(told, file=sys.stderr, flush=True)
-        if self.kind == "shim" and not self._ends_within(host, _HOLDING_S):
+        if self.kind == "shim" and was_there and not self._ends_within(host, _HOLDING_S):
             self.survivors |= alive & processes.running(self.place)
 
     def _started(self) -> int:
@@ -160,13 +161,14 @@ def _troubles(log: Path) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Kill and tell; 1 where something was found that must not be."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    _listen()
     print(f"{options.jobs} jobs, {options.parallel} at once, seed {options.seed}", flush=True)
     kinds = [options.kill] if options.kill else KINDS
     try:
-        return int(sum(not _is_fine(kind, options) for kind in kinds) > 0)
+        are_fine = [_is_fine(kind, options) for kind in kinds]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    return int(not all(are_fine))
 
 
 def _is_fine(kind: str, options: argparse.Namespace) -> bool:
@@ -181,14 +183,21 @@ def _is_fine(kind: str, options: argparse.Namespace) -> bool:
         is_kept = True
         raise
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
         processes.kill_all(place)
         if is_kept:
             print(f"kept: {place}", flush=True)
         else:
             shutil.rmtree(place)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _listen()
     return is_fine
+
+
+def _listen() -> None:
+    """Have Ctrl-C and SIGTERM end this process tidily."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _played(game: Round) -> bool:
@@ -253,6 +262,8 @@ async def _dump(game: Round) -> None:
         await store.close()
     for pid, env in processes.marked(game.place).items():
         print(f"  process {pid} of job {env.get('ANODEJOBS_JOB_ID', 'none')} is alive")
+    for line in (game.place / "host.log").read_text(errors="replace").splitlines()[-_MOST_TOLD:]:
+        print(f"  host: {line}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,7 @@ MEASURES = (
     "double starts",
     "never started",
     "jobs stopped by us",
+    "events on record twice",
     "not on record, or not as ended",
     "processes left",
     "shims left",
@@ -111,6 +112,7 @@ def _wrongs(seen: Seen, survivors: Collection[str]) -> Iterator[tuple[str, int]]
     yield "double starts", max(0, seen.starts - 1)
     yield "never started", seen.starts == 0
     yield "jobs stopped by us", was_stopped or record.status is Status.stopped
+    yield "events on record twice", len(seen.events) - len({(e.at, e.why) for e in seen.events})
     if seen.starts:
         lost, disordered = compare(seen.log, seen.plan.log())
         says_so = any("gap" in (event.why or "") for event in seen.events)

@@ -139,7 +139,7 @@ async def _asked(records: int, place: Path, size: Size) -> Figures:
 
     asks = COUNTS if size["counts"] else PAGES
     folder = prepared_at(place) / str(records)
-    async with Jobs(db_path=str(folder), executor="inline") as jobs:
+    async with Jobs(db_path=folder) as jobs:
         return {
             name: await _median_us(functools.partial(ask, jobs, records), size["asked"])
             for name, ask in asks.items()

@@ -1,4 +1,4 @@
-"""What a side observes of its own process: CPU, memory, and how late its loop is."""
+"""What a side observes of its process, and of one that helps it: CPU, memory, a late loop."""
 
 from __future__ import annotations
 
@@ -16,18 +16,32 @@ TICK_S = 0.001
 STALL_S = 0.005
 
 
-def cpu_s() -> float:
-    """Seconds of CPU this process has used, all its threads together, its children not."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def cpu_s(pid: int | None = None) -> float:
+    """Seconds of CPU a process has used, all its threads together, its children not.
+
+    Of this process by default; of another one the kernel tells hundredths of a second.
+    """
+    if pid is None:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return usage.ru_utime + usage.ru_stime
+    # The program's name may hold blanks and brackets; the last bracket ends it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Wall time and CPU since it was made."""
+    """Wall time and CPU since it was made; also the CPU of the process that ``helper`` names."""
 
-    began_s: float = field(default_factory=time.perf_counter)
-    cpu_began_s: float = field(default_factory=cpu_s)
+    helper: int | None = None
+    began_s: float = field(init=False)
+    cpu_began_s: float = field(init=False)
+    helper_began_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.helper_began_s = self._helper_used_s()
+        self.cpu_began_s = cpu_s()
+        self.began_s = time.perf_counter()
 
     @property
     def wall_s(self) -> float:
@@ -37,24 +51,50 @@ class Stopwatch:
     def cpu_s(self) -> float:
         return cpu_s() - self.cpu_began_s
 
+    @property
+    def helper_cpu_s(self) -> float:
+        return self._helper_used_s() - self.helper_began_s
+
+    def _helper_used_s(self) -> float:
+        return 0.0 if self.helper is None else cpu_s(self.helper)
+
 
 @dataclass(slots=True)
 class PeakMemory:
-    """By how much this process's resident memory rose above what it was at the start."""
+    """By how much a process's resident memory rose above what it was at the start."""
 
-    start_bytes: int = 0
+    pid: int | None = None
+    start_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak forgets what was before
-        self.start_bytes = _status_bytes("VmRSS")
+        (_proc(self.pid) / "clear_refs").write_text("5")  # the peak forgets what was before
+        self.start_bytes = resident_bytes(self.pid)
 
     @property
     def growth_mib(self) -> float:
-        return (_status_bytes("VmHWM") - self.start_bytes) / 2**20
+        return (_status_bytes(self.pid, "VmHWM") - self.start_bytes) / 2**20
 
 
-def _status_bytes(field_name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident_bytes(pid: int | None = None) -> int:
+    """The memory a process has, this one by default."""
+    return _status_bytes(pid, "VmRSS")
+
+
+def available_bytes() -> int:
+    """The memory that the machine could give to a process now."""
+    return _bytes_in(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _status_bytes(pid: int | None, field_name: str) -> int:
+    return _bytes_in(_proc(pid) / "status", field_name)
+
+
+def _proc(pid: int | None) -> Path:
+    return Path("/proc", "self" if pid is None else str(pid))
+
+
+def _bytes_in(path: Path, field_name: str) -> int:
+    for line in path.read_text().splitlines():
         name, _, value = line.partition(":")
         if name == field_name:
             return int(value.split()[0]) * 1024

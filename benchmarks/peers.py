@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
+
+from benchmarks.rounds import SideUnavailableError
 
 READ_BYTES = 64 * 1024
 
@@ -40,6 +44,23 @@ async def wait_by_pidfd(pid: int) -> int:
 
     loop.add_reader(pidfd, reap)
     return await exited
+
+
+def watch_by_pidfds() -> None:
+    """Have asyncio watch children as it does by itself from Python 3.12 on."""
+    if sys.version_info < (3, 12):
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+
+
+def installed(program: str) -> str:
+    """The path of a program that need not be there, also beside the Python that runs us."""
+    folders = (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+    path = shutil.which(program, path=os.pathsep.join(folders))
+    if path is None:
+        raise SideUnavailableError(f"{program} is not installed")
+    return path
 
 
 async def communicate(argv: list[str], *, in_session: bool = False) -> int:

@@ -3,7 +3,7 @@
 ``run_side`` is the parent's half, ``main`` the child's: ``python -m benchmarks.side MODULE SIDE
 DIRECTORY SIZE`` prints the side's figures as JSON. A side imports the library it measures when it
 is called, not before: the floor's process then carries nothing of anodejobs, and a peer that is
-not installed is no error.
+not installed is no error. A module whose sides want another event loop has ``new_loop``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks.rounds import Figures, SideFailedError, SideUnavailableError, Size
 
 Side = Callable[[Path, Size], Awaitable[Figures]]
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 LIMIT_S = 300.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,18 +53,23 @@ def run_side(module: str, side: str, place: Path, size: Size) -> Figures:
 
 
 def main() -> None:
-    module, side, place, size = sys.argv[1:]
+    name, side, place, size = sys.argv[1:]
     _allow_all_descriptors()
-    sides: dict[str, Side] = importlib.import_module(f"benchmarks.{module}").SIDES
-    print(json.dumps(_measured(sides[side], Path(place), json.loads(size))))
+    module = importlib.import_module(f"benchmarks.{name}")
+    sides: dict[str, Side] = module.SIDES
+    new_loop: NewLoop | None = getattr(module, "new_loop", None)
+    print(json.dumps(_measured(sides[side], Path(place), json.loads(size), new_loop)))
 
 
-def _measured(side: Side, place: Path, size: Size) -> dict[str, float] | dict[str, str]:
+def _measured(
+    side: Side, place: Path, size: Size, new_loop: NewLoop | None
+) -> dict[str, float] | dict[str, str]:
     async def measured() -> Figures:
         return await side(place, size)
 
     try:
-        return dict(asyncio.run(measured()))
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return dict(runner.run(measured()))
     except SideUnavailableError as why:
         return {"unavailable": str(why)}
 

@@ -7,13 +7,18 @@ beside an idle loop; and beside asyncio's StreamReader carrying the output in th
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.measure import shrink, size_of, ticking
 from benchmarks.peers import posix_spawn, pump_by_stream_reader, wait_by_pidfd
 from benchmarks.programs import expect, flooding
 from benchmarks.rounds import Figures, How, Row, Size, Subject, at_most
+
+if TYPE_CHECKING:
+    from benchmarks.supervised import Executor
 
 STALLED = "ms/s later than 5 ms"
 LONGEST = "longest, ms late"
@@ -21,10 +26,10 @@ P99 = "p99, ms late"
 WRITERS = 4
 
 
-async def anodejobs(place: Path, size: Size) -> Figures:
+async def anodejobs(place: Path, size: Size, *, executor: Executor = "shim") -> Figures:
     from benchmarks.supervised import open_jobs, run_and_wait, stdout_log
 
-    async with open_jobs(place) as jobs:
+    async with open_jobs(place, executor) as jobs:
         await run_and_wait(jobs, "warm-up", flooding(1))
 
         async def one(number: int, command: list[str]) -> Path:
@@ -76,6 +81,7 @@ def _figures(stalled_ms_per_s: float, longest_ms: float, p99_ms: float) -> Figur
 
 SIDES = {
     "anodejobs": anodejobs,
+    "anodejobs inline": functools.partial(anodejobs, executor="inline"),
     "own files": own_files,
     "StreamReader": stream_reader,
     "idle": idle,
@@ -89,11 +95,16 @@ SUBJECTS = (
         size={"mib": 400, "idle_ms": 2000},
         quick={"mib": 8, "idle_ms": 200},
         rows=(
-            Row(STALLED, "own files", at_most(0), How.DIFFERENCE),
-            Row(STALLED, "idle", how=How.DIFFERENCE),
+            Row(STALLED, "idle", at_most(0), How.DIFFERENCE),
+            Row(STALLED, "own files", how=How.DIFFERENCE),
             Row(STALLED, "StreamReader", how=How.DIFFERENCE),
             Row(LONGEST, "own files"),
             Row(P99, "own files"),
+            Row(STALLED, "idle", how=How.DIFFERENCE, ours="anodejobs inline"),
+            Row(STALLED, "own files", at_most(0), How.DIFFERENCE, ours="anodejobs inline"),
+            Row(STALLED, "StreamReader", how=How.DIFFERENCE, ours="anodejobs inline"),
+            Row(LONGEST, "own files", ours="anodejobs inline"),
+            Row(P99, "own files", ours="anodejobs inline"),
         ),
     ),
 )

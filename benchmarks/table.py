@@ -22,7 +22,9 @@ def render(results: Iterable[Result], *, is_quick: bool) -> Iterator[str]:
 
 def _cells(result: Result, *, is_quick: bool) -> tuple[str, ...]:
     row = result.row
-    name = f"{result.subject}: {row.figure}"
+    # What is measured is the head's "anodejobs"; which kind of it, stands with the figure.
+    kind = row.ours.removeprefix("anodejobs").strip(", ")
+    name = f"{result.subject}: {row.figure}" + (f" ({kind})" if kind else "")
     if result.compared is None:
         return (name, result.trouble)
     spread = result.compared

@@ -599,7 +599,7 @@ async def test_a_shim_that_answers_is_well_and_not_disturbed(tmp_path, monkeypat
         finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor._held)
         assert finding.level == "ok", finding
         pid = locker(tmp_path / "job_db" / "shim" / "lock")
-        assert finding.found == f"pid {pid} answers, and looks after 1 attempts"
+        assert finding.found == f"pid {pid} answers; attempts that it looks after: 1"
         await jobs.run("exit 3", job_id="ends")
         assert (await jobs.wait("ends")).exit_code == 3
     assert heard
@@ -631,7 +631,7 @@ async def test_the_jobs_of_a_killed_shim_are_a_warning_until_it_has_a_successor(
     async with Jobs(tmp_path / "job_db") as jobs:
         assert (await jobs.stop("runs")).status == "stopped"
     assert finding.level == "warning"
-    assert "after 1 attempts" in finding.found
+    assert finding.found.endswith("left to look after: 1")
 
 
 async def test_a_shim_that_left_when_it_was_done_left_nothing_to_do(tmp_path):

@@ -119,6 +119,37 @@ async def test_a_child_that_ignores_sigterm_is_killed_though_its_parent_obeyed(j
     assert not living(processes)
 
 
+async def test_a_child_without_marks_that_ignores_sigterm_is_killed_though_its_parent_obeyed(
+    jobs: Jobs,
+) -> None:
+    code = """
+    if not os.fork():
+        os.setsid()
+        os.execve("/bin/sh", ["sh", "-c", "trap '' TERM; echo $$; while :; do sleep 600; done"], {})
+    here()
+    """
+    await jobs.run(script(code), job_id="a")
+    processes = await told(jobs, "a", 2)
+    assert (await stopped(jobs, "a", grace=0.2)).exit_code == -15
+    assert not living(processes)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start what another user owns")
+async def test_a_process_of_another_user_does_not_keep_the_job_from_being_stopped(
+    jobs: Jobs,
+) -> None:
+    code = """
+    if not os.fork():
+        os.setresuid(65534, 65534, 65534)
+        here()
+    here()
+    """
+    await jobs.run(script(code), job_id="a")
+    processes = await told(jobs, "a", 2)
+    assert (await stopped(jobs, "a", grace=0.2)).status is Status.stopped
+    assert not living(processes)
+
+
 async def test_a_tree_that_grows_while_it_is_stopped_is_ended(jobs: Jobs) -> None:
     code = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -236,7 +236,7 @@ class Processes(Executor):
     async def _found_by_token(self, attempt: Attempt) -> Attempt:
         """Return the attempt with the process that bears its token, if there is one."""
         snapshot = await self._looks.take()
-        main = snapshot.oldest(attempt.token)
+        main = snapshot.main(attempt.token)
         if main is None:
             return attempt
         return replace(

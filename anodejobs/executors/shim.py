@@ -67,7 +67,7 @@ _BOOTSTRAP = (
     "import sys;"
     # asyncio does without it, and it is the largest of all that it would import.
     "sys.modules['ssl']=None;"
-    "sys.path[:0]=[sys.argv.pop()];"
+    "sys.path[:0]=sys.argv[4:];del sys.argv[4:];"
     "from anodejobs.shim.main import main;main()"
 )
 
@@ -661,7 +661,7 @@ def _launch(folder: Path) -> str:
     command = [
         *(_interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
         *(os.fspath(folder), str(LINGER_S), str(tell)),
-        os.path.dirname(os.path.dirname(anodejobs.__file__)),
+        *_import_paths(),
     ]
     try:
         try:
@@ -687,6 +687,16 @@ def _launch(folder: Path) -> str:
         return word or "it died while it started"
     finally:
         os.close(told)
+
+
+def _import_paths() -> list[str]:
+    """Return where the shim finds what it imports beside the standard library."""
+    modules = [anodejobs]
+    if not tree.IS_LINUX:  # where /proc does not tell, it is asked
+        import psutil
+
+        modules.append(psutil)
+    return [os.path.dirname(os.path.dirname(module.__file__ or "")) for module in modules]
 
 
 def _interpreter() -> str:

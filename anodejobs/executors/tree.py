@@ -217,16 +217,23 @@ class Snapshot:
         return sorted(members.values(), key=lambda process: process.key[::-1])
 
     def _bearers(self, token: str) -> list[Process]:
-        return [*self._by_token.get(token, ()), *self._by_tag.get(tag_of(token), ())]
+        # Read again: a shim bears the mark while it spawns, and is no part of that job.
+        tag = tag_of(token)
+        tagged = (p for p in self._by_tag.get(tag, ()) if read_tag(p.pid) == tag)
+        return [*self._by_token.get(token, ()), *tagged]
 
     def holds(self, process: Process) -> bool:
         """Return whether this very process was living at the look."""
         seen = self.processes.get(process.pid)
         return seen is not None and seen.key == process.key
 
-    def oldest(self, token: str) -> Process | None:
-        """Return the process that has borne the token longest."""
-        return min(self._bearers(token), key=lambda process: process.key[::-1], default=None)
+    def main(self, token: str) -> Process | None:
+        """Return the process that was started with the token, not one that it has left behind.
+
+        It leads its session, which few of its descendants do, and none that is older.
+        """
+        leaders = (process for process in self._bearers(token) if process.session == process.pid)
+        return min(leaders, key=lambda process: process.key[::-1], default=None)
 
 
 def take_snapshot(known: Snapshot | None = None) -> Snapshot:

@@ -141,7 +141,7 @@ def load(path: Path) -> list[Entry]:
             continue
         try:
             _take(entries, json.loads(line))
-        except (ValueError, KeyError, TypeError):
+        except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
             LOG.warning("a line of %s makes no sense: %.80r", path, line)
     return list(entries.values())
 

@@ -1,0 +1,204 @@
+"""Very many jobs that only run: the memory they cost, and how soon others have them in hand.
+
+Their host leaves, and another one comes. Its shim is killed, and the next one takes them all on,
+before it answers anybody. In the end they are stopped, and nothing of them may be left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import resident_bytes
+from benchmarks.peers import watch_by_pidfds
+from benchmarks.programs import expect
+from benchmarks.rounds import Figures, How, Row, SideUnavailableError, Size, Subject, at_most
+from benchmarks.side import LIMIT_S, run_side
+from benchmarks.throughput import in_flight
+
+if TYPE_CHECKING:
+    from anodejobs import Jobs
+
+MEMORY = "KiB of memory per job"
+HOST_MEMORY = "KiB of the host's memory per job"
+READY = "s until a new host is ready"
+TAKEN_ON = "s from kill -9 of the shim until the next has all"
+STOPPED = "s until all are stopped"
+
+SLEEPING = ["/bin/sleep", f"{LIMIT_S:.2f}"]
+"""Should a side break, they do not stay for ever."""
+AT_ONCE = 32
+DESCRIPTORS_PER_JOB = 3
+OTHER_DESCRIPTORS = 500
+
+
+async def anodejobs(place: Path, size: Size) -> Figures:
+    from benchmarks.supervised import jobs_at, warm_up
+
+    _expect_descriptors(size)
+    async with _nothing_left(place):
+        async with jobs_at(place) as jobs:
+            await warm_up(jobs)
+            memory = await _started(place, jobs, size)
+        # In a process of its own, as it would be.
+        ready = await asyncio.to_thread(run_side, "live", "new host", place / "new-host", size)
+        async with jobs_at(place) as jobs:
+            taken_on = await _taken_on(place, jobs, size)
+            stopped = await _stopped(jobs)
+    return {**memory, **ready, **taken_on, **stopped}
+
+
+async def new_host(place: Path, size: Size) -> Figures:
+    from benchmarks.supervised import jobs_at
+
+    began = time.perf_counter()
+    async with jobs_at(place.parent) as jobs:
+        ready_s = time.perf_counter() - began
+        expect("running jobs", await jobs.count({"status": "running"}), size["jobs"])
+    return {READY: ready_s}
+
+
+async def bare_asyncio(place: Path, size: Size) -> Figures:
+    _expect_descriptors(size)
+    watch_by_pidfds()
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def one(number: int) -> None:
+        process = await asyncio.create_subprocess_exec(*SLEEPING, stdout=PIPE, stderr=PIPE)
+        processes.append(process)
+
+    before = resident_bytes()
+    try:
+        await in_flight({**size, "live": AT_ONCE}, one)
+        grown = resident_bytes() - before
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            await process.wait()
+    return {MEMORY: grown / 1024 / size["jobs"]}
+
+
+def _expect_descriptors(size: Size) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # the hard one too, by now
+    wanted = DESCRIPTORS_PER_JOB * size["jobs"] + OTHER_DESCRIPTORS
+    if limit < wanted:
+        raise SideUnavailableError(f"it takes {wanted:,} descriptors, and {limit:,} are allowed")
+
+
+async def _started(place: Path, jobs: Jobs, size: Size) -> Figures:
+    from benchmarks.supervised import shim_pid
+
+    async def one(number: int) -> None:
+        await jobs.run(command=SLEEPING, job_id=f"job-{number}")
+
+    shim = shim_pid(place)
+    before, mine_before = resident_bytes(shim), resident_bytes()
+    await in_flight({**size, "live": AT_ONCE}, one)
+    expect("running jobs", await jobs.count({"status": "running"}), size["jobs"])
+    grown, mine_grown = resident_bytes(shim) - before, resident_bytes() - mine_before
+    return {
+        MEMORY: grown / 1024 / size["jobs"],
+        HOST_MEMORY: mine_grown / 1024 / size["jobs"],
+    }
+
+
+async def _taken_on(place: Path, jobs: Jobs, size: Size) -> Figures:
+    """Kill the shim; the next one answers when it has taken on all that the killed one had."""
+    from benchmarks.supervised import shim_pid
+
+    killed = shim_pid(place)
+    assert killed is not None
+    pipes = await _pipes_of_jobs(jobs)
+    expect("pipes of jobs", len(pipes), 2 * size["jobs"])
+    expect("pipes that nobody reads", len(pipes - _pipes_of(killed)), 0)
+    began = time.perf_counter()
+    os.kill(killed, signal.SIGKILL)
+    await jobs.run(command=["/bin/true"], job_id="first-of-next")
+    took_s = time.perf_counter() - began
+    following = shim_pid(place)
+    expect("another shim", following not in (None, killed), True)
+    assert following is not None
+    expect("pipes that nobody reads", len(pipes - _pipes_of(following)), 0)
+    await jobs.wait(job_id="first-of-next")
+    expect("running jobs", await jobs.count({"status": "running"}), size["jobs"])
+    return {TAKEN_ON: took_s}
+
+
+async def _pipes_of_jobs(jobs: Jobs) -> set[str]:
+    records = (await jobs.list_status({"status": "running"})).values()
+    return {pipe for record in records for pipe in _pipes_of(record.last_pid)}
+
+
+def _pipes_of(pid: int | None) -> set[str]:
+    pipes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            link = os.readlink(fd)
+            if link.startswith("pipe:"):
+                pipes.add(link)
+    return pipes
+
+
+async def _stopped(jobs: Jobs) -> Figures:
+    records = (await jobs.list_status({"status": "running"})).values()
+    began = time.perf_counter()
+    await _stop_all(jobs)
+    took_s = time.perf_counter() - began
+    expect("stopped jobs", await jobs.count({"status": "stopped"}), len(records))
+    alive = sum(_is_sleeping(record.last_pid) for record in records)
+    expect("processes of stopped jobs", alive, 0)
+    return {STOPPED: took_s}
+
+
+async def _stop_all(jobs: Jobs) -> None:
+    async with asyncio.TaskGroup() as stops:
+        for job_id in await jobs.list_status({"status": "running"}):
+            stops.create_task(jobs.stop(job_id))
+
+
+def _is_sleeping(pid: int | None) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text() == "\0".join((*SLEEPING, ""))
+    return False
+
+
+@contextlib.asynccontextmanager
+async def _nothing_left(place: Path) -> AsyncIterator[None]:
+    """End what is left of the jobs and of their shim, however the block ends."""
+    from benchmarks.supervised import jobs_at, shim_has_left
+
+    try:
+        yield
+    finally:
+        async with jobs_at(place) as jobs:
+            await _stop_all(jobs)
+        await shim_has_left(place)
+
+
+SIDES = {"anodejobs": anodejobs, "new host": new_host, "bare asyncio, pidfd": bare_asyncio}
+
+SUBJECTS = (
+    Subject(
+        name="live@5000",
+        module="live",
+        sides=("anodejobs", "bare asyncio, pidfd"),
+        size={"jobs": 5000},
+        quick={"jobs": 50},
+        rows=(
+            Row(MEMORY, "bare asyncio, pidfd", at_most(0.7)),
+            Row(HOST_MEMORY, how=How.ALONE),
+            Row(READY, target=at_most(0.1), how=How.ALONE),
+            Row(TAKEN_ON, target=at_most(1.0), how=How.ALONE),
+            Row(STOPPED, how=How.ALONE),
+        ),
+    ),
+)

@@ -1,0 +1,539 @@
+"""What the shim writes: the journal that survives it, and the messages to applications."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from anodejobs.events import (
+    Adopted,
+    Attempt,
+    Exited,
+    Lost,
+    Started,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+)
+from anodejobs.executors.base import Launch, LogPlan, new_token
+from anodejobs.shim import journal, protocol
+from anodejobs.shim.journal import Entry, Journal, load
+from anodejobs.shim.protocol import (
+    Lines,
+    TooLong,
+    encoded,
+    event_from_json,
+    event_to_json,
+    event_to_text,
+)
+
+pytestmark = pytest.mark.smoke
+
+NOON = datetime(2024, 2, 29, 12, 0, 0, 123457, tzinfo=UTC)
+ODD = 'a "quoted" \\ word\nand\ta\0byte, na\udcefve, 任务 🚀 \x7f\u2028 {"begin":1}'
+ATTEMPT = Attempt(
+    token=new_token(),
+    supervisor=f"shim:{ODD}",
+    pid=4321,
+    start_time=123456789.0,
+    boot_id="b-1",
+    started_monotonic=98765.4321,
+    pipes=(11, 2**40),
+)
+BARE = Attempt(token=new_token(), supervisor="")
+EVENTS = [
+    Started(at=NOON, attempt=ATTEMPT),
+    Started(at=NOON, attempt=BARE),
+    StartFailed(at=NOON, error=ODD),
+    Adopted(at=NOON, attempt=ATTEMPT, gap=True),
+    Adopted(at=NOON, attempt=BARE),
+    StopRequested(at=NOON, error=ODD),
+    StopRequested(at=NOON, reason=ODD),
+    StopFailed(at=NOON),
+    Exited(at=NOON, exit_code=-9, evidence="observed"),
+    Exited(
+        at=NOON,
+        exit_code=255,
+        evidence="adopted",
+        ended_by_itself=True,
+        in_start_grace=True,
+        log_error=ODD,
+    ),
+    Lost(at=NOON, error=ODD),
+]
+SECRET = "hunter2"
+NOT_KEPT: dict[str, Any] = {"argv": (), "cwd": "/", "base_env": {}, "envs": {}}
+
+text = st.one_of(st.text(), st.binary().map(os.fsdecode))
+moments = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+numbers = st.integers(0, 2**53)
+seconds = st.floats(0, 2**40, allow_nan=False)
+attempts = st.builds(
+    Attempt,
+    token=st.binary(min_size=16, max_size=16).map(bytes.hex),
+    supervisor=text,
+    pid=st.none() | numbers,
+    start_time=st.none() | seconds,
+    boot_id=st.none() | text,
+    started_monotonic=st.none() | seconds,
+    pipes=st.none() | st.tuples(numbers, numbers),
+)
+events = st.one_of(
+    st.builds(Started, at=moments, attempt=attempts),
+    st.builds(StartFailed, at=moments, error=text),
+    st.builds(Adopted, at=moments, attempt=attempts, gap=st.booleans()),
+    st.builds(StopRequested, at=moments, error=st.none() | text, reason=st.none() | text),
+    st.builds(StopFailed, at=moments, error=text),
+    st.builds(
+        Exited,
+        at=moments,
+        exit_code=st.integers(-64, 255),
+        evidence=st.sampled_from(["observed", "recorded", "adopted"]),
+        ended_by_itself=st.booleans(),
+        in_start_grace=st.booleans(),
+        log_error=st.none() | text,
+    ),
+    st.builds(Lost, at=moments, error=text),
+)
+
+
+# Events and messages.
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_an_event_survives_being_written_down(event):
+    assert event_from_json(json.loads(json.dumps(event_to_json(event)))) == event
+    assert event_from_json(json.loads(event_to_text(event))) == event
+
+
+@given(events)
+def test_any_event_survives_being_written_down(event):
+    line = event_to_text(event)
+    assert "\n" not in line and line.isascii()
+    assert event_from_json(json.loads(line)) == event
+
+
+def test_every_kind_of_event_that_is_told_is_tried_here():
+    assert {type(event) for event in EVENTS} == set(protocol.Told.__args__)
+
+
+@given(st.dictionaries(text, text | st.integers() | st.none() | st.lists(text)))
+def test_any_message_is_one_line(message):
+    line = encoded(message)
+    assert line.count(b"\n") == 1 and line.endswith(b"\n")
+    assert Lines().feed(line) == [message]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.dictionaries(text, text, max_size=3), max_size=5),
+    st.lists(st.integers(0, 400), max_size=12),
+)
+@example([{"a": "b"}], [])
+@example([{"a": "b"}, {}], [10, 10])
+def test_messages_are_put_together_however_they_were_cut(messages, cuts):
+    data = b"".join(map(encoded, messages))
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    lines, got = Lines(), []
+    for start, end in itertools.pairwise(places):
+        if start < end:
+            got += lines.feed(data[start:end])
+    assert got == messages
+
+
+def test_a_message_may_come_byte_by_byte():
+    lines = Lines()
+    data = encoded({"text": ODD}) * 2
+    got = [message for n in range(len(data)) for message in lines.feed(data[n : n + 1])]
+    assert got == [{"text": ODD}] * 2
+
+
+def test_a_message_may_be_many_megabytes_long():
+    message = {"vars": {"LONG": "ü" * 1_000_000, "LONGER": "x" * 3_000_000}}
+    lines, data = Lines(), encoded(message)
+    pieces = [data[start : start + 65536] for start in range(0, len(data), 65536)]
+    assert [m for piece in pieces for m in lines.feed(piece)] == [message]
+
+
+def test_what_is_too_long_to_be_a_message_is_refused(monkeypatch):
+    monkeypatch.setattr(protocol, "LONGEST_BYTES", 1000)
+    lines = Lines()
+    assert lines.feed(encoded({"short": "x" * 900}) * 5) == [{"short": "x" * 900}] * 5
+    lines.feed(b"x" * 1000)
+    with pytest.raises(TooLong):
+        lines.feed(b"x")
+
+
+def test_what_is_too_long_is_refused_after_a_message_in_the_same_bytes(monkeypatch):
+    monkeypatch.setattr(protocol, "LONGEST_BYTES", 1000)
+    with pytest.raises(TooLong):
+        Lines().feed(b"{}\n" + b"x" * 1001)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"hello", b'{"cut":', b"\xff\xfe", b"{}{}", b"[]", b'"text"', b"5", b"null", b'{"a":1}}'],
+)
+def test_what_is_no_object_is_refused(line):
+    with pytest.raises(ValueError, match=r"object|decode|value|data|delimiter"):
+        Lines().feed(line + b"\n")
+
+
+# The journal.
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@contextmanager
+def opened(path: Path, entries: Iterable[Entry] = ()) -> Iterator[Journal]:
+    """Give a journal that is open; ``entries`` is what is to be kept when it is made anew."""
+    book = Journal(path, lambda: entries)
+    book.open()
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+def entry(job_id: str = "a", **fields: Any) -> Entry:
+    """Return an attempt that is about to be spawned; ``fields`` are those of ``Launch``."""
+    usual: dict[str, Any] = {
+        "argv": ("true",),
+        "cwd": "/tmp",
+        "base_env": {"PASSWORD": SECRET},
+        "envs": {},
+        "logs": LogPlan(stdout=Path("/o"), stderr=Path("/e"), max_bytes=7, backups=2),
+        "stop_grace": 1.5,
+    }
+    launch = Launch(job_id=job_id, **{**usual, **fields})
+    return Entry(3, launch, Attempt(token=new_token(), supervisor="shim:s"))
+
+
+def written(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
+    """Return all that a journal is to know of the entries."""
+    return [(e.number, e.attempt, e.events, replace(e.launch, **NOT_KEPT)) for e in entries]
+
+
+def test_there_is_nothing_in_no_journal(path):
+    assert load(path) == []
+
+
+def test_there_is_nothing_in_a_new_journal(path):
+    with opened(path):
+        assert load(path) == []
+
+
+def test_what_has_begun_is_in_it_before_begin_returns(path):
+    with opened(path) as book:
+        begun = entry(timeout=2.5, start_grace=0.5, leftovers="leave", on_host_death="stop")
+        book.begin(begun)
+        assert written(load(path)) == written([begun])
+
+
+def test_what_has_happened_is_in_it_after_a_flush(path):
+    with opened(path) as book:
+        begun = entry()
+        book.begin(begun)
+        for event in EVENTS:
+            book.note(begun.attempt.token, event)
+        assert load(path)[0].events == []
+        book.flush()
+        assert load(path)[0].events == EVENTS
+
+
+def test_what_was_said_is_in_it_when_it_was_closed(path):
+    with opened(path) as book:
+        begun = entry()
+        book.begin(begun)
+        book.note(begun.attempt.token, EVENTS[0])
+    assert load(path)[0].events == EVENTS[:1]
+    book.close()
+
+
+def test_what_is_done_is_in_it_no_more(path):
+    with opened(path) as book:
+        begun, other = entry("a"), entry("b")
+        book.begin(begun)
+        book.begin(other)
+        book.note(begun.attempt.token, EVENTS[0])
+        book.done(begun.attempt.token)
+        book.flush()
+        assert written(load(path)) == written([other])
+
+
+def test_what_happened_to_the_unknown_is_passed_over(path):
+    with opened(path) as book:
+        book.note(new_token(), EVENTS[0])
+        book.done(new_token())
+        book.flush()
+        assert load(path) == []
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text, text.filter(lambda path: path and "\0" not in path), st.lists(events, max_size=3))
+def test_any_text_survives(path, job_id, log, happened):
+    path.unlink(missing_ok=True)
+    logs = LogPlan(stdout=Path(log), stderr=Path(log))
+    begun = entry(job_id, logs=logs)
+    with opened(path) as book:
+        book.begin(begun)
+        for event in happened:
+            book.note(begun.attempt.token, event)
+        book.flush()
+        (found,) = load(path)
+    assert (found.launch.job_id, found.launch.logs) == (job_id, logs)
+    assert found.events == happened
+
+
+def test_no_environment_and_no_argument_is_ever_in_it(path):
+    secret = entry(envs={"TOKEN": SECRET}, argv=("login", SECRET), cwd=f"/{SECRET}")
+    secret.events = list(EVENTS)
+    with opened(path, [secret]) as book:
+        book.begin(secret)
+        book.note(secret.attempt.token, EVENTS[0])
+        book.flush()
+        begun = path.read_bytes()
+        book.open()
+        assert secret.attempt.token.encode() in begun
+        assert SECRET.encode() not in begun + path.read_bytes()
+    (found,) = load(path)
+    assert (found.launch.envs, found.launch.base_env, found.launch.argv) == ({}, {}, ())
+
+
+def test_only_its_owner_can_read_it(path):
+    umask = os.umask(0)
+    try:
+        with opened(path) as book:
+            book.begin(entry())
+            assert path.stat().st_mode & 0o777 == 0o600
+            book.open()
+            assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(umask)
+
+
+# What was cut, or is no journal at all.
+
+
+def test_wherever_it_was_cut_what_is_whole_is_there(path):
+    first, second = entry("first"), entry("second")
+    with opened(path) as book:
+        book.begin(first)
+        sizes = [path.stat().st_size]
+        book.begin(second)
+        sizes.append(path.stat().st_size)
+        book.note(first.attempt.token, EVENTS[0])
+    data = path.read_bytes()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        entries = load(path)
+        # A line lacks nothing without its end.
+        whole = sum(size >= whole - 1 for whole in sizes)
+        assert [e.launch.job_id for e in entries] == ["first", "second"][:whole]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"hello",
+        b"\xff\xfe\x00",
+        b"\0" * 4096,
+        b"{}",
+        b"[]",
+        b"5",
+        b"null",
+        b'"begin"',
+        b"[" * 100_000,
+        b'{"begin":5}',
+        b'{"begin":{"token":"t"}}',
+        b'{"begin":{},"number":1,"launch":{}}',
+        b'{"done":[]}',
+        b'{"done":"unknown"}',
+        b'{"token":{},"event":{}}',
+        b'{"token":"TOKEN","event":5}',
+        b'{"token":"TOKEN","event":{"kind":"Unknown","at":1}}',
+        b'{"token":"TOKEN","event":{"kind":"Lost","at":1}}',
+        b'{"token":"TOKEN","event":{"kind":"Lost","at":1e300,"error":""}}',
+        b'{"token":"TOKEN","event":{"kind":"Lost","at":"noon","error":""}}',
+        b'{"token":"TOKEN","event":{"kind":"Lost","at":1,"error":"","more":1}}',
+    ],
+)
+def test_a_line_that_makes_no_sense_is_passed_over(path, garbage):
+    first, second = entry("first"), entry("second")
+    with opened(path) as book:
+        book.begin(first)
+    garbage = garbage.replace(b"TOKEN", first.attempt.token.encode())
+    data = path.read_bytes() + garbage + b"\n"
+    with opened(path) as book:
+        book.begin(second)
+    path.write_bytes(data + path.read_bytes())
+    assert written(load(path)) == written([first, second])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.binary())
+def test_a_file_of_anything_can_be_read(path, data):
+    path.write_bytes(data)
+    assert load(path) == []
+
+
+# A disk that is full.
+
+
+@contextmanager
+def full_disk(path: Path, more: int = 0) -> Iterator[None]:
+    """Let files grow to the present size of this one, and so many bytes more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_nothing_is_begun_that_cannot_be_written(path):
+    with opened(path) as book:
+        with full_disk(path), pytest.raises(OSError, match="too large"):
+            book.begin(entry())
+        assert load(path) == []
+        book.flush()
+        assert load(path) == []
+
+
+def test_half_a_line_is_passed_over(path):
+    lost, begun = entry("lost"), entry("begun")
+    with opened(path) as book:
+        with full_disk(path, more=100), pytest.raises(OSError, match="no space"):
+            book.begin(lost)
+        assert path.read_bytes().splitlines()[-1].startswith(b'{"begin"')
+        book.begin(begun)
+        assert written(load(path)) == written([begun])
+
+
+def test_a_line_that_lacks_only_its_end_spoils_no_other(path):
+    first, begun = entry("first"), entry("begun")
+    with opened(path) as book:
+        book.begin(first)
+        begin = path.read_bytes().splitlines(keepends=True)[-1]
+        lost = Entry(first.number, first.launch, Attempt(token=new_token(), supervisor="shim:s"))
+        with full_disk(path, more=len(begin) - 1), pytest.raises(OSError, match="no space"):
+            book.begin(lost)
+        book.note(lost.attempt.token, StartFailed(error="no space"))
+        book.begin(begun)
+        book.done(lost.attempt.token)
+        book.flush()
+        assert written(load(path)) == written([first, begun])
+
+
+@pytest.mark.parametrize("more", [0, 1, 60, 150])
+def test_what_happens_while_the_disk_is_full_is_written_when_there_is_space(path, more):
+    begun = entry()
+    with opened(path) as book:
+        book.begin(begun)
+        with full_disk(path, more):
+            book.note(begun.attempt.token, EVENTS[0])
+            book.flush()
+            book.note(begun.attempt.token, EVENTS[8])
+            book.flush()
+        book.flush()
+        assert load(path)[0].events[-2:] == [EVENTS[0], EVENTS[8]]
+
+
+def test_a_begin_takes_along_what_could_not_be_written_before(path):
+    begun, other = entry("a"), entry("b")
+    with opened(path) as book:
+        book.begin(begun)
+        with full_disk(path):
+            book.note(begun.attempt.token, EVENTS[0])
+            book.flush()
+        book.begin(other)
+        assert [e.events for e in load(path)] == [[EVENTS[0]], []]
+
+
+def test_a_full_disk_is_said_once(path, caplog):
+    with opened(path) as book:
+        with full_disk(path):
+            for _ in range(3):
+                book.note(new_token(), EVENTS[0])
+                book.flush()
+        assert len(caplog.records) == 1
+        assert str(path) in caplog.text
+
+
+def test_a_journal_that_cannot_be_made_anew_stays_as_it_was(path):
+    begun = entry()
+    kept = [begun]
+    with opened(path, kept) as book:
+        book.note(begun.attempt.token, EVENTS[0])
+        book.flush()
+        kept += [entry(f"job-{number}") for number in range(100)]
+        with full_disk(path), pytest.raises(OSError, match="no space"):
+            book.open()
+        assert [e.events for e in load(path)] == [[EVENTS[0]]]
+        book.note(begun.attempt.token, EVENTS[8])
+        book.flush()
+        assert load(path)[0].events == [EVENTS[0], EVENTS[8]]
+
+
+# Making it anew.
+
+
+def test_it_is_made_anew_of_what_is_kept(path):
+    begun = entry()
+    begun.events = list(EVENTS)
+    with opened(path, [begun]):
+        assert written(load(path)) == written([begun])
+
+
+def test_it_keeps_small_whatever_passes_through_it(path, monkeypatch):
+    monkeypatch.setattr(journal, "_COMPACT_ABOVE_BYTES", 20_000)
+    lives = [entry("lives")]
+    lives[0].events = [EVENTS[0]]
+    with opened(path, lives) as book:
+        for number in range(300):
+            passing = entry(f"job-{number}")
+            book.begin(passing)
+            book.note(passing.attempt.token, EVENTS[0])
+            book.note(passing.attempt.token, EVENTS[8])
+            book.done(passing.attempt.token)
+            book.flush()
+            assert path.stat().st_size < 25_000
+        assert written(load(path)) == written(lives)
+
+
+def test_it_is_not_made_anew_while_it_is_mostly_of_the_present(path, monkeypatch):
+    monkeypatch.setattr(journal, "_COMPACT_ABOVE_BYTES", 1)
+    lives = [entry(f"job-{number}") for number in range(10)]
+    with opened(path, lives) as book:
+        file = path.stat().st_ino
+        book.note(lives[0].attempt.token, EVENTS[0])
+        book.flush()
+        assert path.stat().st_ino == file
+
+
+def test_what_is_said_after_it_was_made_anew_is_in_it(path):
+    lives: list[Entry] = []
+    with opened(path, lives) as book:
+        for number in range(3):
+            lives.append(entry(f"job-{number}"))
+            book.begin(lives[-1])
+            book.open()
+        book.done(lives[0].attempt.token)
+        book.flush()
+        assert written(load(path)) == written(lives[1:])
+    assert [name.name for name in path.parent.iterdir()] == ["journal"]
