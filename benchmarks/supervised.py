@@ -11,6 +11,7 @@ from typing import Literal
 
 from anodejobs import JobRecord, Jobs
 from anodejobs.executors import shim
+from anodejobs.executors.shim import Shim
 from benchmarks.programs import exit_code_of, expect
 
 Executor = Literal["shim", "inline"]
@@ -29,11 +30,16 @@ async def open_jobs(place: Path, executor: Executor = "shim") -> AsyncIterator[J
 
 
 @contextlib.asynccontextmanager
-async def jobs_at(place: Path, executor: Executor = "shim") -> AsyncIterator[Jobs]:
+async def jobs_at(place: Path, executor: Executor | Shim = "shim") -> AsyncIterator[Jobs]:
     """Give a Jobs, and leave its jobs as they are."""
     shim.LINGER_S = LINGER_S
     async with Jobs(db_path=_folder(place), executor=executor) as jobs:
         yield jobs
+
+
+def shim_at(place: Path) -> Shim:
+    """The executor that ``jobs_at`` makes by itself."""
+    return Shim(_shims(place))
 
 
 async def warm_up(jobs: Jobs) -> None:
@@ -61,7 +67,11 @@ async def shim_has_left(place: Path) -> None:
 
 
 def _lock(place: Path) -> Path:
-    return _folder(place) / "shim" / "lock"
+    return _shims(place) / "lock"
+
+
+def _shims(place: Path) -> Path:
+    return _folder(place) / "shim"
 
 
 def _folder(place: Path) -> Path:

@@ -8,17 +8,56 @@ from pathlib import Path
 
 import pytest
 
+from anodejobs.executors import supervisors
+from benchmarks.rounds import How, Result, Row, Spread, at_least
+from benchmarks.side import run_side
+from benchmarks.table import render
 
-@pytest.mark.parametrize("subject", ["throughput@16", "exit-to-awake", "transitions@64"])
-def test_a_subject_runs_with_all_its_sides(subject: str) -> None:
+ROOT = Path(__file__).parent.parent
+
+
+def benchmark(subject: str, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", "--only", subject],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
+        env=env or None,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert subject in done.stdout
     assert "failed" not in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("subject", ["exit-to-awake", "live@5000", "transitions@64"])
+def test_a_subject_runs_with_all_its_sides(subject: str) -> None:
+    assert subject in benchmark(subject)
+
+
+def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    table = benchmark("vs-task-spooler@8", PATH=str(tmp_path))
+    assert "skipped: task-spooler: tsp is not installed" in table
+
+
+def test_a_side_returns_when_its_shim_has_left(tmp_path: Path) -> None:
+    figures = run_side("throughput", "anodejobs", tmp_path / "side", {"jobs": 2, "live": 1})
+    assert figures["jobs/s"] > 0
+    lock = tmp_path / "side" / "db" / "shim" / "lock"
+    assert lock.exists() and not supervisors.is_locked(lock)
+
+
+def test_the_table_tells_the_kinds_of_anodejobs_apart() -> None:
+    spread = Spread(2.0, 2.0, 2.0)
+    rows = (
+        Row("jobs/s", "peer", at_least(1)),
+        Row("jobs/s", how=How.ALONE, ours="anodejobs inline"),
+        Row("jobs/s", "peer", ours="anodejobs, large host"),
+    )
+    _, *lines = render((Result("it", row, 2.0, 1.0, spread) for row in rows), is_quick=False)
+    assert [line.split("  ")[0] for line in lines] == [
+        "it: jobs/s",
+        "it: jobs/s (inline)",
+        "it: jobs/s (large host)",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -13,12 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anodejobs import JobEvent, JobRecord, Status
+from anodejobs import JobEvent, JobRecord, Jobs, Status
+from anodejobs.events import Attempt, Exited, Started
 from anodejobs.executors import tree
+from anodejobs.executors.base import Host, Launch, LogPlan, new_token
+from anodejobs.executors.shim import Shim
 from benchmarks.chaos_findings import Findings, Seen
 from benchmarks.chaos_jobs import Plan, compare, plan_of
 from benchmarks.chaos_processes import MARK
 from benchmarks.side import ROOT
+from tests.conftest import has_died
 
 pytestmark = pytest.mark.skipif(not tree.IS_LINUX, reason="the chaos looks into /proc")
 
@@ -188,3 +193,94 @@ def test_what_only_the_shim_could_know_may_be_lost_with_it(what: Seen, measures:
 def test_a_job_that_the_application_had_hold_of_may_not_be_lost() -> None:
     lost = forbidden(seen(Status.lost, None), shim_was_killed=True, survivors=("job-1",))
     assert lost == ["lost codes that could be known"]
+
+
+# What the chaos has found.
+
+
+def kill_shim(tmp_path: Path) -> None:
+    pid = int((tmp_path / "job_db" / "shim" / "lock").read_text())
+    os.kill(pid, signal.SIGKILL)
+    assert has_died(pid, within_s=10)
+
+
+async def test_what_a_job_left_behind_is_ended_though_the_shim_that_saw_its_end_is_killed(
+    tmp_path: Path,
+) -> None:
+    leaving = f"sleep 60 & echo $! > {tmp_path}/pid; exit 3"
+    async with Jobs(tmp_path / "job_db", stop_grace=1) as jobs:
+        await jobs.run("true", "first")  # after it the next look for leftovers is put off
+        await jobs.wait("first")
+        await jobs.run(leaving, "leaving")
+        assert (await jobs.wait("leaving", timeout=10)).exit_code == 3
+        kill_shim(tmp_path)
+        assert await asyncio.to_thread(has_died, int((tmp_path / "pid").read_text()), 10)
+
+
+def test_what_a_job_left_behind_is_not_taken_for_the_job() -> None:
+    """Its exit code would be told as the job's."""
+    token = new_token()
+    main = tree.Process(pid=10, start_time=1.0, parent=1, session=10, token=token)
+    left = tree.Process(pid=11, start_time=2.0, parent=1, session=10, token=token)
+    assert tree.Snapshot({10: main, 11: left}).main(token) == main
+    assert tree.Snapshot({11: left}).main(token) is None
+
+
+async def test_an_application_is_told_of_the_start_with_the_end_of_what_it_inherits(
+    tmp_path: Path,
+) -> None:
+    """The one before may have died before the start was on record, and an end needs a start."""
+    folder, token = tmp_path / "shim", new_token()
+    logs = LogPlan(stdout=tmp_path / "out", stderr=tmp_path / "errors")
+    launch = Launch(
+        job_id="job",
+        argv=("/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.01; done; exit 3"),
+        cwd=str(tmp_path),
+        base_env={"PATH": os.environ["PATH"]},
+        envs={},
+        logs=logs,
+        stop_grace=1,
+    )
+    inherited: asyncio.Queue[str] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks:
+        host = Host(
+            own=lambda work, name: tasks.create_task(work, name=name),
+            on_inherited=lambda job_id, token: inherited.put_nowait(token),
+            on_departure=lambda: None,
+        )
+        one = Shim(folder)
+        await one.open(host)
+        await one.start(launch, Attempt(token=token, supervisor=one.supervisor), 1)
+        await one.close()
+        other = Shim(folder)
+        await other.open(host)
+        told: list[object] = []
+
+        async def tell(event: object) -> None:
+            told.append(type(event))
+
+        (tmp_path / "go").touch()
+        async with asyncio.timeout(10):
+            assert await inherited.get() == token
+            end = await other.wait(token, tell)
+        assert isinstance(end, Exited) and end.exit_code == 3
+        assert told == [Started]
+        await other.clean(token)
+        await other.close()
+
+
+async def test_an_adoption_is_on_record_once_however_many_applications_come(
+    tmp_path: Path,
+) -> None:
+    waiting = f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    async with Jobs(tmp_path / "job_db") as jobs:
+        await jobs.run(waiting, "job")
+        kill_shim(tmp_path)
+        async for event in jobs.events("job", after=0):
+            if event.why and "adopted" in event.why:
+                break
+    async with Jobs(tmp_path / "job_db"), Jobs(tmp_path / "job_db") as jobs:
+        (tmp_path / "go").touch()
+        await jobs.wait("job", timeout=10)
+        whys = [event.why for event in await jobs.history("job")]
+        assert whys.count("adopted; the log may have a gap") == 1

@@ -36,16 +36,17 @@ if os.fork():
 """Makes the shim the child of a process that reaps at once what the shim leaves to it: so does an
 init, but the one of a test machine may take its time."""
 
-GRACE_S = 0.4
-"""What jobs are left without an application where ``BRIEF_GRACE`` is set."""
-GRACE = """
+SHIM_WITH = """
 shim._BOOTSTRAP = shim._BOOTSTRAP.replace(
-    ";main()", ";import anodejobs.shim.server as s;s.HOST_GRACE_S={};main()"
+    ";main()", ";import anodejobs.shim.server as s;s.{}={};main()"
 )
 """
-BRIEF_GRACE = GRACE.format(GRACE_S)
+"""Has the shim that an application starts work with another value of a constant."""
+
+GRACE_S = 0.4
+BRIEF_GRACE = SHIM_WITH.format("HOST_GRACE_S", GRACE_S)
 SLOW = f"sleep {2 * GRACE_S}; exit 7"
-"""Outlives the time that is given to jobs whose application has gone."""
+"""Outlives the time that is given to jobs whose application has gone, if that is brief."""
 
 HOST = """
 import asyncio
@@ -773,10 +774,12 @@ async def test_another_application_stops_a_job(tmp_path: Path) -> None:
             assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
 
 
+@pytest.mark.smoke
 async def test_when_an_application_is_killed_another_records_the_ends_of_its_jobs(
     tmp_path: Path,
 ) -> None:
-    with host(tmp_path, started("theirs", COUNTED_WRITER)) as process:
+    at_once = SHIM_WITH.format("_TELL_ALL_AFTER_S", 1000)
+    with host(tmp_path, started("theirs", COUNTED_WRITER), at_once) as process:
         async with reopened(tmp_path) as jobs:
             waiting = asyncio.create_task(jobs.wait("theirs", timeout=20))
             await jobs.wait("theirs", Status.running)
@@ -878,32 +881,28 @@ async def test_a_start_that_two_applications_ask_for_is_seen_through_by_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One has recorded it and is slow to ask; another, which sees it undone, asks before."""
-    async with (
-        reopened(tmp_path) as quick,
-        Jobs(tmp_path / "job_db", stop_grace=1, on_close="stop") as slow,
-    ):
-        await quick.run("true")  # there is a shim
-        may_ask = asyncio.Event()
-        ask = shim.Shim.start
+    may_ask = asyncio.Event()
+    ask = shim.Shim.start
 
-        async def asks(self, launch, attempt, number):  # type: ignore[no-untyped-def]
-            if self is slow._parts[1]:
-                await may_ask.wait()
-            return await ask(self, launch, attempt, number)
+    async def asks(self, launch, attempt, number):  # type: ignore[no-untyped-def]
+        if launch.job_id == "held" and self is slow._parts[1]:
+            await may_ask.wait()
+        return await ask(self, launch, attempt, number)
 
-        monkeypatch.setattr(shim.Shim, "start", asks)
+    monkeypatch.setattr(shim.Shim, "start", asks)
+    async with Jobs(tmp_path / "job_db", stop_grace=1, on_close="stop") as slow:
+        await slow.run("true")
         running = asyncio.create_task(slow.run(python(HELD), "held", cwd=tmp_path))
-        async with asyncio.timeout(20), aclosing(quick.events("held", after=0)) as events:
+        async with asyncio.timeout(20), aclosing(slow.events("held", after=0)) as events:
             assert (await anext(events)).status is Status.starting
-        async with reopened(tmp_path):
-            pass  # it goes: is anything left half done?
-        assert (await quick.wait("held", Status.running, timeout=20)).last_pid
-        may_ask.set()
-        await running
-        (tmp_path / "go").touch()
-        assert (await slow.wait("held", timeout=20)).exit_code == 7
-        async with asyncio.timeout(5):
-            await slow.close()
+        async with reopened(tmp_path) as quick:
+            assert (await quick.wait("held", Status.running, timeout=20)).last_pid
+            may_ask.set()
+            assert (await running).status is Status.running
+            (tmp_path / "go").touch()
+            assert (await slow.wait("held", timeout=20)).exit_code == 7
+            async with asyncio.timeout(5):
+                await slow.close()
     assert starts(tmp_path) == 1
 
 
@@ -965,7 +964,7 @@ async def test_an_application_that_comes_in_time_keeps_jobs_from_being_stopped(
     tmp_path: Path,
 ) -> None:
     body = "await jobs.run('sleep 1.5; exit 7', 'job', on_host_death='stop')"
-    killed_host(tmp_path, body, GRACE.format(1.0))
+    killed_host(tmp_path, body, SHIM_WITH.format("HOST_GRACE_S", 1.0))
     async with reopened(tmp_path) as jobs:
         record = await jobs.wait("job", timeout=20)
         assert (record.status, record.exit_code) == (Status.failed, 7)

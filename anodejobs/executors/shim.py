@@ -61,6 +61,8 @@ _FIRST_RETRY_S = 0.01
 _LONGEST_RETRY_S = 2.0
 _MOST_ATTEMPTS = 8
 """How often a shim is started that does not come up, before that is an error."""
+_DYING_S = 1.0
+"""How long a shim that has hung up may take to be dead."""
 _LONGEST_SOCKET_PATH = 100
 
 _BOOTSTRAP = (
@@ -108,6 +110,8 @@ class _Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.is_lost = False
+        self.pid: int | None = None
+        """The shim's, once it was greeted."""
         self.env: dict[str, str] | None = None
         """The environment that the shim was last sent."""
 
@@ -439,10 +443,12 @@ class Shim(Executor):
         if not names:
             LOG.warning("the shim of %s has gone, another one is started", self._folder)
         with contextlib.suppress(ExecutorError):  # closed
-            self._host.own(self._replaced(), "next shim")
+            self._host.own(self._replaced(link.pid if names else None), "next shim")
 
-    async def _replaced(self) -> None:
+    async def _replaced(self, drained: int | None) -> None:
         """Have another shim, however long that takes, and see what it knows."""
+        if drained is not None:
+            await _died(drained)
         rest_s = _FIRST_RETRY_S
         while not self._is_closed:
             try:
@@ -568,7 +574,9 @@ class Shim(Executor):
     async def _hail(self, link: _Link) -> int:
         """Say what we watch, and return the shim's version."""
         hello = {"do": "hello", "version": VERSION, "mine": list(self._watched)}
-        return int((await link.ask(_request(hello)))["version"])
+        answer = await link.ask(_request(hello))
+        link.pid = answer["pid"]
+        return int(answer["version"])
 
     async def _drain(self, link: _Link) -> None:
         """Have an older shim see its jobs through, and make room for ours."""
@@ -628,6 +636,25 @@ def _identity(folder: Path) -> str:
             os.link(beside, path)
         beside.unlink()
     return path.read_text()
+
+
+async def _died(pid: int) -> None:
+    """Return when a process that has hung up is dead: its lock is unlocked a moment later only."""
+    if not tree.HAS_PIDFDS:
+        return
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop, died = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, died.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DYING_S):
+                await died.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 def _draining_sockets(folder: Path) -> list[str]:

@@ -144,13 +144,8 @@ def _look_at(pid: int, known: Snapshot | None) -> Process | None:
         # The marks are read once: what a process was forked with says whose it is, whatever it
         # may execute later.
         token=old.token if old and is_known else read_token(pid),
-        tag=old.tag if old and is_known else _tag(pid),
+        tag=old.tag if old and is_known else read_tag(pid),
     )
-
-
-def _tag(pid: int) -> int | None:
-    # Not our own: a shim that is spawning bears what it marks, and is no part of that job.
-    return read_tag(pid) if pid != os.getpid() else None
 
 
 def _look_with_psutil(pid: int) -> Process | None:

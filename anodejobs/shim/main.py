@@ -100,7 +100,7 @@ def _listening() -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    umask = os.umask(0o077)
+    umask = os.umask(0o177)
     listener.bind("socket")
     os.umask(umask)  # it is the jobs' too
     listener.listen(_BACKLOG)
