@@ -179,7 +179,11 @@ class Processes(Executor):
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
         )
-        self._hold(launch, attempt, ours, process)
+        pidfd = None
+        # A child whose exit we read ourselves needs none: each descriptor slows down every fork.
+        if self._children is None and attempt.start_time is not None:
+            pidfd = tree.open_pidfd(process.pid, attempt.start_time)
+        self._hold(launch, attempt, ours, process, pidfd)
         return Started(at=at, attempt=attempt)
 
     def _environment(self, launch: Launch, attempt: Attempt, number: int) -> dict[bytes, bytes]:
@@ -194,7 +198,8 @@ class Processes(Executor):
         attempt: Attempt,
         fds: dict[Stream, int],
         process: asyncio.subprocess.Process | None,
-    ) -> _Held:
+        pidfd: int | None,
+    ) -> None:
         pipes: dict[Stream, Pipe] = {}
         for stream, fd in fds.items():
             logs = launch.logs
@@ -207,14 +212,7 @@ class Processes(Executor):
             self._logs[log.path] = log
             pipes[stream] = self._pumping().add(fd, log)
             self._owners[pipes[stream]] = (launch.job_id, stream)
-        pidfd = None
-        # A child whose exit we read ourselves needs none: each descriptor slows down every fork.
-        is_certain = process is not None and self._children is not None
-        if attempt.pid is not None and attempt.start_time is not None and not is_certain:
-            pidfd = tree.open_pidfd(attempt.pid, attempt.start_time)
-        held = _Held(launch, attempt, pipes, process, pidfd)
-        self._held[attempt.token] = held
-        return held
+        self._held[attempt.token] = _Held(launch, attempt, pipes, process, pidfd)
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -224,13 +222,14 @@ class Processes(Executor):
         pid, started = attempt.pid, attempt.start_time
         if pid is None:
             return Lost(error=_DOUBTFUL)
-        if started is None or not tree.is_alive(pid, started):
+        # The pidfd before all else: with it, an end that comes now is seen.
+        pidfd = None if started is None else tree.open_pidfd(pid, started)
+        if pidfd is None and (
+            tree.HAS_PIDFDS or started is None or not tree.is_alive(pid, started)
+        ):
             return Lost(error=_UNSEEN)
         fds = _open_pipes(pid, attempt)
-        held = self._hold(launch, attempt, fds, None)
-        if held.pidfd is None and tree.HAS_PIDFDS:  # it ended in between
-            await self.clean(attempt.token)
-            return Lost(error=_UNSEEN)
+        self._hold(launch, attempt, fds, None, pidfd)
         return Adopted(attempt=attempt, gap=len(fds) < len(STREAMS))
 
     async def _found_by_token(self, attempt: Attempt) -> Attempt:
@@ -529,9 +528,9 @@ def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:
     """
     fds: dict[Stream, int] = {}
     for number, stream in enumerate(STREAMS):
-        path = Path(f"/proc/{pid}/fd/{number + 1}")
+        path = f"/proc/{pid}/fd/{number + 1}"
         with contextlib.suppress(OSError):
-            seen = path.stat()
+            seen = os.stat(path)
             if attempt.pipes is not None:
                 is_ours = seen.st_ino == attempt.pipes[number]
             else:
