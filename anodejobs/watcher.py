@@ -157,12 +157,13 @@ class Watcher:
     ) -> Attempt | None:
         """Record and start a run, and answer; return the attempt that is to be watched."""
         faults.reached("host: a run was asked for")
+        refused = await self._executor.prepare()
         kept = await self._record_start(record, launch, attempt, may_replace)
         if kept is not None:
             _resolve(answer, kept)
             return None
         faults.reached("host: the start is on record")
-        event = await self._start(record, launch, attempt)
+        event = refused or await self._start(record, launch, attempt)
         running = await self._record_started(record, event, attempt)
         faults.reached("host: the process is on record")
         _resolve(answer, running)

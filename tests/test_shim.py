@@ -872,6 +872,37 @@ async def test_asked_to_end_it_leaves_and_the_next_one_adopts_its_jobs(
     assert "leaves" in (tmp_path / "job_db" / "shim" / "log").read_text()
 
 
+async def test_asked_to_end_while_a_process_is_on_its_way_it_does_not_kill_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "end"
+    in_shims(
+        monkeypatch,
+        f"""
+        import asyncio, os, signal
+        from asyncio.base_subprocess import BaseSubprocessTransport
+        connect = BaseSubprocessTransport._connect_pipes
+        async def connect_late(self, waiter):
+            if os.path.exists({str(flag)!r}):
+                os.unlink({str(flag)!r})
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.2)
+            await connect(self, waiter)
+        BaseSubprocessTransport._connect_pipes = connect_late
+        """,
+    )
+    async with opened(tmp_path) as jobs:
+        await ran(jobs, "true", "before")
+        first = shim_of(tmp_path)
+        flag.touch()
+        record = await jobs.run("echo x >> starts; exec sleep 600", "a", cwd=tmp_path)
+        assert await asyncio.to_thread(has_died, first, LIMIT_S)
+        await adopted(jobs, "a")
+        assert tree.start_time(record.last_pid or 0) is not None
+        assert (await status(jobs, "a")).status is Status.running
+        assert (tmp_path / "starts").read_text() == "x\n"
+
+
 async def test_asked_to_end_while_it_starts_jobs_it_kills_none_and_starts_none_twice(
     tmp_path: Path, jobs: Jobs
 ) -> None:

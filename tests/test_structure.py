@@ -42,14 +42,16 @@ PUBLIC = [
 
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
-    ["errors", "events"],
-    ["logs", "records"],
-    ["executors.base", "transitions"],
-    ["executors.tree", "executors.pidfds", "stores.base"],
-    ["executors.processes", "stores.doorbell", "stores.memory"],
-    ["stores.sqlite", "jobdb"],
-    ["follower", "watcher"],
-    ["jobs"],
+    ["errors", "events", "faults"],
+    ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
+    ["executors.base", "executors.pidfds", "transitions"],
+    ["executors.tree", "executors.children", "shim.journal", "stores.base", "stores.doorbell"],
+    ["executors.deaths", "executors.looks", "stores.memory", "stores.sqlite_writes"],
+    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
+    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb"],
+    ["shim.server", "stores", "follower", "watcher"],
+    ["shim.main", "jobs"],
+    ["doctor"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -133,10 +135,19 @@ def test_the_smallest_modules_import_the_standard_library_only(module):
     assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
 
 
-def test_processes_import_no_models_and_no_database():
-    imported = imported_by("import anodejobs.executors.processes")
+@pytest.mark.parametrize("module", ["executors.processes", "executors.shim", "shim.main"])
+def test_executors_import_no_models_and_no_database(module):
+    imported = imported_by(f"import anodejobs.{module}")
     assert not imported & {*STORES_AND_WEB, "pydantic", "anyio"}
     assert not {name for name in imported if name.startswith("anodejobs.stores")}
+
+
+def test_the_shim_imports_the_standard_library_only():
+    strangers = {name.partition(".")[0] for name in imported_by("import anodejobs.shim.main")}
+    bare = {name.partition(".")[0] for name in imported_by("pass")}
+    assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
+    for module in _modules("shim"):
+        assert _foreign(module) <= sys.stdlib_module_names, module
 
 
 def test_a_record_by_its_public_name_imports_no_database():
@@ -159,6 +170,13 @@ def test_no_import_is_part_of_a_cycle():
     assert not known
 
 
+def test_every_module_has_its_layer():
+    # Those that only say what a folder is have nothing in them.
+    folders = {"executors", "shim"}
+    assert LEVEL.keys() | folders | {"testing"} >= set(_modules())
+    assert not [module for module in folders if list(_imported(module))]
+
+
 @pytest.mark.parametrize("module", LEVEL)
 def test_a_module_knows_only_those_under_it(module):
     above = {known for known in _imports(module) if LEVEL.get(known, -1) >= LEVEL[module]}
@@ -178,7 +196,24 @@ def test_records_know_neither_stores_nor_processes():
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            assert known in ("errors", "events", "logs") or known.startswith("executors"), module
+            is_below = known in ("errors", "events", "logs", "faults")
+            # The package itself: it tells the interpreter that it starts where that lies.
+            is_said = module == "executors.shim" and known in ("", "shim.peers", "shim.protocol")
+            assert is_below or is_said or known.startswith("executors"), (module, known)
+
+
+def test_the_shim_knows_neither_records_nor_stores_nor_applications():
+    """It is of its own version: what it knows of others is what is said over its socket."""
+    for module in _modules("shim"):
+        for known in _imports(module):
+            is_below = known in ("errors", "events", "logs", "faults")
+            is_executor = known.startswith("executors") and known != "executors.shim"
+            assert is_below or is_executor or known.startswith("shim"), (module, known)
+
+
+def test_what_is_said_to_a_shim_is_pure():
+    assert set(_imports("shim.protocol")) == {"events"}
+    assert _foreign("shim.protocol") <= {"__future__", "datetime", "json", "typing"}
 
 
 def test_stores_know_nothing_above_them():
@@ -208,6 +243,7 @@ def test_the_supervisor_knows_contracts_only(module):
 def test_nothing_but_the_outermost_knows_the_facade():
     knowing = {module for module in _modules() if "jobs" in set(_imports(module))}
     assert {module.partition(".")[0] for module in knowing} <= {"web", "cli"}
+    assert not [module for module in _modules() if "doctor" in set(_imports(module))]
 
 
 def test_nothing_imports_the_test_suites():
@@ -232,20 +268,57 @@ def test_only_executors_touch_processes():
         *("signal.pidfd_send_signal", "asyncio.create_subprocess_exec"),
         *("asyncio.create_subprocess_shell",),
     }
+    # Children are reaped where all orphans end; who talks to us is watched; tests want deaths.
+    exceptions = {
+        "shim.orphans": {"os.waitpid", "os.waitid"},
+        "shim.server": {"os.pidfd_open"},
+        "faults": {"os.kill"},
+    }
     for module in _modules():
-        if not module.startswith("executors"):
+        if not module.startswith(("executors", "doctor")):
             assert not _foreign(module) & {"psutil", "subprocess", "multiprocessing"}, module
-            assert not set(_dotted_names(module)) & forbidden, module
+            touched = set(_dotted_names(module)) & forbidden
+            assert touched == exceptions.get(module, set()), module
+
+
+def test_what_dies_for_a_test_is_the_process_itself():
+    kills = [text for text in _calls("faults") if text.startswith("os.kill(")]
+    assert kills == ["os.kill(os.getpid(), signal.SIGKILL)"]
 
 
 def test_nothing_forks():
     """Not even through Popen: with these arguments it does not use vfork."""
     slow = {"preexec_fn", "user", "group", "extra_groups"}
-    for module in _modules("executors"):
+    for module in _modules():
         for node in ast.walk(_tree(module)):
             if isinstance(node, ast.Call) and "subprocess" in ast.unparse(node.func).lower():
                 assert not slow & {keyword.arg for keyword in node.keywords}, module
         assert not set(_dotted_names(module)) & {"os.fork", "os.forkpty"}, module
+
+
+def test_one_task_is_owned_by_nobody_and_that_is_the_root():
+    """All others belong to a task group, which awaits them and hears of their faults."""
+    calls = [
+        (module, text.partition("(")[0])
+        for module in _modules()
+        if module != "testing"
+        for text in _calls(module)
+        if text.partition("(")[0].endswith((".create_task", ".ensure_future"))
+    ]
+    groups = {"tasks.create_task", "self._tasks.create_task"}
+    assert [call for call in calls if call[1] not in groups] == [("jobs", "asyncio.create_task")]
+    assert {module for module, _ in calls} == {"jobs", "watcher", "shim.server"}
+
+
+def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
+    owners = {"shim.main"}
+    taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
+    for module in set(_modules()) - owners:
+        for text in _calls(module):
+            name = text.partition("(")[0]
+            assert name not in taken, module
+            assert not name.endswith((".add_signal_handler", ".set_exception_handler")), module
+            assert text != "logging.getLogger()", module
 
 
 def test_a_status_is_set_in_transitions_only():
@@ -319,6 +392,13 @@ def _dotted_names(module: str) -> Iterator[str]:
         if isinstance(node, ast.Attribute):
             yield ast.unparse(node)
     yield from _imported(module)
+
+
+def _calls(module: str) -> Iterator[str]:
+    """Give the calls that the module makes, as they are written."""
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node)
 
 
 def _texts(module: str) -> Iterator[str]:

@@ -179,6 +179,13 @@ class Executor(ABC):
         """Return the tokens of the attempts that are in its hands now."""
 
     @abstractmethod
+    async def prepare(self) -> StartFailed | None:
+        """Get ready for a start that is about to be recorded; say where none can succeed.
+
+        With the record there must be somebody who notices if this application dies now.
+        """
+
+    @abstractmethod
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
     ) -> Started | StartFailed | Lost:
@@ -251,4 +258,7 @@ class Executor(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of everything; processes that still run stay as they are. Idempotent."""
+        """Let go of everything. Idempotent.
+
+        Processes that still run go on where the executor outlives the application; else they end.
+        """

@@ -135,6 +135,9 @@ class Processes(Executor):
     async def held(self) -> set[str]:
         return set(self._held)
 
+    async def prepare(self) -> None:
+        """Do nothing: there is nobody beside us."""
+
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
     ) -> Started | StartFailed | Lost:

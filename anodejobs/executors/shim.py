@@ -219,6 +219,14 @@ class Shim(Executor):
         answers = await self._ask_each(_request({"do": "held"}))
         return {token for answer in answers for token in answer["held"]}
 
+    async def prepare(self) -> StartFailed | None:
+        if self._link is None:
+            try:
+                await self._linked()
+            except ExecutorError as error:
+                return StartFailed(error=str(error))
+        return None
+
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
     ) -> Started | StartFailed | Lost:
@@ -335,6 +343,9 @@ class Shim(Executor):
             if self._link is None and not self._is_closed:
                 with contextlib.suppress(OSError, ExecutorError):  # later, when it is needed
                     await self._connect()
+                    if self._host is not None:
+                        # Who had been there before us may have gone before we came.
+                        self._host.on_departure()
 
     def wind_down(self) -> None:
         """Do nothing: what is put off, the shim does."""
