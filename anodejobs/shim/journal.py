@@ -160,11 +160,21 @@ def _take(entries: dict[str, Entry], message: Message) -> None:
 
 
 def _begin(entry: Entry) -> bytes:
-    launch = entry.launch.to_json()
-    for name in _UNKEPT:
-        del launch[name]
-    start = f'{{"begin":{entry.attempt.to_text()},"number":{entry.number},"launch":'
-    return b"%b%b}\n" % (start.encode("ascii"), encoded(launch)[:-1])
+    # By hand: it is written for every job, before its process is spawned.
+    launch = entry.launch
+    logs = (
+        f'{{"stdout":{_text(str(launch.logs.stdout))},"stderr":{_text(str(launch.logs.stderr))},'
+        f'"max_bytes":{_text(launch.logs.max_bytes)},"backups":{launch.logs.backups}}}'
+    )
+    return (
+        f'{{"begin":{entry.attempt.to_text()},"number":{entry.number},"launch":'
+        f'{{"job_id":{_text(launch.job_id)},"logs":{logs},"timeout":{_text(launch.timeout)},'
+        f'"stop_grace":{launch.stop_grace},"start_grace":{launch.start_grace},'
+        f'"leftovers":"{launch.leftovers}","on_host_death":"{launch.on_host_death}"}}}}\n'
+    ).encode("ascii")
+
+
+_text = json.dumps
 
 
 def _told(token: str, event: Told) -> bytes:
