@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from anodejobs import ExecutorError, JobRecord, Jobs, Status
-from anodejobs.events import Attempt
+from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, supervisors, tree
-from anodejobs.executors.base import Launch, LogPlan, new_token
+from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.processes import Processes
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
@@ -119,6 +119,48 @@ def test_the_peer_of_a_socket_is_known() -> None:
         assert peer(one) == (os.getpid(), os.geteuid())
 
 
+async def test_a_start_that_failed_is_forgotten_with_the_application_that_heard_of_it(
+    tmp_path: Path,
+) -> None:
+    """It was on record, or it is asked for again: nothing has run."""
+    folder = tmp_path / "job_db" / "shim"
+    departed = asyncio.Event()
+
+    async def ask(executor: shim.Shim) -> None:
+        launch = Launch(
+            job_id="a",
+            argv=("/no/such/program",),
+            cwd="/",
+            base_env={},
+            envs={},
+            logs=LogPlan(stdout=tmp_path / "out", stderr=tmp_path / "err"),
+            stop_grace=1,
+        )
+        attempt = Attempt(token=new_token(), supervisor=executor.supervisor)
+        assert isinstance(await executor.start(launch, attempt, 1), StartFailed)
+        assert attempt.token in await executor.held()
+
+    async with asyncio.TaskGroup() as tasks:
+        host = Host(
+            own=lambda work, name: tasks.create_task(work, name=name),
+            on_inherited=lambda job_id, token: None,
+            on_departure=departed.set,
+        )
+        first, second = shim.Shim(folder), shim.Shim(folder)
+        try:
+            await first.open(host)
+            await ask(first)
+            await second.open(host)
+            await first.close()
+            async with asyncio.timeout(LIMIT_S):
+                await departed.wait()
+            assert await second.held() == set()
+        finally:
+            await first.close()
+            await second.close()
+    assert load(folder / "journal") == []
+
+
 async def test_another_user_is_not_listened_to(
     tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,10 +169,10 @@ async def test_another_user_is_not_listened_to(
         monkeypatch,
         f"""
         import os
-        import anodejobs.shim.server as server
-        known = server.peer
+        import anodejobs.shim.clients as clients
+        known = clients.peer
         stranger = os.geteuid() + 12345
-        server.peer = lambda s: (None, stranger) if os.path.exists({str(flag)!r}) else known(s)
+        clients.peer = lambda s: (None, stranger) if os.path.exists({str(flag)!r}) else known(s)
         """,
     )
     await jobs.run("exec sleep 600", "a")

@@ -45,7 +45,14 @@ LAYERS = [
     ["errors", "events", "faults"],
     ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
     ["executors.base", "executors.pidfds", "transitions"],
-    ["executors.tree", "executors.children", "shim.journal", "stores.base", "stores.doorbell"],
+    [
+        "executors.tree",
+        "executors.children",
+        "shim.clients",
+        "shim.journal",
+        "stores.base",
+        "stores.doorbell",
+    ],
     ["executors.deaths", "executors.looks", "stores.memory", "stores.sqlite_writes"],
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
     ["executors.processes", "executors.shim", "stores.sqlite", "jobdb"],
@@ -271,7 +278,7 @@ def test_only_executors_touch_processes():
     # Children are reaped where all orphans end; who talks to us is watched; tests want deaths.
     exceptions = {
         "shim.orphans": {"os.waitpid", "os.waitid"},
-        "shim.server": {"os.pidfd_open"},
+        "shim.clients": {"os.pidfd_open"},
         "faults": {"os.kill"},
     }
     for module in _modules():

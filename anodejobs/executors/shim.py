@@ -189,6 +189,8 @@ class Shim(Executor):
         self._link: _Link | None = None
         self._draining: dict[str, _Link] = {}
         self._connecting = asyncio.Lock()
+        self._failed: tuple[float, ExecutorError] | None = None
+        """When last no shim could be had, and why."""
         self._watched: dict[str, _Watched] = {}
         self._follows: dict[int, _Follow] = {}
         self._last_follow = 0
@@ -528,7 +530,10 @@ class Shim(Executor):
             raise ExecutorError("the executor is closed")
         if os.getpid() != self._pid:
             raise ExecutorError("this Jobs was opened before a fork; make one in each process")
+        asked_at = asyncio.get_running_loop().time()
         async with self._connecting:
+            if self._failed is not None and self._failed[0] > asked_at:
+                raise self._failed[1]  # of somebody who has tried while we waited
             rest_s = _FIRST_RETRY_S
             problem = "it does not answer"
             for _ in range(_MOST_ATTEMPTS):
@@ -545,7 +550,9 @@ class Shim(Executor):
                 if word != "ready":
                     await asyncio.sleep(rest_s)
                     rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
-            raise ExecutorError(f"there is no shim for {self._folder}: {problem}")
+            error = ExecutorError(f"there is no shim for {self._folder}: {problem}")
+            self._failed = asyncio.get_running_loop().time(), error
+            raise error
 
     async def _connect(self) -> _Link:
         """Connect to the shim that listens. Raises OSError where none does."""

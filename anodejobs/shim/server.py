@@ -23,15 +23,13 @@ from anodejobs.executors import tree
 from anodejobs.executors.base import Launch, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.supervisors import is_locked
+from anodejobs.shim.clients import Client, LogReader
 from anodejobs.shim.journal import Entry, Journal, load
 from anodejobs.shim.orphans import OrphanReaper
-from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import (
     VERSION,
-    Lines,
     Message,
     Told,
-    encoded,
     event_to_json,
     event_to_text,
 )
@@ -70,116 +68,13 @@ class _Life(Entry):
         return bool(self.events) and isinstance(self.events[-1], _ENDS)
 
     @property
+    def has_failed_to_start(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], StartFailed)
+
+    @property
     def is_newsworthy(self) -> bool:
         """Whether there is more to tell than how its start went, which is asked for."""
         return any(not isinstance(event, Started | StartFailed) for event in self.events)
-
-
-class Client(asyncio.Protocol):
-    """One application, as long as it is connected."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.env: dict[str, str] = {}
-        self.wants_growth = False
-        self.follows: dict[int, tuple[_Reader, ExitStack]] = {}
-        self.is_greeted = False
-        self.knows_tombs: int = 0
-        self._lines = Lines()
-        self._transport: asyncio.Transport | None = None
-        self._out: list[bytes] = []
-        self._growth: dict[tuple[str, Stream], int] = {}
-        self._grown: set[int] = set()
-        self._is_full = False
-        self._pidfd: int | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        pid, uid = peer(transport.get_extra_info("socket"))
-        if not is_friend(uid):
-            LOG.error("user %s has no business here", uid)
-            transport.abort()
-            return
-        if pid and hasattr(os, "pidfd_open"):
-            # Its children may hold the connection open after it has died.
-            try:
-                self._pidfd = os.pidfd_open(pid)
-            except OSError:
-                transport.abort()
-                return
-            asyncio.get_running_loop().add_reader(self._pidfd, transport.abort)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._lines.feed(data):
-                self.server.hear(self, message)
-        except Exception:
-            LOG.exception("an application makes no sense; it is cut off")
-            self._close()
-
-    def pause_writing(self) -> None:
-        self._is_full = True
-
-    def resume_writing(self) -> None:
-        self._is_full = False
-        self.server.flush_soon(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._pidfd is not None:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
-        for _, following in self.follows.values():
-            following.close()
-        self._transport = None
-        self.server.lose(self)
-
-    def send(self, message: Message) -> None:
-        """Send the message when what is in the journal by now has been written."""
-        self._out.append(encoded(message))
-        self.server.flush_soon(self)
-
-    def send_line(self, text: str) -> None:
-        """As ``send``, a message that is encoded already."""
-        self._out.append(f"{text}\n".encode("ascii"))
-        self.server.flush_soon(self)
-
-    def tell_growth(self, job_id: str, stream: Stream, offset: int) -> None:
-        """Tell how long a log is; only the latest word where the application is slow to listen."""
-        self._growth[job_id, stream] = offset
-        self.server.flush_soon(self)
-
-    def tell_grown(self, number: int) -> None:
-        """Tell a follower that there is more for it."""
-        self._grown.add(number)
-        self.server.flush_soon(self)
-
-    def flush(self) -> None:
-        """Write what is to be sent."""
-        if self._transport is None:
-            return
-        if self._growth and not self._is_full:
-            growth = [[job, stream, end] for (job, stream), end in self._growth.items()]
-            self._out.append(encoded({"growth": growth}))
-            self._growth.clear()
-        if self._grown and not self._is_full:
-            self._out.append(encoded({"grown": list(self._grown)}))
-            self._grown.clear()
-        if self._out:
-            self._transport.write(b"".join(self._out))
-            self._out.clear()
-
-    def _close(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-
-class _Reader:
-    """A follower in an application, as far as a log file must know it."""
-
-    def __init__(self, offset: int) -> None:
-        self.offset = offset
 
 
 class Server:
@@ -268,6 +163,7 @@ class Server:
         lives = [
             _Life(entry.number, entry.launch, _latest(entry), entry.events, has_begun=True)
             for entry in entries
+            if not (entry.events and isinstance(entry.events[-1], StartFailed))
         ]
         self._lives.update((life.attempt.token, life) for life in lives)
         self._journal.open()
@@ -449,7 +345,7 @@ class Server:
 
     def _follow(self, client: Client, message: Message) -> None:
         number = message["sub"]
-        reader, following = _Reader(message["offset"]), ExitStack()
+        reader, following = LogReader(message["offset"]), ExitStack()
         client.follows[number] = reader, following
         follow = self._processes.follow
         following.enter_context(
@@ -614,12 +510,18 @@ class Server:
             return
         self._to_flush.discard(client)
         heir = next(reversed(self._clients), None)
-        for life in self._lives.values():
+        failed: list[str] = []
+        for token, life in self._lives.items():
             life.others.discard(client)
             if life.owner is client:
                 life.owner = None
-                if heir is not None:
+                if life.has_failed_to_start:
+                    failed.append(token)
+                elif heir is not None:
                     self._give(life, heir)
+        for token in failed:  # if that is not on record, it is asked for again: nothing has run
+            del self._lives[token]
+            self._journal.done(token)
         for other in self._clients:
             other.send({"left": True})
         if client.wants_growth:

@@ -1,0 +1,135 @@
+"""The shim's end of a connection: who is there, and in what order they are told what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import ExitStack
+from typing import Protocol
+
+from anodejobs.executors.base import Stream
+from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.protocol import Lines, Message, encoded
+
+LOG = logging.getLogger("anodejobs")
+
+
+class Office(Protocol):
+    """Who does what applications ask for."""
+
+    def hear(self, client: Client, message: Message) -> None:
+        """Do what an application asks for."""
+
+    def lose(self, client: Client) -> None:
+        """Take note that an application has gone."""
+
+    def flush_soon(self, client: Client) -> None:
+        """Have the application's messages flushed when this turn of the loop is over."""
+
+
+class Client(asyncio.Protocol):
+    """One application, as long as it is connected."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self.env: dict[str, str] = {}
+        self.wants_growth = False
+        self.follows: dict[int, tuple[LogReader, ExitStack]] = {}
+        self.is_greeted = False
+        self.knows_tombs: int = 0
+        self._lines = Lines()
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._growth: dict[tuple[str, Stream], int] = {}
+        self._grown: set[int] = set()
+        self._is_full = False
+        self._pidfd: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        pid, uid = peer(transport.get_extra_info("socket"))
+        if not is_friend(uid):
+            LOG.error("user %s has no business here", uid)
+            transport.abort()
+            return
+        if pid and hasattr(os, "pidfd_open"):
+            # Its children may hold the connection open after it has died.
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError:
+                transport.abort()
+                return
+            asyncio.get_running_loop().add_reader(self._pidfd, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._lines.feed(data):
+                self._office.hear(self, message)
+        except Exception:
+            LOG.exception("an application makes no sense; it is cut off")
+            self._close()
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._office.flush_soon(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        for _, following in self.follows.values():
+            following.close()
+        self._transport = None
+        self._office.lose(self)
+
+    def send(self, message: Message) -> None:
+        """Send the message when what is in the journal by now has been written."""
+        self._out.append(encoded(message))
+        self._office.flush_soon(self)
+
+    def send_line(self, text: str) -> None:
+        """As ``send``, a message that is encoded already."""
+        self._out.append(f"{text}\n".encode("ascii"))
+        self._office.flush_soon(self)
+
+    def tell_growth(self, job_id: str, stream: Stream, offset: int) -> None:
+        """Tell how long a log is; only the latest word where the application is slow to listen."""
+        self._growth[job_id, stream] = offset
+        self._office.flush_soon(self)
+
+    def tell_grown(self, number: int) -> None:
+        """Tell a follower that there is more for it."""
+        self._grown.add(number)
+        self._office.flush_soon(self)
+
+    def flush(self) -> None:
+        """Write what is to be sent."""
+        if self._transport is None:
+            return
+        if self._growth and not self._is_full:
+            growth = [[job, stream, end] for (job, stream), end in self._growth.items()]
+            self._out.append(encoded({"growth": growth}))
+            self._growth.clear()
+        if self._grown and not self._is_full:
+            self._out.append(encoded({"grown": list(self._grown)}))
+            self._grown.clear()
+        if self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class LogReader:
+    """A follower in an application, as far as a log file must know it."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
