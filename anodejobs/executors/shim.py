@@ -123,7 +123,10 @@ class _Link(asyncio.Protocol):
         for message in self._lines.feed(data):
             number = message.pop("re", None)
             if number is None:
-                self._on_told(message)
+                if "age" in message:  # by this we say that we have read all before it
+                    self.send({"do": "age", "age": message["age"]})
+                else:
+                    self._on_told(message)
                 continue
             reply = self._replies.pop(number, None)
             if reply is not None and not reply.done():
@@ -423,12 +426,8 @@ class Shim(Executor):
             if self._on_growth is not None:
                 for job_id, stream, offset in message["growth"]:
                     self._on_growth(job_id, stream, offset)
-        elif "left" in message:
-            if self._host is not None:
-                self._host.on_departure()
-        elif "age" in message:
-            for link in self._links():
-                link.send({"do": "age", "age": message["age"]})
+        elif "left" in message and self._host is not None:
+            self._host.on_departure()
 
     def _grown(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -436,8 +435,8 @@ class Shim(Executor):
             if follow is None:
                 continue
             follow.on_growth()
-            if self._link is not None:
-                self._link.send({"do": "read", "sub": number, "offset": follow.tail.offset})
+            for link in self._links():
+                link.send({"do": "read", "sub": number, "offset": follow.tail.offset})
 
     def _lost(self, link: _Link) -> None:
         """See that there is another shim, unless it is we who leave."""
