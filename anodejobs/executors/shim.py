@@ -64,6 +64,8 @@ _MOST_ATTEMPTS = 8
 _DYING_S = 1.0
 """How long a shim that has hung up may take to be dead."""
 _LONGEST_SOCKET_PATH = 100
+_HANG_UP_S = 1.0
+"""How long the shim has to read what it was last sent."""
 
 _BOOTSTRAP = (
     "import sys;"
@@ -100,9 +102,15 @@ class _Watched:
 class _Link(asyncio.Protocol):
     """A connection to a shim."""
 
-    def __init__(self, on_told: Callable[[Message], None], on_lost: Callable[[_Link], None]):
+    def __init__(
+        self,
+        on_told: Callable[[Message], None],
+        on_lost: Callable[[_Link], None],
+        open_links: set[_Link],
+    ) -> None:
         self._on_told = on_told
         self._on_lost = on_lost
+        self._open_links = open_links
         self._loop = asyncio.get_running_loop()
         self._lines = Lines()
         self._replies: dict[int, asyncio.Future[Message]] = {}
@@ -110,6 +118,8 @@ class _Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.is_lost = False
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Done when the connection is closed, whoever has closed it."""
         self.pid: int | None = None
         """The shim's, once it was greeted."""
         self.env: dict[str, str] | None = None
@@ -118,6 +128,7 @@ class _Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # No isinstance: uvloop's transports are not asyncio's.
         self._transport = cast(asyncio.Transport, transport)
+        self._open_links.add(self)
 
     def data_received(self, data: bytes) -> None:
         for message in self._lines.feed(data):
@@ -134,10 +145,12 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
+        self._open_links.discard(self)
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(ConnectionResetError("the shim has gone"))
         self._replies.clear()
+        self.gone.set_result(None)
         self._on_lost(self)
 
     def send(self, message: Message) -> None:
@@ -175,10 +188,15 @@ class _Link(asyncio.Protocol):
         return answer
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, when what was sent has arrived."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Hang up at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class Shim(Executor):
@@ -191,6 +209,7 @@ class Shim(Executor):
         self._host: Host | None = None
         self._link: _Link | None = None
         self._draining: dict[str, _Link] = {}
+        self._open_links: set[_Link] = set()
         self._connecting = asyncio.Lock()
         self._failed: tuple[float, ExecutorError] | None = None
         """When last no shim could be had, and why."""
@@ -357,16 +376,24 @@ class Shim(Executor):
 
     async def close(self) -> None:
         self._is_closed = True
-        for link in self._links():
-            link.close()
         self._link = None
         self._draining.clear()
+        await self._hang_up()
         if self._holding is not None:
             self._holding.cancel()
         if self._reapings is not None:
             self._reapings.close()
         for token in list(self._watched):
             self._forget(token)
+
+    async def _hang_up(self) -> None:
+        """Return when every connection is closed: the event loop may end right after."""
+        for hang_up in (_Link.close, _Link.abort):  # the latter where the shim does not read
+            links = list(self._open_links)
+            for link in links:
+                hang_up(link)
+            if links:
+                await asyncio.wait([link.gone for link in links], timeout=_HANG_UP_S)
 
     # What is watched here.
 
@@ -579,7 +606,7 @@ class Shim(Executor):
             if not is_friend(peer(connection)[1]):
                 raise ExecutorError(f"another user listens in {self._folder}")
             _, link = await loop.create_unix_connection(
-                lambda: _Link(self._told, self._lost), sock=connection
+                lambda: _Link(self._told, self._lost, self._open_links), sock=connection
             )
         try:
             version = await self._hail(link)
