@@ -28,9 +28,6 @@ from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
 
-pytestmark = pytest.mark.smoke
-
-
 LIMIT_S = 30.0
 
 TREES = {
@@ -85,6 +82,7 @@ def script(code: str) -> list[str]:
 # Stopping.
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("number", "code"), TREES.values(), ids=TREES)
 async def test_stop_ends_the_whole_tree(jobs: Jobs, number: int, code: str) -> None:
     await jobs.run(script(code), job_id="a")

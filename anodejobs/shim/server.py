@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from anodejobs import faults
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, StopRequested
@@ -120,8 +122,12 @@ class Server:
             async with self._tasks:
                 await self._recover(entries)
                 await self._take_over()
+                # The path stays: when this ends it may be another shim's.
+                kept: dict[str, Any] = (
+                    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+                )
                 self._listener = await self._loop.create_unix_server(
-                    lambda: Client(self), sock=listener
+                    lambda: Client(self), sock=listener, **kept
                 )
                 self._tasks.create_task(self._keep_house())
                 self._leave_soon()
