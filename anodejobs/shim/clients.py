@@ -69,7 +69,7 @@ class Client(asyncio.Protocol):
                 self._office.hear(self, message)
         except Exception:
             LOG.exception("an application makes no sense; it is cut off")
-            self._close()
+            self.hang_up()
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -123,7 +123,8 @@ class Client(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
             self._out.clear()
 
-    def _close(self) -> None:
+    def hang_up(self) -> None:
+        """Cut the application off; it asks the next shim, if it asks again."""
         if self._transport is not None:
             self._transport.abort()
 

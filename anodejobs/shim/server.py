@@ -219,7 +219,10 @@ class Server:
     # What applications say.
 
     def hear(self, client: Client, message: Message) -> None:
-        """Do what an application asks for."""
+        """Do what an application asks for; once we are leaving, the next shim will."""
+        if self._is_left.is_set():
+            client.hang_up()
+            return
         _ACTIONS[message["do"]](self, client, message)
 
     def _hello(self, client: Client, message: Message) -> None:
