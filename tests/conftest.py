@@ -60,8 +60,17 @@ def no_shim_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             if not any(map(_runs, psutil.Process(pid).children())):
                 os.kill(pid, signal.SIGTERM)
         if not has_died(pid, within_s=10):
-            os.kill(pid, signal.SIGKILL)
+            _kill_tree(pid)
             pytest.fail(f"shim {pid} stays: its jobs were not stopped")
+
+
+def _kill_tree(pid: int) -> None:
+    """End a shim and its jobs, which would outlive it: all that was orphaned is its child."""
+    with suppress(psutil.NoSuchProcess):
+        left = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def has_died(pid: int, within_s: float) -> bool:
