@@ -408,7 +408,10 @@ class Watcher:
 
     async def _current(self, job: Unfinished) -> Stored | None:
         """Return what is to be known of the job, None where that attempt is over by now."""
-        stored = await self._jobdb.stored(job.job_id)
+        try:
+            stored = await self._jobdb.stored(job.job_id)
+        except JobNotFound:  # over, and deleted
+            return None
         is_current = not stored.record.is_done and stored.attempt.token == job.attempt.token
         return stored if is_current else None
 
