@@ -35,7 +35,7 @@ from anodejobs.executors.shim import _connected, _interpreter
 from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import Lines, encoded
+from anodejobs.shim.protocol import Lines, decoded, encoded
 
 Level = Literal["ok", "warning", "problem"]
 Verdict = tuple[Level, str, str]
@@ -543,7 +543,7 @@ def _held(folder: Path) -> int:
         connection.settimeout(_PATIENCE_S)
         connection.sendall(encoded({"do": "held", "id": 1}))
         while data := connection.recv(65536):
-            for answer in lines.feed(data):
+            for answer in decoded(lines.feed(data)):
                 return len(answer["held"])
     raise OSError("it hangs up, being of another version perhaps")
 

@@ -167,7 +167,7 @@ class JobDB:
         event that is being written stays written.
         """
         while True:
-            stored = await self.stored(job_id)
+            stored = self._active.get(job_id) or await self.stored(job_id)
             if token is not None and stored.attempt.token != token:
                 return stored.record
             record = transition(stored.record, event)
@@ -203,6 +203,8 @@ class JobDB:
         return await done
 
     def _log(self, write: Insert | Save) -> None:
+        if not LOG.isEnabledFor(logging.INFO):
+            return
         record = write.record
         old = write.previous if isinstance(write, Save) else "new"
         why = f" ({write.why})" if write.why else ""
@@ -245,8 +247,9 @@ class JobDB:
             self._forget(job_id)
             return
         self._remember(write)
-        for waiter in list(self._waiters.get(job_id, ())):
-            waiter.consider(write.record)
+        if job_id in self._waiters:
+            for waiter in list(self._waiters[job_id]):
+                waiter.consider(write.record)
         if seq == self._cursor + 1:
             self._cursor = seq
             self._recent.append((seq, write))
@@ -256,13 +259,13 @@ class JobDB:
     def _remember(self, write: Insert | Save) -> None:
         """Keep at hand what will be asked for again, above all by those who supervise it."""
         job_id = write.record.self_id
-        old = self._active.get(job_id)
-        self._forget(job_id)
+        old = self._active.pop(job_id, None)
         if write.record.is_done:
             self._ended[job_id] = write.record
             if len(self._ended) > _MOST_ENDED:
                 self._ended.popitem(last=False)
             return
+        self._ended.pop(job_id, None)
         launch = write.launch or (old and old.launch)
         attempt = write.attempt or (old and old.attempt)
         if launch and attempt:
@@ -384,29 +387,35 @@ class JobDB:
 
         Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
         """
-        with self.waiting([job_id], wanted) as (waiter,):
+        waiter = self._listen(job_id, wanted)
+        try:
             # After we listen, so that nothing falls in between.
             record = self._ended.get(job_id) or await self.get(job_id)
             if record is None:
                 raise JobNotFound(job_id)
             waiter.consider(record)
             return await waiter.future
+        finally:
+            self._stop_waiting(waiter)
 
     @contextmanager
     def waiting(
         self, job_ids: Iterable[str], wanted: frozenset[Status] | None = None
     ) -> Iterator[list[Waiter]]:
         """Listen for several jobs while the context is open."""
-        waiters = [Waiter(job_id, wanted) for job_id in job_ids]
-        for waiter in waiters:
-            self._waiters.setdefault(waiter.job_id, {})[waiter] = None
-            if self._failure is not None:
-                waiter.future.set_exception(_own(self._failure))
+        waiters = [self._listen(job_id, wanted) for job_id in job_ids]
         try:
             yield waiters
         finally:
             for waiter in waiters:
                 self._stop_waiting(waiter)
+
+    def _listen(self, job_id: str, wanted: frozenset[Status] | None) -> Waiter:
+        waiter = Waiter(job_id, wanted)
+        self._waiters.setdefault(job_id, {})[waiter] = None
+        if self._failure is not None:
+            waiter.future.set_exception(_own(self._failure))
+        return waiter
 
     def _stop_waiting(self, waiter: Waiter) -> None:
         others = self._waiters[waiter.job_id]

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import resource
 import selectors
 import shutil
@@ -69,6 +70,8 @@ def log_name(job_id: str) -> str:
     A name that was too long, or that a file system might take for another one which differs in
     case, ends in a digest of the id.
     """
+    if _HARMLESS.fullmatch(job_id):
+        return job_id
     name = quote(job_id, safe=_SAFE)
     if name[0] in ".-":
         name = f"%{ord(name[0]):02X}{name[1:]}"
@@ -81,6 +84,7 @@ def log_name(job_id: str) -> str:
 
 
 _LONGEST_NAME = 180
+_HARMLESS = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,179}")
 _SAFE = "+,=@~ "
 
 
@@ -122,13 +126,13 @@ class LogFile:
 
     def __init__(
         self,
-        path: Path,
+        path: str | os.PathLike[str],
         max_bytes: int | None = None,
         backups: int = 1,
         *,
         replaces: bool = False,
     ) -> None:
-        self.path = path
+        self.name = os.fspath(path)
         self.readers: set[Reader] = set()
         self.offset = 0
         """How many bytes the stream has had; right once the file was open."""
@@ -138,6 +142,11 @@ class LogFile:
         self._is_retired = False
         self._size = 0
         self._fd: int | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is; made when it is asked for, since most jobs write nothing."""
+        return Path(self.name)
 
     def open(self) -> None:
         """Open the file, and go on where it ends."""

@@ -216,10 +216,19 @@ class _NamesFields(ModelMetaclass):
         return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
 
 
+_set = object.__setattr__  # past the frozen model's own
+
+
 class _Model(BaseModel, metaclass=_NamesFields):
     """The habits all models share: a mapping or keywords in, attributes or keys out."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    _all_fields: ClassVar[set[str]]
+    """The names of all fields: one set, shared by all that ``trusted`` makes."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls._all_fields = set(cls.model_fields)
 
     def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
         if isinstance(data, _Model):
@@ -250,15 +259,19 @@ class _Model(BaseModel, metaclass=_NamesFields):
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with the changes, which are trusted to be right.
 
-        As ``model_copy(update=changes)``, in a quarter of the time: it is made for every event.
+        As ``model_copy(update=changes)``, in a fraction of the time: it is made for every event.
         """
-        copy = object.__new__(type(self))
-        set_attribute = object.__setattr__
-        set_attribute(copy, "__dict__", {**self.__dict__, **changes})
-        set_attribute(copy, "__pydantic_fields_set__", {*self.model_fields_set, *changes})
-        set_attribute(copy, "__pydantic_extra__", None)
-        set_attribute(copy, "__pydantic_private__", None)
-        return copy
+        return self.trusted({**self.__dict__, **changes})
+
+    @classmethod
+    def trusted(cls, values: dict[str, Any]) -> Self:
+        """Return the model with all its values, which are trusted to be right."""
+        made = object.__new__(cls)
+        _set(made, "__dict__", values)
+        _set(made, "__pydantic_fields_set__", cls._all_fields)
+        _set(made, "__pydantic_extra__", None)
+        _set(made, "__pydantic_private__", None)
+        return made
 
     @classmethod
     def check(cls, fields: Mapping[str, Any]) -> Self:
@@ -409,12 +422,15 @@ class JobSpec(_Model):
         str, BeforeValidator(lambda v: os.fspath(v) if isinstance(v, os.PathLike) else v),
         AfterValidator(_no_nul),
     ] | None = None  # fmt: skip
-    envs: Annotated[dict[str, str], AfterValidator(_environment), Field(repr=False)] = {}
+    # Factories: a default that is an object is copied deeply for each job.
+    envs: Annotated[
+        dict[str, str], AfterValidator(_environment), Field(repr=False, default_factory=dict)
+    ]
     inherit_env: bool = True
     name: Text | None = None
     description: Text | None = None
-    tags: Tags = []
-    metadata: Metadata = {}
+    tags: Annotated[Tags, Field(default_factory=list)]
+    metadata: Annotated[Metadata, Field(default_factory=dict)]
     user_id: Text | None = None
     workflow_id: Text | None = None
     timeout: Seconds | None = None

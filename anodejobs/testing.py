@@ -69,7 +69,7 @@ def make_launch(job_id: str = "a-job", **fields: Any) -> Launch:
         "cwd": "/",
         "base_env": {"PATH": "/usr/bin:/bin"},
         "envs": {},
-        "logs": LogPlan(stdout=Path("/nowhere/out.txt"), stderr=Path("/nowhere/errors.txt")),
+        "logs": LogPlan(stdout="/nowhere/out.txt", stderr="/nowhere/errors.txt"),
         "stop_grace": 10.0,
     }
     return Launch(job_id=job_id, **{**usual, **fields})
@@ -910,7 +910,7 @@ def _full_launch() -> Launch:
         base_env={"HOME": "/root"},
         envs={"A": "b"},
         logs=LogPlan(
-            stdout=Path("/srv/out.txt"), stderr=Path("/srv/ü/err.txt"), max_bytes=5, backups=3
+            stdout="/srv/out.txt", stderr="/srv/ü/err.txt", max_bytes=5, backups=3
         ),
         timeout=1.5,
         stop_grace=0.0,

@@ -11,9 +11,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
@@ -72,6 +71,7 @@ class Watcher:
         """How many attempts have a task here, those that are being cleaned up after included."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
+        self._answers: set[asyncio.Future[Any]] = set()
         self._heeded: set[str] = set()
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
@@ -110,11 +110,18 @@ class Watcher:
     async def _answer(
         self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
     ) -> Result:
-        """Return the answer that the work gives; or that will not come, if it ends without one."""
-        closed = ExecutorError("this Jobs was closed meanwhile")
-        # By a callback: a task that is cancelled before its first step runs no `finally`.
-        self._own(work, name).add_done_callback(lambda _: _refuse(answer, closed))
-        return await answer
+        """Return the answer that the work gives; or that will not come, if all ends before."""
+        self._own(work, name)
+        self._answers.add(answer)
+        try:
+            return await answer
+        finally:
+            self._answers.discard(answer)
+
+    def refuse_all(self) -> None:
+        """Tell all who still wait for an answer that none will come."""
+        for answer in self._answers:
+            _refuse(answer, ExecutorError("this Jobs was closed meanwhile"))
 
     # The life of an attempt.
 
@@ -138,14 +145,19 @@ class Watcher:
         answer: Answer,
     ) -> None:
         attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
-        with self._watching(launch, attempt):
+        self._take_on(launch, attempt)
+        try:
             started: Attempt | None = None
-            with _answering(answer):
+            try:
                 started = await self._begin(record, launch, attempt, may_replace, answer)
+            except Exception as error:
+                _refuse(answer, error)
             if started is not None:
                 await self._watch(record.self_id, started.token)
             else:
                 await self._executor.clean(attempt.token)
+        finally:
+            self._let_go(attempt)
 
     async def _begin(
         self,
@@ -417,10 +429,13 @@ class Watcher:
 
     async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
         job_id, launch = stored.record.self_id, stored.launch
-        with self._watching(launch, attempt):
+        self._take_on(launch, attempt)
+        try:
             if stored.record.status is Status.stopping:  # its stop was cut short
                 await self._end(job_id, attempt, launch.stop_grace)
             await self._watch(job_id, attempt.token)
+        finally:
+            self._let_go(attempt)
 
     def _inherit(self, job_id: str, token: str) -> None:
         """Watch an attempt that another application has started."""
@@ -488,18 +503,16 @@ class Watcher:
         except AnodeJobsError as error:
             LOG.warning("job %s could not be stopped: %s", job_id, error)
 
-    @contextmanager
-    def _watching(self, launch: Launch, attempt: Attempt) -> Iterator[None]:
+    def _take_on(self, launch: Launch, attempt: Attempt) -> None:
         self._watched[attempt.token] = launch
         self._lives += 1
         self._is_idle.clear()
-        try:
-            yield
-        finally:
-            self._watched.pop(attempt.token, None)
-            self._lives -= 1
-            if not self._lives:
-                self._is_idle.set()
+
+    def _let_go(self, attempt: Attempt) -> None:
+        self._watched.pop(attempt.token, None)
+        self._lives -= 1
+        if not self._lives:
+            self._is_idle.set()
 
 
 async def _unheard(event: Event) -> None:
@@ -516,12 +529,3 @@ def _refuse(answer: asyncio.Future[Result], error: Exception) -> None:
         answer.set_exception(error)
     elif answer.cancelled():
         LOG.debug("nobody waits any more for what became of a call: %r", error)
-
-
-@contextmanager
-def _answering(answer: Answer) -> Iterator[None]:
-    """Hand an error to who waits for the answer."""
-    try:
-        yield
-    except Exception as error:
-        _refuse(answer, error)

@@ -36,7 +36,7 @@ def inserts_of(folder: Path) -> Callable[[str, dict[str, Any]], Insert]:
     ``model_copy`` checks nothing, which is what makes a million of them bearable.
     """
     argv = ["/bin/true"]
-    logs = LogPlan(stdout=folder / "x_out.txt", stderr=folder / "x_errors.txt")
+    logs = LogPlan(stdout=str(folder / "x_out.txt"), stderr=str(folder / "x_errors.txt"))
     launch = Launch(
         job_id="x",
         argv=tuple(argv),

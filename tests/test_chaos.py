@@ -231,7 +231,7 @@ async def test_an_application_is_told_of_the_start_with_the_end_of_what_it_inher
 ) -> None:
     """The one before may have died before the start was on record, and an end needs a start."""
     folder, token = tmp_path / "shim", new_token()
-    logs = LogPlan(stdout=tmp_path / "out", stderr=tmp_path / "errors")
+    logs = LogPlan(stdout=str(tmp_path / "out"), stderr=str(tmp_path / "errors"))
     launch = Launch(
         job_id="job",
         argv=("/bin/sh", "-c", "while [ ! -e go ]; do sleep 0.01; done; exit 3"),

@@ -110,7 +110,9 @@ class Application:
             "cwd": str(self.folder),
             "base_env": dict(os.environ),
             "envs": {},
-            "logs": LogPlan(stdout=self.folder / "out.txt", stderr=self.folder / "errors.txt"),
+            "logs": LogPlan(
+                stdout=str(self.folder / "out.txt"), stderr=str(self.folder / "errors.txt")
+            ),
             "stop_grace": 0.2,
         }
         return Launch(**{**usual, **fields})
@@ -772,7 +774,7 @@ def test_a_launch_does_not_show_its_environment() -> None:
 
 def test_a_launch_survives_being_written_down() -> None:
     app = Application(Processes(), Path("/tmp"))
-    logs = LogPlan(stdout=Path("/o"), stderr=Path("/e"), max_bytes=5, backups=3)
+    logs = LogPlan(stdout="/o", stderr="/e", max_bytes=5, backups=3)
     launch = app.launch(
         ["a", "\udcff\n\0"],
         envs={"A": 'ü"\udcfe'},
@@ -789,7 +791,7 @@ def test_a_launch_survives_being_written_down() -> None:
 
 
 def test_a_plan_of_logs_has_a_path_for_each_stream() -> None:
-    logs = LogPlan(stdout=Path("/o"), stderr=Path("/e"))
+    logs = LogPlan(stdout="/o", stderr="/e")
     assert (logs.path("stdout"), logs.path("stderr")) == (Path("/o"), Path("/e"))
 
 

@@ -217,7 +217,7 @@ def entry(job_id: str = "a", **fields: Any) -> Entry:
         "cwd": "/tmp",
         "base_env": {"PASSWORD": SECRET},
         "envs": {},
-        "logs": LogPlan(stdout=Path("/o"), stderr=Path("/e"), max_bytes=7, backups=2),
+        "logs": LogPlan(stdout="/o", stderr="/e", max_bytes=7, backups=2),
         "stop_grace": 1.5,
     }
     launch = Launch(job_id=job_id, **{**usual, **fields})
@@ -288,7 +288,7 @@ def test_what_happened_to_the_unknown_is_passed_over(path):
 @given(text, text.filter(lambda path: path and "\0" not in path), st.lists(events, max_size=3))
 def test_any_text_survives(path, job_id, log, happened):
     path.unlink(missing_ok=True)
-    logs = LogPlan(stdout=Path(log), stderr=Path(log))
+    logs = LogPlan(stdout=str(log), stderr=str(log))
     begun = entry(job_id, logs=logs)
     with opened(path) as book:
         book.begin(begun)

@@ -133,7 +133,7 @@ async def test_a_start_that_failed_is_forgotten_with_the_application_that_heard_
             cwd="/",
             base_env={},
             envs={},
-            logs=LogPlan(stdout=tmp_path / "out", stderr=tmp_path / "err"),
+            logs=LogPlan(stdout=str(tmp_path / "out"), stderr=str(tmp_path / "err")),
             stop_grace=1,
         )
         attempt = Attempt(token=new_token(), supervisor=executor.supervisor)
@@ -1166,7 +1166,7 @@ async def connected(folder: Path) -> AsyncIterator[Raw]:
 
 
 def launch_of(command: str, folder: Path, name: str) -> Launch:
-    logs = LogPlan(stdout=folder / f"{name}_out.txt", stderr=folder / f"{name}_errors.txt")
+    logs = LogPlan(stdout=str(folder / f"{name}_out.txt"), stderr=str(folder / f"{name}_errors.txt"))
     return Launch(
         job_id=name,
         argv=("/bin/sh", "-c", command),

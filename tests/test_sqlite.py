@@ -418,7 +418,7 @@ OLD_JOB = Stored(
         cwd="/srv",
         base_env={"COLOUR": "\udcff", "PATH": "/bin"},
         envs={"A": "b"},
-        logs=LogPlan(stdout=Path("/srv/o.txt"), stderr=Path("/srv/e.txt")),
+        logs=LogPlan(stdout="/srv/o.txt", stderr="/srv/e.txt"),
         timeout=1.5,
         stop_grace=10.0,
     ),

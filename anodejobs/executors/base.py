@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from anodejobs.events import (
     StopRequested,
 )
 from anodejobs.logs import LogTail
+
+_quoted = encode_basestring_ascii
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
@@ -47,14 +50,14 @@ def new_token() -> str:
 class LogPlan:
     """Where an attempt's output goes, and when a log file is rotated."""
 
-    stdout: Path
-    stderr: Path
+    stdout: str
+    stderr: str
     max_bytes: int | None = None
     backups: int = 1
 
     def path(self, stream: Stream) -> Path:
         """Return the path of the stream's current log file."""
-        return self.stdout if stream == "stdout" else self.stderr
+        return Path(self.stdout if stream == "stdout" else self.stderr)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,52 +80,67 @@ class Launch:
     start_grace: float = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
     on_host_death: Literal["leave", "stop"] = "leave"
-    _text: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def own_env(self, attempt_number: int, token: str) -> dict[str, str]:
-        """Return what an attempt has in its environment over ``base_env``."""
+    def marks(self, attempt_number: int, token: str) -> dict[str, str]:
+        """Return what an attempt has in its environment beside what was asked for."""
         return {
-            **self.envs,
             "ANODEJOBS_JOB_ID": self.job_id,
             "ANODEJOBS_ATTEMPT": str(attempt_number),
             "ANODEJOBS_TOKEN": token,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, without ``base_env``: many launches share one."""
-        logs = self.logs
-        return {
-            "job_id": self.job_id,
-            "argv": self.argv,
-            "cwd": self.cwd,
-            "envs": self.envs,
-            "logs": {
-                "stdout": str(logs.stdout),
-                "stderr": str(logs.stderr),
-                "max_bytes": logs.max_bytes,
-                "backups": logs.backups,
-            },
-            "timeout": self.timeout,
-            "stop_grace": self.stop_grace,
-            "start_grace": self.start_grace,
-            "leftovers": self.leftovers,
-            "on_host_death": self.on_host_death,
-        }
-
     def to_text(self) -> str:
-        """Return ``to_json`` as text, made once: the store and the shim each want it."""
-        if not self._text:
-            self._text.append(json.dumps(self.to_json()))
-        return self._text[0]
+        """Return it as JSON, without ``base_env``: many launches share one."""
+        lasting, passing = self.parts()
+        return f"{{{lasting},{passing}}}"
+
+    def parts(self) -> tuple[str, str]:
+        """Return the two halves of ``to_text``, made once: the store and the shim each want them.
+
+        First what is to be known for as long as the process runs, then what is needed to start it.
+        """
+        if not self._texts:
+            # By hand, in a third of the time: it is made for every job.
+            logs = self.logs
+            self._texts[:] = (
+                f'"job_id":{_quoted(self.job_id)},"logs":{{"stdout":{_quoted(logs.stdout)},'
+                f'"stderr":{_quoted(logs.stderr)},"max_bytes":{_number(logs.max_bytes)},'
+                f'"backups":{logs.backups}}},"timeout":{_number(self.timeout)},'
+                f'"stop_grace":{self.stop_grace!r},"start_grace":{self.start_grace!r},'
+                f'"leftovers":"{self.leftovers}","on_host_death":"{self.on_host_death}"',
+                f'"argv":[{",".join(map(_quoted, self.argv))}],"cwd":{_quoted(self.cwd)},'
+                f'"envs":{json.dumps(self.envs) if self.envs else "{}"}',
+            )
+        lasting, passing = self._texts
+        return lasting, passing
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], base_env: dict[str, str]) -> Launch:
-        """Return what ``to_json`` was made from."""
-        logs = dict(fields["logs"])
-        plan = LogPlan(
-            **{**logs, "stdout": Path(logs["stdout"]), "stderr": Path(logs["stderr"])},
+        """Return what ``to_text`` was made from."""
+        logs = fields["logs"]
+        return cls(
+            job_id=fields["job_id"],
+            argv=tuple(fields["argv"]),
+            cwd=fields["cwd"],
+            base_env=base_env,
+            envs=fields["envs"],
+            logs=LogPlan(
+                stdout=logs["stdout"],
+                stderr=logs["stderr"],
+                max_bytes=logs["max_bytes"],
+                backups=logs["backups"],
+            ),
+            timeout=fields["timeout"],
+            stop_grace=fields["stop_grace"],
+            start_grace=fields["start_grace"],
+            leftovers=fields["leftovers"],
+            on_host_death=fields.get("on_host_death", "leave"),
         )
-        return cls(**{**fields, "argv": tuple(fields["argv"]), "logs": plan, "base_env": base_env})
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else repr(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

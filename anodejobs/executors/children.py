@@ -36,9 +36,12 @@ class ChildWatch:
         traceback: TracebackType | None,
     ) -> None:
         asyncio.set_event_loop_policy(self._theirs)
+        self._theirs = None
 
     def close(self) -> None:
         """Stop watching, the children that still run included. Idempotent."""
+        if self._theirs is not None:  # entered for good
+            self.__exit__(None, None, None)
         self._watcher.close()
 
 

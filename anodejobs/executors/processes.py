@@ -46,9 +46,9 @@ from anodejobs.executors.base import (
     TreeUsage,
 )
 from anodejobs.executors.deaths import POLL_S, all_gone
+from anodejobs.executors.dedication import Dedication
 from anodejobs.executors.first_step import FirstStep
 from anodejobs.executors.looks import Looks
-from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
 
@@ -101,19 +101,19 @@ class _Stop:
 class Processes(Executor):
     """Runs jobs as children of this process, in which their pumps run too; they end with it.
 
-    ``marking`` is for a process that does nothing else: it marks all that is spawned.
+    ``dedication`` is for a process that does nothing else.
     """
 
     outlives_host = False
 
-    def __init__(self, marking: Marking | None = None) -> None:
-        self._marking = marking
+    def __init__(self, dedication: Dedication | None = None) -> None:
+        self._dedication = dedication
         self.supervisor = supervisors.new_supervisor()
         self._held: dict[str, _Held] = {}
         self._stops: dict[str, _Stop] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
-        self._logs: dict[Path, LogFile] = {}
-        self._left_logs: WeakValueDictionary[Path, LogFile] = WeakValueDictionary()
+        self._logs: dict[str, LogFile] = {}
+        self._left_logs: WeakValueDictionary[str, LogFile] = WeakValueDictionary()
         """Of what runs on though its job is over."""
         self._looks = Looks()
         self._on_growth: OnGrowth | None = None
@@ -149,12 +149,14 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            if self._marking is not None:
-                self._marking.mark(attempt.token)
+            null = asyncio.subprocess.DEVNULL
+            if self._dedication is not None:
+                self._dedication.marking.mark(attempt.token)
+                null = self._dedication.null
             process = await self._over_watch(
                 asyncio.create_subprocess_exec(
                     *launch.argv,
-                    stdin=asyncio.subprocess.DEVNULL,
+                    stdin=null,
                     stdout=theirs["stdout"],
                     stderr=theirs["stderr"],
                     cwd=launch.cwd,
@@ -173,8 +175,9 @@ class Processes(Executor):
         finally:
             for fd in theirs.values():
                 os.close(fd)
-        attempt = replace(
-            attempt,
+        attempt = Attempt(
+            token=attempt.token,
+            supervisor=attempt.supervisor,
             pid=process.pid,
             # None where it has ended already: then there is nothing that could be signalled.
             start_time=tree.start_time(process.pid),
@@ -189,11 +192,21 @@ class Processes(Executor):
         self._hold(launch, attempt, ours, process, pidfd)
         return Started(at=at, attempt=attempt)
 
-    def _environment(self, launch: Launch, attempt: Attempt, number: int) -> dict[bytes, bytes]:
-        """Return the environment as the system wants it; encoding it anew each time is costly."""
+    def _environment(
+        self, launch: Launch, attempt: Attempt, number: int
+    ) -> dict[bytes, bytes] | None:
+        """Return the environment as the system wants it, None where it is what is inherited."""
+        marks = launch.marks(number, attempt.token)
+        if (
+            self._dedication is not None
+            and not launch.envs
+            and self._dedication.inheritance.offers(launch.base_env, marks)
+        ):
+            return None
+        # Encoding all of it anew each time is costly.
         if launch.base_env is not self._encoded_env[0]:
             self._encoded_env = (launch.base_env, _encoded(launch.base_env))
-        return {**self._encoded_env[1], **_encoded(launch.own_env(number, attempt.token))}
+        return {**self._encoded_env[1], **_encoded(launch.envs), **_encoded(marks)}
 
     def _hold(
         self,
@@ -204,17 +217,16 @@ class Processes(Executor):
         pidfd: int | None,
     ) -> None:
         pipes: dict[Stream, Pipe] = {}
+        logs, pump = launch.logs, self._pumping()
         for stream, fd in fds.items():
-            logs = launch.logs
-            log = LogFile(
-                logs.path(stream), logs.max_bytes, logs.backups, replaces=process is not None
-            )
-            earlier = self._logs.get(log.path) or self._left_logs.get(log.path)
+            name = logs.stdout if stream == "stdout" else logs.stderr
+            log = LogFile(name, logs.max_bytes, logs.backups, replaces=process is not None)
+            earlier = self._logs.get(name) or self._left_logs.get(name)
             if earlier is not None:
                 earlier.retire()  # of something an earlier run left behind
-            self._logs[log.path] = log
-            pipes[stream] = self._pumping().add(fd, log)
-            self._owners[pipes[stream]] = (launch.job_id, stream)
+            self._logs[name] = log
+            pipe = pipes[stream] = pump.add(fd, log)
+            self._owners[pipe] = (launch.job_id, stream)
         self._held[attempt.token] = _Held(launch, attempt, pipes, process, pidfd)
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
@@ -317,13 +329,15 @@ class Processes(Executor):
             if snapshot.members(held.attempt, has_just_ended=True):
                 await self._stop(held.attempt, held.launch.stop_grace, has_just_ended=True)
             for pipe in held.pipes.values():
-                await self._pumping().release(pipe)
+                if pipe.fd is not None:
+                    await self._pumping().release(pipe)
         for pipe in held.pipes.values():
             del self._owners[pipe]
-            if self._logs.get(pipe.log.path) is pipe.log:
-                del self._logs[pipe.log.path]
+            name = pipe.log.name
+            if self._logs.get(name) is pipe.log:
+                del self._logs[name]
                 if pipe.fd is not None:
-                    self._left_logs[pipe.log.path] = pipe.log
+                    self._left_logs[name] = pipe.log
         held.let_go()
         self._held.pop(token, None)
 
@@ -490,7 +504,11 @@ class Processes(Executor):
             from anodejobs.executors.children import ChildWatch
 
             self._children = ChildWatch()
-        return start if self._children is None else FirstStep(start, self._children)
+            if self._dedication is not None:
+                self._children.__enter__()  # for good: nobody else starts children here
+        if self._children is None or self._dedication is not None:
+            return start
+        return FirstStep(start, self._children)
 
     def _pumping(self) -> LogPump:
         if self._is_closed:

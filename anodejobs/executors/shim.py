@@ -46,8 +46,11 @@ from anodejobs.shim.protocol import (
     Lines,
     Message,
     Told,
+    begin_text,
+    decoded,
     encoded,
     event_from_json,
+    start_request,
 )
 
 LOG = logging.getLogger("anodejobs")
@@ -131,7 +134,7 @@ class _Link(asyncio.Protocol):
         self._open_links.add(self)
 
     def data_received(self, data: bytes) -> None:
-        for message in self._lines.feed(data):
+        for message in decoded(self._lines.feed(data)):
             number = message.pop("re", None)
             if number is None:
                 if "age" in message:  # by this we say that we have read all before it
@@ -256,7 +259,7 @@ class Shim(Executor):
     ) -> Started | StartFailed | Lost:
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
-            request = _request_for("start", launch, attempt, number)
+            request = start_request("start", begin_text(number, launch, attempt), launch)
             event = event_from_json((await self._ask(request, launch.base_env))["event"])
         except BaseException:
             self._forget(attempt.token)
@@ -278,7 +281,8 @@ class Shim(Executor):
 
     async def _adopted(self, watched: _Watched) -> Adopted | Lost:
         assert watched.launch is not None and watched.attempt is not None
-        request = _request_for("adopt", watched.launch, watched.attempt, watched.number)
+        begin = begin_text(watched.number, watched.launch, watched.attempt)
+        request = start_request("adopt", begin, watched.launch)
         event = event_from_json((await self._ask(request))["event"])
         assert isinstance(event, Adopted | Lost)
         return event
@@ -656,13 +660,6 @@ class _Follow:
 def _request(message: Message) -> str:
     """Return the message as ``_Link.ask`` wants it."""
     return encoded(message)[:-2].decode("ascii")
-
-
-def _request_for(what: str, launch: Launch, attempt: Attempt, number: int) -> str:
-    return (
-        f'{{"do":"{what}","number":{number},'
-        f'"attempt":{attempt.to_text()},"launch":{launch.to_text()}'
-    )
 
 
 _GAP = "the log may have a gap"

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from anodejobs.executors.base import Stream
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import Lines, Message, encoded
+from anodejobs.shim.protocol import Lines, Message, begin_of, decoded, encoded
 
 LOG = logging.getLogger("anodejobs")
 
@@ -65,7 +65,10 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for message in self._lines.feed(data):
+            lines = self._lines.feed(data)
+            for line, message in zip(lines, decoded(lines), strict=True):
+                if "begin" in message:
+                    message["line"] = begin_of(line)
                 self._office.hear(self, message)
         except Exception:
             LOG.exception("an application makes no sense; it is cut off")

@@ -17,7 +17,14 @@ from pathlib import Path
 
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
-from anodejobs.shim.protocol import Message, Told, encoded, event_from_json, event_to_text
+from anodejobs.shim.protocol import (
+    Message,
+    Told,
+    begin_text,
+    encoded,
+    event_from_json,
+    event_to_text,
+)
 
 LOG = logging.getLogger("anodejobs")
 
@@ -35,6 +42,8 @@ class Entry:
     launch: Launch
     attempt: Attempt
     events: list[Told] = field(default_factory=list)
+    line: bytes = b""
+    """Its begin as it is written, where it came so."""
 
 
 class Journal:
@@ -58,7 +67,7 @@ class Journal:
         lines = [encoded(_FORMAT)]
         for entry in self._entries():
             lines.append(_begin(entry))
-            lines += (_told(entry.attempt.token, event) for event in entry.events)
+            lines += (_told(entry.attempt.token, event_to_text(told)) for told in entry.events)
         beside = self.path.with_name(f"{self.path.name}.new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -85,9 +94,9 @@ class Journal:
             self._pending.pop()
             raise
 
-    def note(self, token: str, event: Told) -> None:
-        """Say what has happened; kept with the next ``flush``."""
-        self._pending.append(_told(token, event))
+    def note(self, token: str, text: str) -> None:
+        """Say what has happened, an event's text; kept with the next ``flush``."""
+        self._pending.append(_told(token, text))
 
     def done(self, token: str) -> None:
         """Say that there is nothing more to be known of the attempt."""
@@ -160,22 +169,11 @@ def _take(entries: dict[str, Entry], message: Message) -> None:
 
 
 def _begin(entry: Entry) -> bytes:
-    # By hand: it is written for every job, before its process is spawned.
-    launch = entry.launch
-    logs = (
-        f'{{"stdout":{_text(str(launch.logs.stdout))},"stderr":{_text(str(launch.logs.stderr))},'
-        f'"max_bytes":{_text(launch.logs.max_bytes)},"backups":{launch.logs.backups}}}'
-    )
-    return (
-        f'{{"begin":{entry.attempt.to_text()},"number":{entry.number},"launch":'
-        f'{{"job_id":{_text(launch.job_id)},"logs":{logs},"timeout":{_text(launch.timeout)},'
-        f'"stop_grace":{launch.stop_grace},"start_grace":{launch.start_grace},'
-        f'"leftovers":"{launch.leftovers}","on_host_death":"{launch.on_host_death}"}}}}\n'
-    ).encode("ascii")
+    if not entry.line:
+        begin = begin_text(entry.number, entry.launch, entry.attempt)
+        entry.line = f"{{{begin}}}\n".encode("ascii")
+    return entry.line
 
 
-_text = json.dumps
-
-
-def _told(token: str, event: Told) -> bytes:
-    return f'{{"token":"{token}","event":{event_to_text(event)}}}\n'.encode("ascii")
+def _told(token: str, text: str) -> bytes:
+    return f'{{"token":"{token}","event":{text}}}\n'.encode("ascii")

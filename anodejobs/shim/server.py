@@ -8,7 +8,6 @@ the next that comes. Everything is in the journal before it is told.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,7 @@ class Server:
             if life.has_ended:
                 life.events[-1] = _recorded(life.events[-1])
             for event in life.events:
-                client.send_line(_news(life, event))
+                client.send_line(_news(life, event_to_text(event)))
 
     def _pass_on(self, life: _Life, client: Client) -> None:
         if life.owner is not None:
@@ -270,7 +270,7 @@ class Server:
 
     def _start(self, client: Client, message: Message) -> None:
         faults.reached("shim: a start was asked for")
-        attempt = Attempt.from_json(message["attempt"])
+        attempt = Attempt.from_json(message["begin"])
         token = attempt.token
         life = self._lives.get(token)
         if life is None:
@@ -280,13 +280,12 @@ class Server:
             if self._is_draining:
                 client.send({"re": message["id"], "is_draining": True})
                 return
-            launch = Launch.from_json(message["launch"], client.env)
-            life = self._lives[token] = _Life(message["number"], launch, attempt, owner=client)
+            life = self._lives[token] = _begun(client, message, attempt)
             self._tasks.create_task(self._live(life))
         elif client is not life.owner:
             life.others.add(client)
             for event in life.events[1:]:
-                client.send_line(_news(life, event))
+                client.send_line(_news(life, event_to_text(event)))
         if life.events:
             outcome = life.events[0]
             if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
@@ -296,7 +295,7 @@ class Server:
             life.askers.append((client, message["id"]))
 
     def _adopt_for(self, client: Client, message: Message) -> None:
-        attempt = Attempt.from_json(message["attempt"])
+        attempt = Attempt.from_json(message["begin"])
         token = attempt.token
         life = self._lives.get(token)
         if life is not None:
@@ -307,8 +306,7 @@ class Server:
         elif token in self._tombs or token in self._older_tombs:
             self._answer(client, message, Lost(error="it has ended, and that is on record"))
         else:
-            launch = Launch.from_json(message["launch"], client.env)
-            life = self._lives[token] = _Life(message["number"], launch, attempt, owner=client)
+            life = self._lives[token] = _begun(client, message, attempt)
             self._reply(client, message, self._adopted(life))
 
     async def _adopted(self, life: _Life) -> Message:
@@ -320,7 +318,7 @@ class Server:
             del self._lives[token]
             raise
         life.events.append(event)
-        self._journal.note(token, event)
+        self._journal.note(token, event_to_text(event))
         if isinstance(event, Adopted):
             life.attempt = event.attempt
             self._tasks.create_task(self._see_through(life))
@@ -414,9 +412,10 @@ class Server:
             finally:
                 self._spawning.discard(token)
         life.events.append(outcome)
-        self._journal.note(token, outcome)
+        text = event_to_text(outcome)
+        self._journal.note(token, text)
         for client, number in life.askers:
-            client.send_line(f'{{"re":{number},"event":{event_to_text(outcome)}}}')
+            client.send_line(f'{{"re":{number},"event":{text}}}')
         life.askers.clear()
         if isinstance(outcome, Started):
             life.attempt = outcome.attempt
@@ -478,17 +477,19 @@ class Server:
             self._leave_soon()
 
     def _happened(self, life: _Life, event: Told) -> None:
-        life.events.append(event)
-        self._journal.note(life.attempt.token, event)
+        text = event_to_text(event)
+        self._journal.note(life.attempt.token, text)
         if life.owner is not None:
-            # Who was told of the start may have died before it was on record.
-            for told in life.events if life.is_inherited else (event,):
-                life.owner.send_line(_news(life, told))
-            life.is_inherited = False
-            for client in life.others:
-                client.send_line(_news(life, event))
+            if life.is_inherited:  # who was told of the start may have died with that unrecorded
+                life.is_inherited = False
+                for told in life.events:
+                    life.owner.send_line(_news(life, event_to_text(told)))
+            news = _news(life, text)
+            for client in (life.owner, *life.others):
+                client.send_line(news)
         else:
             self._flush_when_idle()
+        life.events.append(event)
 
     def _expect_records(self) -> None:
         if self._unrecorded and self._clients and self._telling is None:
@@ -508,7 +509,7 @@ class Server:
             for client in self._clients:
                 if client is not life.owner:
                     for event in life.events:
-                        client.send_line(_news(life, event))
+                        client.send_line(_news(life, event_to_text(event)))
         self._expect_records()
 
     # Applications come and go.
@@ -629,10 +630,15 @@ class _Left(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
 
 
-def _news(life: _Life, event: Told) -> str:
-    """Return the message that says what happened to the attempt."""
-    token, job_id = life.attempt.token, json.dumps(life.launch.job_id)
-    return f'{{"token":"{token}","job_id":{job_id},"event":{event_to_text(event)}}}'
+def _news(life: _Life, text: str) -> str:
+    """Return the message that says what happened to the attempt, an event's text."""
+    token, job_id = life.attempt.token, encode_basestring_ascii(life.launch.job_id)
+    return f'{{"token":"{token}","job_id":{job_id},"event":{text}}}'
+
+
+def _begun(client: Client, message: Message, attempt: Attempt) -> _Life:
+    launch = Launch.from_json({**message["launch"], **message["exec"]}, client.env)
+    return _Life(message["number"], launch, attempt, line=message["line"], owner=client)
 
 
 def _recorded(event: Told) -> Told:

@@ -27,8 +27,9 @@ from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
+from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of
 from anodejobs.stores.sqlite_queries import LARGEST, column, page, where
-from anodejobs.stores.sqlite_writes import Batch, Environments, moment
+from anodejobs.stores.sqlite_writes import Batch, Environments
 
 Durability = Literal["process", "power"]
 
@@ -79,6 +80,56 @@ MIGRATIONS = (
     CREATE INDEX history_by_job ON history (job_id, seq);
     CREATE TABLE counters (name TEXT PRIMARY KEY NOT NULL, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO counters VALUES ('seq', 0);
+    """,
+    # What changes becomes columns, and what a run was asked to be a table of its own: a change of
+    # status rewrites a row, and rows were mostly of what does not change.
+    """
+    ALTER TABLE jobs RENAME TO old_jobs;
+    CREATE TABLE jobs (
+        job_id TEXT PRIMARY KEY NOT NULL,
+        created_at INTEGER NOT NULL,
+        name TEXT,
+        user_id TEXT,
+        workflow_id TEXT,
+        revision INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        last_update INTEGER NOT NULL,
+        started_at INTEGER,
+        finished_at INTEGER,
+        number INTEGER NOT NULL,
+        last_pid INTEGER,
+        exit_code INTEGER,
+        evidence TEXT,
+        error TEXT,
+        reached TEXT NOT NULL,
+        attempt TEXT NOT NULL
+    );
+    CREATE TABLE specs (
+        job_id TEXT PRIMARY KEY NOT NULL,
+        spec TEXT NOT NULL,
+        launch TEXT NOT NULL,
+        environment TEXT NOT NULL REFERENCES environments (digest)
+    );
+    INSERT INTO specs SELECT job_id,
+        json_remove(record, '$.self_id', '$.created_at', '$.name', '$.user_id', '$.workflow_id',
+            '$.revision', '$.status', '$.last_update', '$.started_at', '$.finished_at',
+            '$.attempt', '$.last_pid', '$.exit_code', '$.evidence', '$.error', '$.reached'),
+        launch, environment
+    FROM old_jobs;
+    INSERT INTO jobs SELECT job_id, created_at, name, user_id, workflow_id, revision, status,
+        last_update, started_at, finished_at, json_extract(record, '$.attempt'),
+        json_extract(record, '$.last_pid'), json_extract(record, '$.exit_code'),
+        json_extract(record, '$.evidence'), json_extract(record, '$.error'),
+        (SELECT coalesce(group_concat(value), '') FROM json_each(record, '$.reached')), attempt
+    FROM old_jobs;
+    DROP TABLE old_jobs;
+    CREATE INDEX jobs_by_creation ON jobs (created_at, job_id);
+    CREATE INDEX jobs_by_status ON jobs (status, created_at, job_id);
+    CREATE INDEX jobs_by_update ON jobs (last_update, job_id);
+    CREATE INDEX jobs_by_name ON jobs (name, job_id) WHERE name IS NOT NULL;
+    CREATE INDEX jobs_by_user ON jobs (user_id, created_at, job_id) WHERE user_id IS NOT NULL;
+    CREATE INDEX jobs_by_workflow ON jobs (workflow_id, created_at, job_id)
+        WHERE workflow_id IS NOT NULL;
     """,
 )
 
@@ -154,13 +205,13 @@ class SqliteJobStore(JobStore):
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(
-            "SELECT record, attempt, launch, body FROM jobs"
-            " JOIN environments ON digest = environment WHERE job_id = ?",
+            f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
+            " USING (job_id) JOIN environments ON digest = environment WHERE job_id = ?",
             (job_id,),
         )
-        for record, attempt, launch, body in rows:
+        for attempt, launch, body, *columns in rows:
             return Stored(
-                record=JobRecord.model_validate_json(record),
+                record=record_of(columns),
                 attempt=Attempt.from_json(json.loads(attempt)),
                 launch=Launch.from_json(json.loads(launch), json.loads(body)),
             )
@@ -181,7 +232,7 @@ class SqliteJobStore(JobStore):
         if query.after is not None:
             last = await self._sort_value(query)
         sql, parameters = page(query, last)
-        return [JobRecord.model_validate_json(row[0]) for row in await self._read(sql, parameters)]
+        return [record_of(row) for row in await self._read(sql, parameters)]
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(

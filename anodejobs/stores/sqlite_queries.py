@@ -7,7 +7,7 @@ from typing import Any
 
 from anodejobs.records import JobFilter
 from anodejobs.stores.base import Query
-from anodejobs.stores.sqlite_writes import micros
+from anodejobs.stores.rows import RECORD_COLUMNS, micros
 
 LARGEST = 2**63 - 1
 """As far as SQLite can count."""
@@ -68,7 +68,10 @@ def page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
             parameters += boundary
         selects.append(f"SELECT * FROM (SELECT * FROM jobs{clause}{order})")
         parameters.append(end)
-    sql = f"SELECT record FROM ({' UNION ALL '.join(selects)}){order} OFFSET ?"
+    sql = (
+        f"SELECT {RECORD_COLUMNS}, spec FROM ({' UNION ALL '.join(selects)})"
+        f" JOIN specs USING (job_id){order} OFFSET ?"
+    )
     return sql, (*parameters, limit, query.offset)
 
 

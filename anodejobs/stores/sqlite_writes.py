@@ -12,31 +12,41 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import chain
-from typing import Any
 
+from anodejobs.executors.base import Launch
 from anodejobs.records import JobRecord
 from anodejobs.stores.base import Delete, Insert, Save, Write
+from anodejobs.stores.rows import (
+    RECORD_COLUMNS,
+    Row,
+    fact_columns,
+    key_columns,
+    micros,
+    spec_of,
+)
 
-Row = tuple[Any, ...]
-
-_INSERT = """
-    INSERT INTO jobs (job_id, revision, status, created_at, last_update, started_at, finished_at,
-        name, user_id, workflow_id, record, attempt, launch, environment)
-    VALUES {rows} ON CONFLICT (job_id) DO NOTHING"""
-_SAVE = """
-    UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
-        record = ?, attempt = coalesce(?, attempt)
-    WHERE job_id = ? AND revision = ?"""
-_RENEW = """
-    UPDATE jobs SET revision = ?, status = ?, created_at = ?, last_update = ?, started_at = ?,
-        finished_at = ?, name = ?, user_id = ?, workflow_id = ?, record = ?,
-        attempt = coalesce(?, attempt), launch = ?, environment = ?
-    WHERE job_id = ? AND revision = ?"""
+_INSERT = f"""
+    INSERT INTO jobs ({RECORD_COLUMNS}, attempt) VALUES {{rows}} ON CONFLICT (job_id) DO NOTHING"""
+_ADD_SPECS = """
+    INSERT OR REPLACE INTO specs (job_id, spec, launch, environment) VALUES {rows}"""
+_FACTS = (
+    "revision, status, last_update, started_at, finished_at, number, last_pid, exit_code,"
+    " evidence, error, reached"
+)
+_SAVE = f"""
+    UPDATE jobs SET ({_FACTS}) = (column2, column3, column4, column5, column6, column7, column8,
+        column9, column10, column11, column12), attempt = coalesce(column13, attempt)
+    FROM (VALUES {{rows}}) WHERE job_id = column1 AND revision = column2 - 1"""
+_RENEW = f"""
+    UPDATE jobs SET ({_FACTS}, created_at, name, user_id, workflow_id) = (column2, column3,
+        column4, column5, column6, column7, column8, column9, column10, column11, column12,
+        column14, column15, column16, column17), attempt = coalesce(column13, attempt)
+    FROM (VALUES {{rows}}) WHERE job_id = column1 AND revision = column2 - 1"""
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
 _ADD_HISTORY = """
     INSERT INTO history (seq, job_id, attempt, at, previous, status, why) VALUES {rows}"""
+_FORGET_SPECS = "DELETE FROM specs WHERE job_id = ?"
 _FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
 _ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES {rows}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
@@ -55,15 +65,20 @@ class Batch:
         self._renewals: list[tuple[Write, Row]] = []
         self._saves: list[tuple[Write, Row]] = []
         self._deletes: list[tuple[Write, Row]] = []
+        self._specs: list[tuple[Write, Row]] = []
         for write in writes:
             if isinstance(write, Delete):
                 self._deletes.append((write, (write.record.self_id, write.record.revision)))
-            elif isinstance(write, Insert):
-                self._inserts.append((write, _insert_row(write, environments)))
+                continue
+            if isinstance(write, Insert):
+                self._inserts.append((write, _insert_row(write)))
             elif write.launch is not None:
-                self._renewals.append((write, _renewal_row(write, environments)))
+                self._renewals.append((write, _renewal_row(write)))
             else:
                 self._saves.append((write, _save_row(write)))
+            if write.launch is not None:
+                spec = _spec_row(write.record, write.launch, environments)
+                self._specs.append((write, spec))
         self._new_environments = environments.take_new()
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
@@ -83,6 +98,7 @@ class Batch:
             )
             for write in _apply_each(connection, sql, writes)
         }
+        _execute(connection, _ADD_SPECS, [row for w, row in self._specs if id(w) in applied])
         _keep_tags(connection, [w for w in self._writes if id(w) in applied])
         self.results = self._keep_history(connection, applied)
 
@@ -138,59 +154,24 @@ class Environments:
         self._last = (None, "")
 
 
-def _columns(record: JobRecord) -> Row:
-    """Return what a run sets, from the revision to the record itself."""
-    return (
-        record.revision,
-        record.status,
-        micros(record.created_at) or 0,
-        micros(record.last_update) or 0,
-        micros(record.started_at),
-        micros(record.finished_at),
-        record.name,
-        record.user_id,
-        record.workflow_id,
-        record.model_dump_json(),
-    )
-
-
-def _insert_row(write: Insert, environments: Environments) -> Row:
+def _insert_row(write: Insert) -> Row:
     record = write.record
-    return (
-        record.self_id,
-        *_columns(record),
-        write.attempt.to_text(),
-        write.launch.to_text(),
-        environments.key(write.launch.base_env),
-    )
-
-
-def _renewal_row(write: Save, environments: Environments) -> Row:
-    record, launch = write.record, write.launch
-    assert launch is not None
-    return (
-        *_columns(record),
-        write.attempt and write.attempt.to_text(),
-        launch.to_text(),
-        environments.key(launch.base_env),
-        record.self_id,
-        record.revision - 1,
-    )
+    return (*key_columns(record), *fact_columns(record), write.attempt.to_text())
 
 
 def _save_row(write: Save) -> Row:
     record = write.record
-    return (
-        record.revision,
-        record.status,
-        micros(record.last_update) or 0,
-        micros(record.started_at),
-        micros(record.finished_at),
-        record.model_dump_json(),
-        write.attempt and write.attempt.to_text(),
-        record.self_id,
-        record.revision - 1,
-    )
+    attempt = None if write.attempt is None else write.attempt.to_text()
+    return (record.self_id, *fact_columns(record), attempt)
+
+
+def _renewal_row(write: Save) -> Row:
+    return (*_save_row(write), *key_columns(write.record)[1:])
+
+
+def _spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
+    key = environments.key(launch.base_env)
+    return (record.self_id, spec_of(record), launch.to_text(), key)
 
 
 def _history_row(write: Insert | Save) -> Row:
@@ -242,22 +223,7 @@ def _keep_tags(connection: sqlite3.Connection, writes: list[Write]) -> None:
     gone = [(w.record.self_id,) for w in writes if isinstance(w, Delete)]
     renewed = [(w.record.self_id,) for w in fresh if isinstance(w, Save)]
     tags = [(tag, w.record.self_id) for w in fresh for tag in set(w.record.tags)]
+    _execute(connection, _FORGET_SPECS, gone)
     _execute(connection, _FORGET_HISTORY, gone)
     _execute(connection, _FORGET_TAGS, gone + renewed)
     _execute(connection, _ADD_TAGS, tags)
-
-
-def micros(moment: datetime | None) -> int | None:
-    """Return a moment as microseconds since 1970."""
-    if moment is None:
-        return None
-    delta = moment - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
-
-
-def moment(value: int) -> datetime:
-    """Return the moment that ``micros`` gave the value for."""
-    return _EPOCH + timedelta(microseconds=value)
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -1,0 +1,145 @@
+"""A record as the columns of a row, and back. Pure; for every store that has rows.
+
+What changes while a job runs are columns of their own, so that a change writes no more than these.
+What a run was asked to be is text, its *spec*, written once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from anodejobs.records import JobRecord, Status
+
+Row = tuple[Any, ...]
+
+RECORD_COLUMNS: Final = (
+    "job_id, created_at, name, user_id, workflow_id, revision, status, last_update, started_at,"
+    " finished_at, number, last_pid, exit_code, evidence, error, reached"
+)
+"""What ``record_of`` wants, followed by the spec."""
+
+_BLANK: Final = JobRecord(self_id="-", status=Status.pending).__dict__
+_IN_COLUMNS: Final = frozenset(
+    {
+        "self_id",
+        "created_at",
+        "name",
+        "user_id",
+        "workflow_id",
+        "revision",
+        "status",
+        "last_update",
+        "started_at",
+        "finished_at",
+        "attempt",
+        "last_pid",
+        "exit_code",
+        "evidence",
+        "error",
+        "reached",
+    }
+)
+
+
+def key_columns(record: JobRecord) -> Row:
+    """Return the columns from ``job_id`` to ``workflow_id``, which last for a run."""
+    return (
+        record.self_id,
+        micros(record.created_at) or 0,
+        record.name,
+        record.user_id,
+        record.workflow_id,
+    )
+
+
+def fact_columns(record: JobRecord) -> Row:
+    """Return the columns from ``revision`` to ``reached``."""
+    return (
+        record.revision,
+        record.status.value,
+        micros(record.last_update) or 0,
+        micros(record.started_at),
+        micros(record.finished_at),
+        record.attempt,
+        record.last_pid,
+        record.exit_code,
+        record.evidence,
+        record.error,
+        ",".join(record.reached),
+    )
+
+
+def spec_of(record: JobRecord) -> str:
+    """Return what is in no column, as JSON."""
+    return json.dumps(
+        {
+            name: value
+            for name, value in record.__dict__.items()
+            if name not in _IN_COLUMNS and value != _BLANK[name]
+        }
+    )
+
+
+def record_of(row: Sequence[Any]) -> JobRecord:
+    """Return the record of a row of ``RECORD_COLUMNS`` and the spec. Raises ValueError."""
+    (
+        job_id,
+        created_at,
+        name,
+        user_id,
+        workflow_id,
+        revision,
+        status,
+        last_update,
+        started_at,
+        finished_at,
+        number,
+        last_pid,
+        exit_code,
+        evidence,
+        error,
+        reached,
+        spec,
+    ) = row
+    asked = json.loads(spec)
+    if unknown := asked.keys() - _BLANK.keys():
+        raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
+    return JobRecord.trusted(
+        {
+            **_BLANK,
+            **asked,
+            "self_id": job_id,
+            "created_at": moment(created_at) if created_at else None,
+            "name": name,
+            "user_id": user_id,
+            "workflow_id": workflow_id,
+            "revision": revision,
+            "status": Status(status),
+            "last_update": moment(last_update) if last_update else None,
+            "started_at": None if started_at is None else moment(started_at),
+            "finished_at": None if finished_at is None else moment(finished_at),
+            "attempt": number,
+            "last_pid": last_pid,
+            "exit_code": exit_code,
+            "evidence": evidence,
+            "error": error,
+            "reached": [Status(s) for s in reached.split(",")] if reached else [],
+        }
+    )
+
+
+def micros(moment: datetime | None) -> int | None:
+    """Return a moment as microseconds since 1970."""
+    return None if moment is None else (moment - _EPOCH) // _MICROSECOND
+
+
+def moment(value: int) -> datetime:
+    """Return the moment that ``micros`` gave the value for."""
+    return _EPOCH + timedelta(microseconds=value)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
