@@ -356,7 +356,8 @@ def next_restart(policy: RestartPolicy, runs: Sequence[Run]) -> float | GaveUp |
     since = last.ended_at + timedelta(seconds=delay - policy.window)
     restarts = sum(run.began_at > since for run in runs[1:])
     if policy.limit is not None and restarts >= policy.limit:
-        return GaveUp(f"gave up: {restarts} restarts in {policy.window:g} s")
+        counted = "1 restart" if restarts == 1 else f"{restarts} restarts"
+        return GaveUp(f"gave up: {counted} in {policy.window:g} s")
     return delay
 
 

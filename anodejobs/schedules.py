@@ -7,8 +7,8 @@ Where clocks are set forward, a time of day that is left out is made up for at t
 left out: what should run at 02:30 runs at 03:00. Where they are set back, a time of day that comes
 twice counts the first time. An expression that follows the clock rather than naming times of day,
 that is one whose minutes or hours begin with ``*``, fires whenever a clock on the wall shows a time
-that matches: not in an hour that is left out, twice in one that comes twice. These are the rules
-of Debian's cron. An interval is as long as it says, whatever clocks do.
+that matches: not in an hour that is left out, twice in one that comes twice. Debian's cron does the
+same. An interval is as long as it says, whatever clocks do.
 """
 
 from __future__ import annotations
