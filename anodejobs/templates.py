@@ -72,7 +72,7 @@ class Parameter(_Model):
 
         Raises ValueError, saying what the value must be.
         """
-        given = _path(value)
+        given: Any = _path(value) if self.type == "path" else value
         if not _is_a(self.type, given):
             raise ValueError(f"must be {_CALLED[self.type]}")
         if self.choices is not None and given not in self.choices:

@@ -243,7 +243,7 @@ def test_a_value_as_text(kind: str, value: object, expected: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        ("str", [5, True, 0.5, b"a", ["a"], {"a": 1}, "a\0b", "\udcff", Colour]),
+        ("str", [5, True, 0.5, b"a", ["a"], {"a": 1}, "a\0b", "\udcff", Colour, Path("/a")]),
         ("int", [True, 5.0, "5", "", b"5", [5], math.nan, 10**5000]),
         ("float", [True, "5", math.nan, math.inf, -math.inf, [0.5], 1j]),
         ("bool", [0, 1, "true", "", [True]]),
