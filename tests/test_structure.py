@@ -44,7 +44,7 @@ PUBLIC = [
 LAYERS = [
     ["errors", "events", "faults"],
     ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
-    ["executors.base", "executors.pidfds", "transitions"],
+    ["executors.base", "executors.pidfds", "retries", "schedules", "templates", "transitions"],
     [
         "executors.tree",
         "executors.children",
@@ -99,7 +99,9 @@ def test_the_package_is_typed():
     assert (ROOT / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("module", ["errors", "records", "transitions"])
+@pytest.mark.parametrize(
+    "module", ["errors", "records", "retries", "schedules", "templates", "transitions"]
+)
 def test_what_a_module_calls_public_is_there(module):
     imported = importlib.import_module(f"anodejobs.{module}")
     for name in imported.__all__:
@@ -125,6 +127,9 @@ def imported_by(statement: str) -> set[str]:
         "anodejobs.errors",
         "anodejobs.events",
         "anodejobs.records",
+        "anodejobs.retries",
+        "anodejobs.schedules",
+        "anodejobs.templates",
         "anodejobs.transitions",
         "anodejobs.jobdb",
         "anodejobs.stores.memory",
@@ -198,6 +203,14 @@ def test_errors_and_events_know_nothing_of_the_package():
 def test_records_know_neither_stores_nor_processes():
     assert set(_imports("records")) <= {"errors", "events"}
     assert set(_imports("transitions")) <= {"errors", "events", "records"}
+
+
+@pytest.mark.parametrize("module", ["retries", "schedules", "templates"])
+def test_what_decides_about_times_and_commands_does_nothing_itself(module):
+    assert set(_imports(module)) == {"errors", "records"}
+    assert not _foreign(module) & {"asyncio", "anyio", "random", "subprocess", "threading", "time"}
+    clocks = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+    assert not clocks & set(_dotted_names(module))
 
 
 def test_executors_know_neither_records_nor_stores():
