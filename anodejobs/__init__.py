@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anodejobs.errors import (
         AnodeJobsError,
+        DependencyCycle,
         ExecutorError,
         InvalidJob,
         InvalidTransition,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnodeJobsError",
+    "DependencyCycle",
     "ExecutorError",
     "InvalidJob",
     "InvalidTransition",
@@ -68,6 +70,7 @@ __all__ = [
 _HOMES = {
     "anodejobs.errors": (
         "AnodeJobsError",
+        "DependencyCycle",
         "ExecutorError",
         "InvalidJob",
         "InvalidTransition",

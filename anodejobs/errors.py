@@ -5,6 +5,7 @@
     ├── JobNotFound (KeyError)            no record has this id
     ├── JobActive                         the id belongs to a job that has not ended
     ├── InvalidTransition                 the job's status does not allow this
+    ├── DependencyCycle                   jobs would wait for each other for ever
     ├── WaitTimeout (TimeoutError)        the caller's time was up; the job runs on
     ├── StatusUnreachable                 the job ended without the awaited status
     ├── StoreError                        the store cannot keep or give records
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnodeJobsError",
+    "DependencyCycle",
     "ExecutorError",
     "InvalidJob",
     "InvalidTransition",
@@ -83,6 +85,27 @@ class InvalidTransition(AnodeJobsError):
 
     def __str__(self) -> str:
         return f"job {self.job_id!r} is {self.status}, which does not allow {self.event}"
+
+
+class DependencyCycle(AnodeJobsError):
+    """Jobs would wait for each other: each of ``cycle`` for the next one, the last for the first.
+
+    None of the dependencies that were asked for has been stored.
+    """
+
+    def __init__(self, cycle: tuple[str, ...]) -> None:
+        super().__init__(cycle)
+        self.cycle = cycle
+
+    def __str__(self) -> str:
+        told = [repr(job_id) for job_id in (*self.cycle, self.cycle[0])]
+        if len(told) > _TOLD_OF_A_CYCLE:
+            left_out = len(told) - _TOLD_OF_A_CYCLE
+            told[_TOLD_OF_A_CYCLE // 2 : -_TOLD_OF_A_CYCLE // 2] = [f"… {left_out} more …"]
+        return f"{' waits for '.join(told)}: leave one of these dependencies out"
+
+
+_TOLD_OF_A_CYCLE = 8
 
 
 class WaitTimeout(AnodeJobsError, TimeoutError):

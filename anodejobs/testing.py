@@ -909,9 +909,7 @@ def _full_launch() -> Launch:
         cwd=os.fsdecode(b"/srv/\xff"),
         base_env={"HOME": "/root"},
         envs={"A": "b"},
-        logs=LogPlan(
-            stdout="/srv/out.txt", stderr="/srv/ü/err.txt", max_bytes=5, backups=3
-        ),
+        logs=LogPlan(stdout="/srv/out.txt", stderr="/srv/ü/err.txt", max_bytes=5, backups=3),
         timeout=1.5,
         stop_grace=0.0,
         start_grace=2.25,

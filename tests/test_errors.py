@@ -10,6 +10,7 @@ import pytest
 from anodejobs import errors
 from anodejobs.errors import (
     AnodeJobsError,
+    DependencyCycle,
     ExecutorError,
     InvalidJob,
     InvalidTransition,
@@ -34,6 +35,7 @@ TREE = {
     JobNotFound: (AnodeJobsError, KeyError),
     JobActive: (AnodeJobsError,),
     InvalidTransition: (AnodeJobsError,),
+    DependencyCycle: (AnodeJobsError,),
     WaitTimeout: (AnodeJobsError, TimeoutError),
     StatusUnreachable: (AnodeJobsError,),
     StoreError: (AnodeJobsError,),
@@ -57,6 +59,11 @@ EXAMPLES = [
         InvalidTransition("a", "finished", "Paused"),
         "job 'a' is finished, which does not allow Paused",
         {"job_id": "a", "status": "finished", "event": "Paused"},
+    ),
+    (
+        DependencyCycle(("a", "b")),
+        "'a' waits for 'b' waits for 'a': leave one of these dependencies out",
+        {"cycle": ("a", "b")},
     ),
     (
         WaitTimeout("job 'a'", 2.5),
@@ -125,6 +132,20 @@ def test_a_job_that_ended_without_an_error_line_has_no_empty_brackets():
     stopped = JobRecord(self_id="a", status="stopped")
     error = StatusUnreachable(stopped, ("running",))
     assert str(error) == "job 'a' ended as stopped and never was running"
+
+
+def test_a_job_that_waits_for_itself_is_a_cycle_of_one():
+    assert str(DependencyCycle(("a",))).startswith("'a' waits for 'a': ")
+
+
+def test_a_long_cycle_is_told_by_its_ends():
+    error = DependencyCycle(tuple(f"job-{number}" for number in range(10_000)))
+    assert str(error) == (
+        "'job-0' waits for 'job-1' waits for 'job-2' waits for 'job-3' waits for … 9993 more … "
+        "waits for 'job-9997' waits for 'job-9998' waits for 'job-9999' waits for 'job-0': "
+        "leave one of these dependencies out"
+    )
+    assert len(error.cycle) == 10_000
 
 
 @pytest.mark.parametrize(("timeout", "told"), [(3, "3 s"), (0.05, "0.05 s"), (0, "0 s")])

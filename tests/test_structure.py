@@ -17,6 +17,7 @@ ROOT = Path(anodejobs.__file__).parent
 
 PUBLIC = [
     "AnodeJobsError",
+    "DependencyCycle",
     "ExecutorError",
     "InvalidJob",
     "InvalidTransition",
@@ -43,17 +44,31 @@ PUBLIC = [
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
     ["errors", "events", "faults"],
-    ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
-    ["executors.base", "executors.pidfds", "retries", "schedules", "templates", "transitions"],
+    ["dependencies", "jobqueue"],
+    [
+        *("logs", "records", "executors.marks", "executors.first_step", "executors.inheritance"),
+        *("shim.peers", "shim.protocol"),
+    ],
+    [
+        "executors.base",
+        "executors.pidfds",
+        "executors.dedication",
+        "retries",
+        "schedules",
+        "templates",
+        "transitions",
+    ],
     [
         "executors.tree",
         "executors.children",
-        "shim.clients",
-        "shim.journal",
         "stores.base",
         "stores.doorbell",
+        "stores.rows",
     ],
-    ["executors.deaths", "executors.looks", "stores.memory", "stores.sqlite_writes"],
+    [
+        *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
+        *("stores.memory", "stores.sqlite_writes"),
+    ],
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
     ["executors.processes", "executors.shim", "stores.sqlite", "jobdb"],
     ["shim.server", "stores", "follower", "watcher"],
@@ -99,9 +114,13 @@ def test_the_package_is_typed():
     assert (ROOT / "py.typed").is_file()
 
 
-@pytest.mark.parametrize(
-    "module", ["errors", "records", "retries", "schedules", "templates", "transitions"]
-)
+_PURE = [
+    *("dependencies", "errors", "jobqueue", "records", "retries", "schedules", "templates"),
+    "transitions",
+]
+
+
+@pytest.mark.parametrize("module", _PURE)
 def test_what_a_module_calls_public_is_there(module):
     imported = importlib.import_module(f"anodejobs.{module}")
     for name in imported.__all__:
@@ -124,8 +143,10 @@ def imported_by(statement: str) -> set[str]:
     "module",
     [
         "anodejobs",
+        "anodejobs.dependencies",
         "anodejobs.errors",
         "anodejobs.events",
+        "anodejobs.jobqueue",
         "anodejobs.records",
         "anodejobs.retries",
         "anodejobs.schedules",
@@ -140,9 +161,10 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
     assert not imported & {*STORES_AND_WEB, "psutil", "anodejobs.jobs", "anodejobs.testing"}
 
 
-@pytest.mark.parametrize("module", ["anodejobs", "anodejobs.errors", "anodejobs.events"])
+@pytest.mark.parametrize("module", ["", "dependencies", "errors", "events", "jobqueue"])
 def test_the_smallest_modules_import_the_standard_library_only(module):
-    strangers = {name.partition(".")[0] for name in imported_by(f"import {module}")}
+    imported = imported_by(f"import anodejobs.{module}".rstrip("."))
+    strangers = {name.partition(".")[0] for name in imported}
     bare = {name.partition(".")[0] for name in imported_by("pass")}
     assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
 
@@ -234,6 +256,15 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
 def test_what_is_said_to_a_shim_is_pure():
     assert set(_imports("shim.protocol")) == {"events"}
     assert _foreign("shim.protocol") <= {"__future__", "datetime", "json", "typing"}
+
+
+@pytest.mark.parametrize("module", ["dependencies", "jobqueue"])
+def test_who_waits_is_decided_without_a_clock_a_loop_or_a_look_at_anything(module):
+    assert set(_imports(module)) == {"errors"}
+    assert _foreign(module) <= {
+        *("__future__", "collections", "dataclasses", "enum", "heapq", "itertools", "math"),
+        "typing",
+    }
 
 
 def test_stores_know_nothing_above_them():

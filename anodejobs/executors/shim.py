@@ -46,7 +46,6 @@ from anodejobs.shim.protocol import (
     Lines,
     Message,
     Told,
-    begin_text,
     decoded,
     encoded,
     event_from_json,
@@ -259,7 +258,7 @@ class Shim(Executor):
     ) -> Started | StartFailed | Lost:
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
-            request = start_request("start", begin_text(number, launch, attempt), launch)
+            request = start_request("start", number, attempt, launch.parts())
             event = event_from_json((await self._ask(request, launch.base_env))["event"])
         except BaseException:
             self._forget(attempt.token)
@@ -281,8 +280,8 @@ class Shim(Executor):
 
     async def _adopted(self, watched: _Watched) -> Adopted | Lost:
         assert watched.launch is not None and watched.attempt is not None
-        begin = begin_text(watched.number, watched.launch, watched.attempt)
-        request = start_request("adopt", begin, watched.launch)
+        launch, number = watched.launch, watched.number
+        request = start_request("adopt", number, watched.attempt, launch.parts())
         event = event_from_json((await self._ask(request))["event"])
         assert isinstance(event, Adopted | Lost)
         return event

@@ -170,7 +170,7 @@ def _take(entries: dict[str, Entry], message: Message) -> None:
 
 def _begin(entry: Entry) -> bytes:
     if not entry.line:
-        begin = begin_text(entry.number, entry.launch, entry.attempt)
+        begin = begin_text(entry.number, entry.attempt, entry.launch.parts()[0])
         entry.line = f"{{{begin}}}\n".encode("ascii")
     return entry.line
 

@@ -22,7 +22,6 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors.base import Launch
 
 VERSION: Final = 1
 """Changes when a message changes its meaning; not when one is added that may be ignored."""
@@ -87,14 +86,16 @@ def event_from_json(fields: Message) -> Told:
     return event
 
 
-def start_request(what: Literal["start", "adopt"], begin: str, launch: Launch) -> str:
-    """Return the text of a request, without its closing brace; ``begin`` is of ``begin_text``."""
-    return f'{{"do":"{what}",{begin},"exec":{{{launch.parts()[1]}}}'
+def start_request(
+    what: Literal["start", "adopt"], number: int, attempt: Attempt, launch: tuple[str, str]
+) -> str:
+    """Return the text of a request, without its closing brace; of a launch in its two parts."""
+    lasting, passing = launch
+    return f'{{"do":"{what}",{begin_text(number, attempt, lasting)},"exec":{{{passing}}}'
 
 
-def begin_text(number: int, launch: Launch, attempt: Attempt) -> str:
+def begin_text(number: int, attempt: Attempt, lasting: str) -> str:
     """Return what is to be known of an attempt that begins, as the inside of a JSON object."""
-    lasting, _ = launch.parts()
     return f'"begin":{attempt.to_text()},"number":{number},"launch":{{{lasting}}}'
 
 

@@ -21,7 +21,10 @@ RECORD_COLUMNS: Final = (
 )
 """What ``record_of`` wants, followed by the spec."""
 
-_BLANK: Final = JobRecord(self_id="-", status=Status.pending).__dict__
+_BLANK: Final[dict[str, Any]] = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in JobRecord.model_fields.items()
+}
 _IN_COLUMNS: Final = frozenset(
     {
         "self_id",

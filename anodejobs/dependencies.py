@@ -1,0 +1,260 @@
+"""Dependencies: which job waits for the end of which, and what an end means for those that wait.
+
+Pure. It knows the jobs that have not started, by id only; what they wait for may be anything that
+has an id. It does not know who exists or has ended: whoever adds a job says afterwards, by
+``ended``, which of its dependencies are over already. Nothing recurses, so chains may be long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from anodejobs.errors import DependencyCycle, InvalidJob
+
+__all__ = [
+    "Consequence",
+    "Dependencies",
+    "Dependent",
+    "Fate",
+    "OnDependencyFailure",
+    "resolve_batch",
+]
+
+OnDependencyFailure = Literal["cancel", "run", "hold"]
+"""What a job does when a dependency ends without success: be cancelled; run all the same; or wait
+until that dependency has been run anew and succeeds, or is removed."""
+
+
+class Fate(StrEnum):
+    """What is to become of a job that has not started."""
+
+    ready = "ready"
+    """It waits for no other job."""
+    waiting = "waiting"
+    held = "held"
+    """It waits for a dependency that has failed."""
+    cancelled = "cancelled"
+    """It is to be cancelled, and is not known here any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependent:
+    """A job that has not started, and the jobs whose end it waits for."""
+
+    job_id: str
+    depends_on: Iterable[str] = ()
+    on_dependency_failure: OnDependencyFailure = "cancel"
+
+
+@dataclass(frozen=True, slots=True)
+class Consequence:
+    """What follows for a job; where it is held or cancelled, ``reason`` says why in one line."""
+
+    job_id: str
+    fate: Fate
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class _Node:
+    job_id: str
+    on_dependency_failure: OnDependencyFailure
+    unmet: dict[str, None]
+    """What it waits for, in the order in which it was said."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Which of these have ended without success, and how."""
+
+    def learn(self, dependency: str, failure: str | None) -> None:
+        """Take note of the end of a dependency."""
+        if failure is None or self.on_dependency_failure == "run":
+            self.drop(dependency)
+        else:
+            self.failed[dependency] = failure
+
+    def drop(self, dependency: str) -> None:
+        self.unmet.pop(dependency, None)
+        self.failed.pop(dependency, None)
+
+    def consequence(self) -> Consequence:
+        for dependency, failure in self.failed.items():
+            fate = Fate.cancelled if self.on_dependency_failure == "cancel" else Fate.held
+            return Consequence(self.job_id, fate, f"dependency {dependency!r} {failure}")
+        return Consequence(self.job_id, Fate.waiting if self.unmet else Fate.ready)
+
+
+class Dependencies:
+    """The graph of the jobs that have not started. It never has a cycle.
+
+    An edge is there from when a job is said to depend on another one until that one has succeeded,
+    or has ended and the dependent need not care. Each edge costs the same to add and to follow,
+    however many there are; see ``add_edge`` for the one exception.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, _Node] = {}
+        self._dependents: dict[str, dict[str, None]] = {}
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._nodes
+
+    def dependencies_of(self, job_id: str) -> tuple[str, ...]:
+        """Return the jobs that this one waits for; none if it is not known here."""
+        node = self._nodes.get(job_id)
+        return tuple(node.unmet) if node else ()
+
+    def dependents_of(self, job_id: str) -> tuple[str, ...]:
+        """Return the jobs that wait for this one, which need not be known here."""
+        return tuple(self._dependents.get(job_id, ()))
+
+    def add(self, *jobs: Dependent) -> list[Consequence]:
+        """Add jobs, all or none, in place of what was said of them before; each is ready or waits.
+
+        Given together they may come in any order, and cost no more than each by itself.
+
+        Raises DependencyCycle if any of them would wait for itself.
+        """
+        nodes = {
+            job.job_id: _Node(job.job_id, job.on_dependency_failure, dict.fromkeys(job.depends_on))
+            for job in jobs
+        }
+        self._refuse_cycle(nodes)
+        for node in nodes.values():
+            self.started(node.job_id)
+            self._nodes[node.job_id] = node
+            for dependency in node.unmet:
+                self._dependents.setdefault(dependency, {})[node.job_id] = None
+        return [node.consequence() for node in nodes.values()]
+
+    def _refuse_cycle(self, nodes: dict[str, _Node]) -> None:
+        # A cycle passes through jobs that are here already only if one of them awaits a new one.
+        is_awaited = any(
+            not self._dependents.get(job_id, {}).keys() <= nodes.keys() for job_id in nodes
+        )
+
+        def dependencies_of(job_id: str) -> Iterable[str]:
+            node = nodes.get(job_id) or (self._nodes.get(job_id) if is_awaited else None)
+            return node.unmet if node else ()
+
+        _refuse_cycle(nodes, dependencies_of)
+
+    def add_edge(self, job_id: str, dependency: str) -> Consequence:
+        """Let a job wait for one more.
+
+        Where others wait for ``job_id``, all that ``dependency`` waits for is looked at: they must
+        not be part of it.
+
+        Raises DependencyCycle, and KeyError where ``job_id`` is not known here.
+        """
+        node = self._nodes[job_id]
+        if job_id == dependency or job_id in self._dependents:
+
+            def dependencies_of(other: str) -> Iterable[str]:
+                return (dependency,) if other == job_id else self.dependencies_of(other)
+
+            _refuse_cycle([dependency], dependencies_of)
+        node.unmet[dependency] = None
+        self._dependents.setdefault(dependency, {})[job_id] = None
+        return node.consequence()
+
+    def remove_edge(self, job_id: str, dependency: str) -> Consequence:
+        """Let a job wait for that one no more, if it did. Raises KeyError as ``add_edge``."""
+        node = self._nodes[job_id]
+        node.drop(dependency)
+        self._forget_dependent(dependency, job_id)
+        return node.consequence()
+
+    def started(self, job_id: str) -> None:
+        """Forget what a job waits for, if it is known here; who waits for it waits on."""
+        node = self._nodes.pop(job_id, None)
+        for dependency in node.unmet if node else ():
+            self._forget_dependent(dependency, job_id)
+
+    def _forget_dependent(self, dependency: str, job_id: str) -> None:
+        dependents = self._dependents.get(dependency, {})
+        dependents.pop(job_id, None)
+        if not dependents:
+            self._dependents.pop(dependency, None)
+
+    def ended(self, job_id: str, *, succeeded: bool, how: str = "failed") -> list[Consequence]:
+        """Return what follows from the end of a job, once for each job that it means something to.
+
+        It may be any job, started or not, known here or not. Those that it cancels have ended with
+        it, and so on; each of them is told before those that it cancels in turn. ``how`` ends the
+        reason of those directly after it: ``dependency 'x' failed``.
+        """
+        self.started(job_id)
+        consequences: dict[str, Consequence] = {}
+        ends: deque[tuple[str, str | None]] = deque([(job_id, None if succeeded else how)])
+        while ends:
+            for consequence in self._told(*ends.popleft()):
+                consequences[consequence.job_id] = consequence
+                if consequence.fate is Fate.cancelled:
+                    self.started(consequence.job_id)
+                    ends.append((consequence.job_id, "was cancelled"))
+        return list(consequences.values())
+
+    def _told(self, dependency: str, failure: str | None) -> Iterator[Consequence]:
+        """Tell the dependents of an end, and give what follows for each."""
+        for job_id in self.dependents_of(dependency):
+            node = self._nodes[job_id]
+            node.learn(dependency, failure)
+            if dependency not in node.unmet:
+                self._forget_dependent(dependency, job_id)
+            yield node.consequence()
+
+
+def resolve_batch(
+    job_ids: Sequence[str], depends_on: Sequence[Iterable[int | str]]
+) -> list[tuple[str, ...]]:
+    """Return the dependencies of each job of a batch by id, where they may be told by index.
+
+    ``depends_on`` has an entry for each of ``job_ids``. An id that is not of the batch is left as
+    it is: it may be one that exists. What is told twice is kept once.
+
+    Raises InvalidJob for an index that is not of the batch, or an id that is there twice, and
+    DependencyCycle where a job would wait for itself.
+    """
+    for job_id, times in Counter(job_ids).most_common(1):
+        if times > 1:
+            raise InvalidJob("job_id", f"{job_id!r} is in the batch {times} times")
+    resolved = {
+        job_id: dict.fromkeys(_id_of(dependency, job_id, job_ids) for dependency in dependencies)
+        for job_id, dependencies in zip(job_ids, depends_on, strict=True)
+    }
+    _refuse_cycle(resolved, lambda job_id: resolved.get(job_id, ()))
+    return [tuple(dependencies) for dependencies in resolved.values()]
+
+
+def _id_of(dependency: int | str, job_id: str, job_ids: Sequence[str]) -> str:
+    if isinstance(dependency, str):
+        return dependency
+    if not 0 <= dependency < len(job_ids):
+        of = f"a batch of {len(job_ids)}, whose first is 0"
+        raise InvalidJob("depends_on", f"job {job_id!r} names number {dependency} of {of}")
+    return job_ids[dependency]
+
+
+def _refuse_cycle(starts: Iterable[str], dependencies_of: Callable[[str], Iterable[str]]) -> None:
+    """Raise DependencyCycle if there is a cycle among these jobs and all that they wait for."""
+    seen: set[str] = set()
+    for start in starts:
+        if start in seen:
+            continue
+        path = {start: None}
+        unseen = [iter(dependencies_of(start))]  # of each job of the path
+        while path:
+            for dependency in unseen[-1]:
+                if dependency in path:
+                    ids = list(path)
+                    raise DependencyCycle(tuple(ids[ids.index(dependency) :]))
+                if dependency not in seen:
+                    path[dependency] = None
+                    unseen.append(iter(dependencies_of(dependency)))
+                    break
+            else:
+                unseen.pop()
+                seen.add(path.popitem()[0])
