@@ -15,10 +15,17 @@ from typing import Literal, get_args
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import TERMINAL, AttemptRecord, JobEvent, JobFilter, JobRecord, Status
 
 SortKey = Literal[
-    "created_at", "last_update", "started_at", "finished_at", "self_id", "name", "status"
+    "created_at",
+    "last_update",
+    "started_at",
+    "finished_at",
+    "self_id",
+    "name",
+    "status",
+    "priority",
 ]
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
@@ -34,11 +41,19 @@ class Insert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InsertAll:
+    """Records for ids that have none: all of them, or none where one of the ids is taken."""
+
+    inserts: tuple[Insert, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
     """The next record of a job, made from the one whose revision was one less.
 
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
-    then may what filters look at change, beside the status.
+    then may what filters look at change, beside the status. With ``is_respecified`` what the job
+    was asked to be has changed, dependencies or metadata; else only what happens to it may have.
     """
 
     record: JobRecord
@@ -46,6 +61,9 @@ class Save:
     attempt: Attempt | None = None
     launch: Launch | None = None
     why: str | None = None
+    ended: AttemptRecord | None = None
+    """For the history: the attempt that ended with this."""
+    is_respecified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +73,7 @@ class Delete:
     record: JobRecord
 
 
-Write = Insert | Save | Delete
+Write = Insert | InsertAll | Save | Delete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +149,7 @@ class JobStore(ABC):
 
         Gives, in their order, the ``seq`` of an applied Insert or Save in the history (it ascends
         over all jobs, and is never used again), 0 for an applied Delete, None for a refused write.
+        Those of an InsertAll follow each other, and the last one is given.
         """
 
     @abstractmethod
@@ -159,6 +178,21 @@ class JobStore(ABC):
     async def last_seq(self) -> int:
         """Return the ``seq`` of the newest status event ever, 0 where there has been none."""
 
+    @abstractmethod
+    async def dependents(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs whose record says that they depend on this one, ascending."""
+
+    @abstractmethod
+    async def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind, such as the schedules, by name."""
+
+    @abstractmethod
+    async def put_document(self, kind: str, name: str, body: str | None) -> None:
+        """Keep a document in place of the one of that name, None: none. Durable on return.
+
+        Other processes are told, as of a commit.
+        """
+
 
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:
     """Return what the history says of an applied write."""
@@ -172,4 +206,5 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         previous=write.previous if isinstance(write, Save) else None,
         status=record.status,
         why=write.why,
+        ended=write.ended if isinstance(write, Save) else None,
     )
