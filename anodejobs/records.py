@@ -32,9 +32,11 @@ from anodejobs.events import Evidence
 from anodejobs.jobqueue import DEFAULT_QUEUE, Priority
 
 __all__ = [
+    "ALIVE",
     "TERMINAL",
     "WAITING",
     "AttemptRecord",
+    "BatchProgress",
     "JobEvent",
     "JobFilter",
     "JobOptions",
@@ -103,7 +105,9 @@ TERMINAL = frozenset(
     }
 )
 WAITING = frozenset({Status.pending, Status.queued})
-"""The statuses of a job of which no attempt is under way."""
+"""The statuses of a job that has not started yet, or not again."""
+ALIVE = frozenset(Status) - TERMINAL - WAITING
+"""The statuses of a job of which an attempt is under way."""
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -350,7 +354,7 @@ class JobRecord(_Model):
     on_dependency_failure: OnDependencyFailure = "cancel"
     run_at: Moment | None = None
     start_deadline: float | None = None
-    """Seconds it may wait, once submitted, before it is withdrawn."""
+    """Seconds it may wait for a slot before it is withdrawn."""
     submitted_at: Moment | None = None
     """When it was asked to take its turn; without that a pending job waits for ``start``."""
     due_at: Moment | None = None
@@ -574,6 +578,20 @@ class AttemptRecord(_Model):
     exit_code: int | None = None
     evidence: Evidence | None = None
     error: str | None = None
+
+
+class BatchProgress(_Model):
+    """How far a batch is."""
+
+    total: int
+    ended: int
+    counts: dict[Status, int]
+    """How many of its jobs have each status."""
+
+    @property
+    def fraction(self) -> float:
+        """The part that has ended, from 0.0 to 1.0."""
+        return self.ended / self.total
 
 
 class JobEvent(_Model):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from anodejobs.errors import InvalidJob
@@ -40,7 +41,7 @@ class Insert:
     why: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class InsertAll:
     """Records for ids that have none: all of them, or none where one of the ids is taken."""
 
@@ -74,6 +75,11 @@ class Delete:
 
 
 Write = Insert | InsertAll | Save | Delete
+
+
+def changes_of(write: Write) -> tuple[Insert | Save | Delete, ...]:
+    """Return what a write changes, each of one record."""
+    return write.inserts if isinstance(write, InsertAll) else (write,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +137,9 @@ class JobStore(ABC):
     Every method raises StoreError where the store cannot do its work, and nothing else. Cancelling
     a read costs nothing; a cancelled ``commit`` may still be applied.
     """
+
+    lock_path: Path | None = None
+    """A file for processes that share the records to lock; None where no other one can."""
 
     @abstractmethod
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:

@@ -171,6 +171,7 @@ class SqliteJobStore(JobStore):
         if durability not in ("process", "power"):
             raise StoreError(f"durability must be 'process' or 'power', not {durability!r}")
         self.path = Path(path)
+        self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
         self._checkpoints = _Checkpoints(self.path)
@@ -318,7 +319,8 @@ class SqliteJobStore(JobStore):
 
     async def documents(self, kind: str) -> dict[str, str]:
         sql = "SELECT name, body FROM documents WHERE kind = ? ORDER BY name"
-        return dict(await self._read(sql, (kind,)))
+        rows = await self._read(sql, (kind,))
+        return {row[0]: row[1] for row in rows}
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         await self._apply(DocumentWrite(kind, name, body))

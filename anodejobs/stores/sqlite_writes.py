@@ -14,11 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobRecord
-from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write
+from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
     Row,
@@ -105,17 +104,13 @@ class Batch:
         # Any order of kinds will do: two writes for one job in one batch were made at once, and
         # the one that comes second is refused by its revision.
         applied = {
-            id(write)
-            for sql, writes in (
-                (_INSERT, self._inserts),
-                (_RENEW, self._renewals),
-                (_SAVE, self._saves),
-                (_DELETE, self._deletes),
-            )
-            for write in _apply_each(connection, sql, writes)
+            *_apply_each(connection, _INSERT, self._inserts),
+            *_apply_each(connection, _RENEW, self._renewals),
+            *_apply_each(connection, _SAVE, self._saves),
+            *_apply_each(connection, _DELETE, self._deletes),
         }
         applied |= {id(w) for w, rows in self._groups if _apply_all(connection, _INSERT, rows)}
-        changes = [change for w in self._writes if id(w) in applied for change in _changes(w)]
+        changes = [change for w in self._writes if id(w) in applied for change in changes_of(w)]
         _execute(
             connection,
             _ADD_SPECS,
@@ -148,10 +143,6 @@ class Batch:
         _execute(connection, _ADD_HISTORY, history)
         _execute(connection, _COUNT, [(name, n) for name, n in counters.items() if n])
         return results
-
-
-def _changes(write: Write) -> tuple[Insert | Save | Delete, ...]:
-    return write.inserts if isinstance(write, InsertAll) else (write,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,19 +220,16 @@ def _history_row(write: Insert | Save) -> Row:
     return (record.self_id, number, at, previous, record.status, write.why, told)
 
 
-_SomeWrite = TypeVar("_SomeWrite", bound=Write)
-
-
 def _apply_each(
-    connection: sqlite3.Connection, sql: str, writes: list[tuple[_SomeWrite, Row]]
-) -> list[_SomeWrite]:
-    """Return the writes whose row was changed."""
+    connection: sqlite3.Connection, sql: str, writes: Sequence[tuple[Write, Row]]
+) -> list[int]:
+    """Return the identities of the writes whose row was changed."""
     if not writes:
         return []
     if _apply_all(connection, sql, [row for _, row in writes]):
-        return [write for write, _ in writes]
+        return [id(write) for write, _ in writes]
     # Some were refused, and only one by one do we learn which.
-    return [write for write, row in writes if _execute(connection, sql, [row])]
+    return [id(write) for write, row in writes if _execute(connection, sql, [row])]
 
 
 def _apply_all(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> bool:
@@ -275,9 +263,7 @@ _MOST_VARIABLES = 999
 """The least that a build of SQLite takes in one statement."""
 
 
-def _keep_links(
-    connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]
-) -> None:
+def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]) -> None:
     """Keep what is asked for by something else than the job: its tags and its dependencies."""
     gone, renewed, respecified = [], [], []
     tags, dependencies = [], []
