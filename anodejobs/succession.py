@@ -51,14 +51,14 @@ class Succession:
 
     async def _parting(self, holder: str) -> None:
         """Return when the holder may have gone."""
-        nudge = asyncio.ensure_future(self._nudged.wait())
-        death = asyncio.ensure_future(_death(holder))
-        try:
-            await asyncio.wait((nudge, death), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (nudge, death):
-                task.cancel()
-            await asyncio.gather(nudge, death, return_exceptions=True)
+        async with asyncio.TaskGroup() as tasks:
+            ends = [
+                tasks.create_task(_waited(self._nudged)),
+                tasks.create_task(_death(holder)),
+            ]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
 
     def nudge(self) -> None:
         """Look whether the lock is free: its holder may have let go of it."""
@@ -75,6 +75,10 @@ class Succession:
         os.close(self._fd)
         self._fd = None
         return True
+
+
+async def _waited(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _death(holder: str) -> None:

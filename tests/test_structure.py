@@ -70,8 +70,10 @@ LAYERS = [
         *("stores.memory", "stores.sqlite_writes"),
     ],
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
-    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb"],
-    ["shim.server", "stores", "follower", "watcher"],
+    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
+    ["shim.server", "stores", "follower", "planner", "sequels"],
+    ["watcher"],
+    ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor"],
 ]
@@ -223,7 +225,7 @@ def test_errors_and_events_know_nothing_of_the_package():
 
 
 def test_records_know_neither_stores_nor_processes():
-    assert set(_imports("records")) <= {"errors", "events"}
+    assert set(_imports("records")) <= {"errors", "events", "jobqueue"}
     assert set(_imports("transitions")) <= {"errors", "events", "records"}
 
 
