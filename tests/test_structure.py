@@ -360,7 +360,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
     ]
     groups = {"tasks.create_task", "self._tasks.create_task"}
     assert [call for call in calls if call[1] not in groups] == [("jobs", "asyncio.create_task")]
-    assert {module for module, _ in calls} == {"jobs", "watcher", "shim.server"}
+    assert {module for module, _ in calls} == {"jobs", "watcher", "succession", "shim.server"}
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
