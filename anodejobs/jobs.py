@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -65,7 +67,7 @@ from anodejobs.records import (
 from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Scheduler
 from anodejobs.schedules import Schedule
-from anodejobs.sequels import attempts_of
+from anodejobs.sequels import Recovery, attempts_of
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey
 from anodejobs.succession import Succession
@@ -79,6 +81,7 @@ LOG = logging.getLogger("anodejobs")
 AnyFilter = JobFilter | Mapping[str, Any]
 IfExists = Literal["rerun", "skip", "error"]
 AnyStatus = Status | str
+OnStatus = Callable[[JobRecord], Awaitable[object] | object]
 
 _READ_BYTES = 1024 * 1024
 
@@ -100,11 +103,16 @@ class Jobs:
     waiting are worth one step of priority (None: priorities are strict). Where several processes
     use the directory, these are those of the one that was there first, until it goes.
 
-    Jobs that ended ``retention_days`` ago are removed. ``stop_grace`` is the seconds between
-    SIGTERM and SIGKILL for jobs that do not say. ``on_close="stop"`` stops the jobs that this
-    ``Jobs`` started; inline jobs are stopped in any case, since nobody would be left to read their
-    output. A log file of ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept.
-    ``durability="power"`` syncs every commit to the disk.
+    ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
+    where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
+    turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
+    in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+
+    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
+    ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
+    case, since nobody would be left to read their output. A log file of ``log_max_bytes`` is set
+    aside, and ``log_backups`` such files are kept. ``durability="power"`` syncs every commit to the
+    disk.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -119,6 +127,7 @@ class Jobs:
         max_concurrent_jobs: int | None = 10,
         queues: Mapping[str, int] | None = None,
         aging: float | None = AGING_S,
+        recovery: Recovery = "lost",
         retention_days: float | None = None,
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
@@ -130,6 +139,8 @@ class Jobs:
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
+        if recovery not in ("lost", "fail", "pending"):
+            raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
         if store is not None and not isinstance(store, (str, JobStore)):
             raise InvalidJob("store", "must be a JobStore or a URL")
         _check_count("log_max_bytes", log_max_bytes, least=1)
@@ -145,6 +156,7 @@ class Jobs:
         self._max_concurrent_jobs = max_concurrent_jobs
         self._queues = dict(queues or {})
         self._aging_s = aging
+        self._recovery = recovery
         self._on_close = on_close
         self._retention_days = _days("retention_days", retention_days)
         if store is None:
@@ -253,7 +265,7 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        watcher = Watcher(self._jobdb, executor, tasks)
+        watcher = Watcher(self._jobdb, executor, tasks, self._recovery)
         scheduler = self._scheduler(watcher)
         try:
             async with tasks:
@@ -886,6 +898,46 @@ class Jobs:
         finally:
             if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
                 executor.report_growth(None)
+
+    async def on(
+        self,
+        callback: OnStatus,
+        *,
+        status: AnyStatus | Iterable[AnyStatus] | None = None,
+        job_id: str | None = None,
+    ) -> Callable[[], object]:
+        """Have the callback called with the record of each job that comes into a status.
+
+        ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
+        job. The callback may be a coroutine function; it is awaited before the next call, in the
+        order of what happened, and what it raises is logged. The record may be further on by then.
+
+        Returns a function that ends it; closing does, too.
+        """
+        wanted = _statuses(status)
+        watcher, _ = await self._open()
+        events = self._jobdb.events(job_id, self._jobdb.cursor, None)
+
+        async def serve() -> None:
+            async with aclosing(events):
+                async for event in events:
+                    if event.job_id is None or event.kind != "status":
+                        continue
+                    if wanted is None or event.status in wanted:
+                        record = await self._jobdb.get(event.job_id)
+                        if record is not None:
+                            await _call(callback, record)
+
+        return watcher.own(serve(), "callbacks").cancel
+
+
+async def _call(callback: OnStatus, record: JobRecord) -> None:
+    try:
+        answer = callback(record)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:  # the application's own; the other calls are not to suffer
+        LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
 
 
 def _opening_error(cause: BaseException) -> AnodeJobsError:

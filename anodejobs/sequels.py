@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from anodejobs.events import Exited, Lost, StartFailed
 from anodejobs.records import WAITING, AttemptRecord, JobEvent, JobRecord, Status
@@ -22,6 +22,8 @@ from anodejobs.retries import (
 
 LOG = logging.getLogger("anodejobs")
 
+Recovery = Literal["lost", "fail", "pending"]
+"""What becomes of a job whose attempt was lost: its end, a failure, or another attempt."""
 Ended = TypeVar("Ended", Exited, StartFailed, Lost, Exited | StartFailed | Lost)
 
 
@@ -34,6 +36,8 @@ def with_sequel(
     below 1. A user's policy that fails counts as one that says no.
     """
     answer: float | GaveUp | None
+    if record.status in _ENDING and not record.error:
+        return event  # a caller wants it to end
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
     else:
@@ -45,6 +49,22 @@ def with_sequel(
             return replace(event, gave_up=answer.error)
         return replace(event, error=f"{event.error}; {answer.error}")
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
+
+
+_ENDING = (Status.stopping, Status.failed_stop)
+
+
+def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
+    """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
+    if event.retry_at is not None or (record.status in _ENDING and not record.error):
+        return event
+    match recovery:
+        case "lost":
+            return event
+        case "fail":
+            return replace(event, is_failure=True)
+        case "pending":
+            return replace(event, retry_at=event.at)
 
 
 def _retry_delay(

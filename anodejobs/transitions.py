@@ -12,6 +12,8 @@ from enum import Enum
 from signal import Signals
 from typing import Any, Final, Literal
 
+from pydantic import JsonValue
+
 from anodejobs.errors import InvalidTransition, StatusUnreachable
 from anodejobs.events import (
     Admitted,
@@ -85,7 +87,7 @@ def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
 
 
 def _lost(record: JobRecord, event: Lost) -> Status:
-    return _again(event) or Status.lost
+    return _again(event) or (Status.failed if event.is_failure else Status.lost)
 
 
 def _again(event: Exited | StartFailed | Lost) -> Status | None:
@@ -312,10 +314,17 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
             return found if record.started_at else {**found, "started_at": event.at}
         case StopRequested(error=str(error)):
             return {"error": error}
-        case StartFailed(error=error) | Lost(error=error):
+        case StartFailed():
             return {
                 "finished_at": event.at,
-                "error": error,
+                "error": event.error,
+                **_another(record, event.retry_at),
+            }
+        case Lost():
+            return {
+                "finished_at": event.at,
+                "error": event.error,
+                "metadata": _recovered(record, event, status),
                 **_another(record, event.retry_at),
             }
         case Submitted():
@@ -340,6 +349,20 @@ _UNSTARTED: Final = {
     "progress": None,
     "due_at": None,
 }
+
+
+def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, JsonValue]:
+    """Return the metadata with what became of an attempt that a failure has interrupted."""
+    recovery: dict[str, JsonValue] = {
+        "at": event.at.isoformat(),
+        "attempt": record.attempt,
+        "was": record.status.value,
+        "became": status.value,
+        "error": event.error,
+    }
+    history = record.metadata.get("recovery_history")
+    earlier = history if isinstance(history, list) else []
+    return {**record.metadata, "recovery_history": [*earlier, recovery]}
 
 
 def _another(record: JobRecord, retry_at: datetime | None) -> dict[str, Any]:
