@@ -236,6 +236,8 @@ class Lost(Event):
     error: str
     retry_at: datetime | None = None
     """When the job is tried again, if it is."""
+    is_failure: bool = False
+    """Whether it is to count as a failure of the job."""
 
     @property
     def why(self) -> str | None:

@@ -34,6 +34,7 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
+    Lost,
     Relinked,
     Started,
     utc_now,
@@ -213,7 +214,7 @@ class JobDB:
                 attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
                 ended=ended,
-                is_respecified=isinstance(event, Relinked),
+                is_respecified=isinstance(event, (Relinked, Lost)),
             )
             if await self._write(save):
                 self._log(save)
@@ -527,6 +528,11 @@ class JobDB:
                 raise _own(self._failure)
         finally:
             self._listeners.discard(listener)
+
+    @property
+    def cursor(self) -> int:
+        """The ``seq`` up to which all events are known here."""
+        return self._cursor
 
     @property
     def has_listeners(self) -> bool:

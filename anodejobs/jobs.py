@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -12,17 +13,20 @@ import uuid
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
     Mapping,
 )
 from contextlib import aclosing, asynccontextmanager
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import (
     AnodeJobsError,
@@ -55,15 +59,20 @@ from anodejobs.records import (
     JobRecord,
     JobRecordDict,
     JobSpec,
+    Scheduled,
     Status,
     Usage,
     check_seconds,
 )
+from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Scheduler
-from anodejobs.sequels import attempts_of
+from anodejobs.schedules import Schedule
+from anodejobs.sequels import Recovery, attempts_of
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey
 from anodejobs.succession import Succession
+from anodejobs.templates import Template, render
+from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
 from anodejobs.watcher import Watcher
 
@@ -72,6 +81,7 @@ LOG = logging.getLogger("anodejobs")
 AnyFilter = JobFilter | Mapping[str, Any]
 IfExists = Literal["rerun", "skip", "error"]
 AnyStatus = Status | str
+OnStatus = Callable[[JobRecord], Awaitable[object] | object]
 
 _READ_BYTES = 1024 * 1024
 
@@ -86,15 +96,23 @@ class Jobs:
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
     ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
     that outlives the application; or ``"inline"``: they are children of the application and end
-    with it; or an Executor. ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that
-    do not say. Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None:
-    any number), and of each queue that ``queues`` names so many as it says; ``aging`` is how many
-    seconds of waiting are worth one step of priority (None: priorities are strict). Where several
-    processes use the directory, the limits are those of the one that was there first, until it
-    goes. ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are
-    stopped in any case, since nobody would be left to read their output. A log file of
-    ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    syncs every commit to the disk.
+    with it; or an Executor.
+
+    Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
+    and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of
+    waiting are worth one step of priority (None: priorities are strict). Where several processes
+    use the directory, these are those of the one that was there first, until it goes.
+
+    ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
+    where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
+    turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
+    in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+
+    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
+    ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
+    case, since nobody would be left to read their output. A log file of ``log_max_bytes`` is set
+    aside, and ``log_backups`` such files are kept. ``durability="power"`` syncs every commit to the
+    disk.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -109,6 +127,8 @@ class Jobs:
         max_concurrent_jobs: int | None = 10,
         queues: Mapping[str, int] | None = None,
         aging: float | None = AGING_S,
+        recovery: Recovery = "lost",
+        retention_days: float | None = None,
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
@@ -119,6 +139,8 @@ class Jobs:
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
+        if recovery not in ("lost", "fail", "pending"):
+            raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
         if store is not None and not isinstance(store, (str, JobStore)):
             raise InvalidJob("store", "must be a JobStore or a URL")
         _check_count("log_max_bytes", log_max_bytes, least=1)
@@ -134,12 +156,18 @@ class Jobs:
         self._max_concurrent_jobs = max_concurrent_jobs
         self._queues = dict(queues or {})
         self._aging_s = aging
+        self._recovery = recovery
         self._on_close = on_close
+        self._retention_days = _days("retention_days", retention_days)
         if store is None:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
         self._jobdb = JobDB(store)
+        self._timetable = Timetable(self._jobdb, self._planner, utc_now)
+        self._jobdb.on_foreign.append(self._timetable.attend)
+        self._catalogue = Catalogue(self._jobdb)
+        self._retention = Retention(self._jobdb, self.delete)
         self._given_executor = executor
         self._root: asyncio.Task[None] | None = None
         self._pid = 0
@@ -237,14 +265,15 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        watcher = Watcher(self._jobdb, executor, tasks)
+        watcher = Watcher(self._jobdb, executor, tasks, self._recovery)
         scheduler = self._scheduler(watcher)
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
                 await watcher.open()
-                tasks.create_task(scheduler.serve(), name="anodejobs scheduler")
+                duties = (self._timetable.serve, self._retain)
+                tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
                 self._jobdb.on_record = None  # what waits now waits for another application
@@ -505,6 +534,75 @@ class Jobs:
         ended = sum(n for status, n in counts.items() if status.is_terminal)
         return BatchProgress(total=total, ended=ended, counts=counts)
 
+    # Schedules.
+
+    async def schedule(
+        self,
+        spec: str | list[str] | Mapping[str, Any],
+        name: str | None = None,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        at: datetime | str | None = None,
+        **schedule: Any,
+    ) -> Scheduled:
+        """Have a job submitted again and again, at times that ``cron`` or ``every`` tell, or once.
+
+        ``spec`` is a command, or the arguments of ``submit`` by name. ``name`` is that of the
+        schedule (by default the spec's ``job_id``, or a random one); a schedule of that name is
+        replaced. A job's id is the name, ``@`` and the moment. ``schedule`` takes the other fields
+        of ``Schedule``: ``tz``, ``misfire``, ``overlap``, ``start``, ``end``. The environment is
+        the application's present one. Raises InvalidJob.
+        """
+        checked = JobSpec(spec if isinstance(spec, Mapping) else {"command": spec})
+        given = {"cron": cron, "every": every, "at": at, **schedule}
+        when = Schedule({field: value for field, value in given.items() if value is not None})
+        await self._open()
+        return await self._timetable.add(name or checked.job_id or str(uuid.uuid4()), checked, when)
+
+    async def unschedule(self, name: str) -> bool:
+        """Forget a schedule; return whether there was one. The jobs that it has made go on."""
+        await self._open()
+        return await self._timetable.remove(name)
+
+    async def schedules(self) -> dict[str, Scheduled]:
+        """Return the schedules by name."""
+        await self._open()
+        return await self._timetable.all()
+
+    # Templates.
+
+    async def add_template(self, template: Template | Mapping[str, Any]) -> Template:
+        """Keep a template, in place of one of that name. Raises InvalidJob."""
+        checked = template if isinstance(template, Template) else Template(template)
+        await self._open()
+        await self._catalogue.add(checked)
+        return checked
+
+    async def remove_template(self, name: str) -> bool:
+        """Forget a template; return whether there was one."""
+        await self._open()
+        return await self._catalogue.remove(name)
+
+    async def templates(self) -> dict[str, Template]:
+        """Return the templates by name."""
+        await self._open()
+        return await self._catalogue.all()
+
+    async def run_template(self, name: str, /, **params: object) -> JobRecord:
+        """Run the job that a template makes with these values, as ``run``.
+
+        Raises JobNotFound where there is no such template, and InvalidJob naming a parameter that
+        is unknown, missing, or has a value that it does not take.
+        """
+        await self._open()
+        return await self.run(**render(await self._catalogue.get(name), params))
+
+    async def submit_template(self, name: str, /, **params: object) -> JobRecord:
+        """As ``run_template``, but the job takes its turn."""
+        await self._open()
+        return await self.submit(**render(await self._catalogue.get(name), params))
+
     # Waiting.
 
     async def wait(
@@ -632,6 +730,21 @@ class Jobs:
         if deleted is not None:
             await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record.attempt)
         return deleted is not None
+
+    async def cleanup(self, older_than_days: float | None = None) -> int:
+        """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
+
+        By default ``retention_days`` ago. Kept is what jobs wait for that have not started.
+        """
+        days = self._retention_days if older_than_days is None else older_than_days
+        if days is None:
+            raise InvalidJob("older_than_days", "must be said where there is no retention_days")
+        await self._open()
+        return await self._retention.clean_up(check_seconds("older_than_days", days))
+
+    async def _retain(self) -> None:
+        if self._retention_days is not None:
+            await self._retention.serve(self._retention_days)
 
     # Looking.
 
@@ -786,6 +899,46 @@ class Jobs:
             if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
                 executor.report_growth(None)
 
+    async def on(
+        self,
+        callback: OnStatus,
+        *,
+        status: AnyStatus | Iterable[AnyStatus] | None = None,
+        job_id: str | None = None,
+    ) -> Callable[[], object]:
+        """Have the callback called with the record of each job that comes into a status.
+
+        ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
+        job. The callback may be a coroutine function; it is awaited before the next call, in the
+        order of what happened, and what it raises is logged. The record may be further on by then.
+
+        Returns a function that ends it; closing does, too.
+        """
+        wanted = _statuses(status)
+        watcher, _ = await self._open()
+        events = self._jobdb.events(job_id, self._jobdb.cursor, None)
+
+        async def serve() -> None:
+            async with aclosing(events):
+                async for event in events:
+                    if event.job_id is None or event.kind != "status":
+                        continue
+                    if wanted is None or event.status in wanted:
+                        record = await self._jobdb.get(event.job_id)
+                        if record is not None:
+                            await _call(callback, record)
+
+        return watcher.own(serve(), "callbacks").cancel
+
+
+async def _call(callback: OnStatus, record: JobRecord) -> None:
+    try:
+        answer = callback(record)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:  # the application's own; the other calls are not to suffer
+        LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
+
 
 def _opening_error(cause: BaseException) -> AnodeJobsError:
     if isinstance(cause, AnodeJobsError):
@@ -860,6 +1013,10 @@ def _check_limits(
         _check_count("queues", slots, least=1)
     if aging is not None and not check_seconds("aging", aging):
         raise InvalidJob("aging", "must be above 0, or None for strict priorities")
+
+
+def _days(field: str, days: float | None) -> float | None:
+    return None if days is None else check_seconds(field, days)
 
 
 def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:

@@ -50,8 +50,20 @@ class Planner:
         self._environment: dict[str, str] = {}
         self._encoded_environment: dict[bytes, bytes] = {}
 
-    def plan(self, spec: JobSpec, opening: Opening, **fields: Any) -> Plan:
-        """Return what the spec makes, with further fields of the record. Raises InvalidJob."""
+    def plan(
+        self,
+        spec: JobSpec,
+        opening: Opening,
+        *,
+        base_env: dict[str, str] | None = None,
+        batch_id: str | None = None,
+    ) -> Plan:
+        """Return what the spec makes. Raises InvalidJob.
+
+        ``base_env`` is the environment to inherit where that is not the application's present one.
+        """
+        if base_env is None:
+            base_env = self._present_environment() if spec.inherit_env else {}
         job_id = spec.job_id or str(uuid.uuid4())
         name = log_name(job_id)
         try:
@@ -64,7 +76,7 @@ class Planner:
             if isinstance(spec.command, str)
             else tuple(spec.command),
             cwd=cwd,
-            base_env=self._present_environment() if spec.inherit_env else {},
+            base_env=base_env,
             envs=spec.envs,
             logs=LogPlan(
                 stdout=f"{self._log_dir}/{name}_out.txt",
@@ -98,7 +110,7 @@ class Planner:
             timeout=spec.timeout,
             host=self._host,
             **(_of_its_turn(spec, opening) if spec.model_fields_set - _PLAIN else {}),
-            **fields,
+            batch_id=batch_id,
         )
         return Plan(record=record, launch=launch)
 

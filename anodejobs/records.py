@@ -44,6 +44,7 @@ __all__ = [
     "JobRecordDict",
     "JobSpec",
     "Priority",
+    "Scheduled",
     "Status",
     "Usage",
 ]
@@ -578,6 +579,19 @@ class AttemptRecord(_Model):
     exit_code: int | None = None
     evidence: Evidence | None = None
     error: str | None = None
+
+
+class Scheduled(_Model):
+    """A schedule, as ``Jobs.schedules`` tells it."""
+
+    name: str
+    schedule: dict[str, JsonValue]
+    """The fields of its ``Schedule``, as JSON."""
+    command: str | list[str]
+    next_at: Moment | None = None
+    """When it fires next; None: never any more."""
+    last_job: str | None = None
+    """The id of the last job that it made."""
 
 
 class BatchProgress(_Model):

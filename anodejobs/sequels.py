@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from anodejobs.events import Exited, Lost, StartFailed
 from anodejobs.records import WAITING, AttemptRecord, JobEvent, JobRecord, Status
@@ -23,6 +23,8 @@ from anodejobs.transitions import transition
 
 LOG = logging.getLogger("anodejobs")
 
+Recovery = Literal["lost", "fail", "pending"]
+"""What becomes of a job whose attempt was lost: its end, a failure, or another attempt."""
 Ended = TypeVar("Ended", Exited, StartFailed, Lost, Exited | StartFailed | Lost)
 
 
@@ -34,8 +36,8 @@ def with_sequel(
     ``events`` are the job's history, where it has a restart policy; ``fraction`` is a random number
     below 1. A user's policy that fails counts as one that says no. Raises InvalidTransition.
     """
-    if transition(record, replace(event, retry_at=event.at)).status is not Status.pending:
-        return event  # what a caller has stopped stays stopped
+    if not _may_go_on(record, event):
+        return event
     answer: float | GaveUp | None
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
@@ -48,6 +50,24 @@ def with_sequel(
             return replace(event, gave_up=answer.error)
         return replace(event, error=f"{event.error}; {answer.error}")
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
+
+
+def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
+    """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
+    if event.retry_at is not None or not _may_go_on(record, event):
+        return event
+    match recovery:
+        case "lost":
+            return event
+        case "fail":
+            return replace(event, is_failure=True)
+        case "pending":
+            return replace(event, retry_at=event.at)
+
+
+def _may_go_on(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+    """Return whether another attempt can follow this end: not where a caller has stopped it."""
+    return transition(record, replace(event, retry_at=event.at)).status is Status.pending
 
 
 def _retry_delay(

@@ -12,6 +12,8 @@ from enum import Enum
 from signal import Signals
 from typing import Any, Final, Literal
 
+from pydantic import JsonValue
+
 from anodejobs.errors import InvalidTransition, StatusUnreachable
 from anodejobs.events import (
     Admitted,
@@ -74,10 +76,10 @@ def _outcome(event: Exited) -> Status:
 
 
 def _after_stop(record: JobRecord, event: Exited) -> Status:
-    if event.ended_by_itself:
-        return _by_exit_code(record, event)
-    # What a caller has stopped is not started again; what ran out of time may be.
-    return (_again(event) or Status.failed) if record.error else Status.stopped
+    if not record.error:  # what a caller has stopped is not started again
+        return _outcome(event) if event.ended_by_itself else Status.stopped
+    # What ran out of time may be.
+    return _again(event) or (_outcome(event) if event.ended_by_itself else Status.failed)
 
 
 def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
@@ -85,7 +87,7 @@ def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
 
 
 def _lost(record: JobRecord, event: Lost) -> Status:
-    return _again(event) or Status.lost
+    return _again(event) or (Status.failed if event.is_failure else Status.lost)
 
 
 def _lost_after_stop(record: JobRecord, event: Lost) -> Status:
@@ -311,10 +313,17 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
             return found if record.started_at else {**found, "started_at": event.at}
         case StopRequested(error=str(error)):
             return {"error": error}
-        case StartFailed(error=error) | Lost(error=error):
+        case StartFailed():
             return {
                 "finished_at": event.at,
-                "error": error,
+                "error": event.error,
+                **_another(record, event, status),
+            }
+        case Lost():
+            return {
+                "finished_at": event.at,
+                "error": event.error,
+                "metadata": _recovered(record, event, status),
                 **_another(record, event, status),
             }
         case Submitted():
@@ -339,6 +348,20 @@ _UNSTARTED: Final = {
     "progress": None,
     "due_at": None,
 }
+
+
+def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, JsonValue]:
+    """Return the metadata with what became of an attempt that a failure has interrupted."""
+    recovery: dict[str, JsonValue] = {
+        "at": event.at.isoformat(),
+        "attempt": record.attempt,
+        "was": record.status.value,
+        "became": status.value,
+        "error": event.error,
+    }
+    history = record.metadata.get("recovery_history")
+    earlier = history if isinstance(history, list) else []
+    return {**record.metadata, "recovery_history": [*earlier, recovery]}
 
 
 def _another(

@@ -47,7 +47,7 @@ from anodejobs.executors.base import Executor, Host, Launch, new_token, remove_a
 from anodejobs.jobdb import JobDB, unstarted
 from anodejobs.planner import Plan
 from anodejobs.records import WAITING, JobRecord, Status
-from anodejobs.sequels import with_sequel
+from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import Stored, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
@@ -66,8 +66,11 @@ Ended = Exited | StartFailed | Lost
 class Watcher:
     """Starts, follows, adopts and ends attempts."""
 
-    def __init__(self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup, recovery: Recovery
+    ) -> None:
         self._jobdb = jobdb
+        self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
         self._watched: dict[str, Launch] = {}
@@ -86,11 +89,12 @@ class Watcher:
 
     async def open(self) -> None:
         """Open the executor, and take care of what earlier applications have left."""
-        host = Host(own=self._own, on_inherited=self._inherit, on_departure=self._depart)
+        host = Host(own=self.own, on_inherited=self._inherit, on_departure=self._depart)
         await self._executor.open(host)
         await self.reconcile()
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    def own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Run a task for as long as this Jobs is open. Raises ExecutorError where it is not."""
         try:
             return self._tasks.create_task(work, name=f"anodejobs {name}")
         except RuntimeError:  # the group is ending
@@ -118,7 +122,7 @@ class Watcher:
         self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
     ) -> Result:
         """Return the answer that the work gives; or that will not come, if all ends before."""
-        self._own(work, name)
+        self.own(work, name)
         self._answers.add(answer)
         try:
             return await answer
@@ -170,7 +174,7 @@ class Watcher:
 
         ``on_failure`` is called with the id where the store did not let us.
         """
-        self._own(self._admitted_life(job_id, on_failure), job_id)
+        self.own(self._admitted_life(job_id, on_failure), job_id)
 
     async def _admitted_life(self, job_id: str, on_failure: Callable[[str], None]) -> None:
         answer: Answer = asyncio.get_running_loop().create_future()
@@ -277,7 +281,7 @@ class Watcher:
                 await self._executor.stop(event.attempt, 0)
                 events.append(await self._executor.wait(attempt.token, _unheard))
                 await self._executor.clean(attempt.token)
-            self._own(self._record_all(job_id, events, attempt.token), job_id)
+            self.own(self._record_all(job_id, events, attempt.token), job_id)
             raise
 
     async def _record_all(self, job_id: str, events: list[Event], token: str) -> None:
@@ -342,10 +346,14 @@ class Watcher:
 
     async def _with_sequel(self, record: JobRecord, event: Ended) -> Ended:
         """Return the end of an attempt with what follows it, as the job's policies say."""
-        if (not record.max_retries and record.restart == "never") or event.retry_at is not None:
+        if event.retry_at is not None:
             return event
-        events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
-        return with_sequel(record, event, events, random.random())
+        if record.max_retries or record.restart != "never":
+            events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
+            event = with_sequel(record, event, events, random.random())
+        if isinstance(event, Lost):
+            return recovered(record, event, self._recovery)
+        return event
 
     # What callers ask for.
 
@@ -459,7 +467,7 @@ class Watcher:
         """See to a stop that was committed; one that is under way keeps its grace."""
         stored = await self._current(job)
         if stored is not None:
-            self._own(self._finish_stop(stored), job.job_id)
+            self.own(self._finish_stop(stored), job.job_id)
 
     async def _finish_stop(self, stored: Stored) -> None:
         grace = stored.launch.stop_grace
@@ -478,7 +486,7 @@ class Watcher:
         event = await self._executor.adopt(launch, stored.attempt)
         await self._record(job.job_id, event, job.attempt.token)
         if isinstance(event, Adopted):
-            self._own(self._adopted_life(stored, event.attempt), job.job_id)
+            self.own(self._adopted_life(stored, event.attempt), job.job_id)
         else:
             await self._executor.clean(job.attempt.token)
 
@@ -504,7 +512,7 @@ class Watcher:
     def _inherit(self, job_id: str, token: str) -> None:
         """Watch an attempt that another application has started."""
         if token not in self._inherited:
-            self._own(self._inherited_life(job_id, token), job_id)
+            self.own(self._inherited_life(job_id, token), job_id)
             self._inherited.add(token)
 
     async def _inherited_life(self, job_id: str, token: str) -> None:
@@ -523,7 +531,7 @@ class Watcher:
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
             with contextlib.suppress(ExecutorError):  # closed: the succession is somebody else's
-                self._own(self._succeed(supervisor), "succession")
+                self.own(self._succeed(supervisor), "succession")
 
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)
@@ -532,7 +540,7 @@ class Watcher:
 
     def _depart(self) -> None:
         with contextlib.suppress(ExecutorError):
-            self._own(self._reconcile_soon(), "departure")
+            self.own(self._reconcile_soon(), "departure")
 
     async def _reconcile_soon(self) -> None:
         """Reconcile, however long the store takes to allow it."""
