@@ -71,6 +71,7 @@ EXAMPLES = {
     "Exited 0": CODE_0,
     "Exited 3": CODE_3,
     "Lost": Lost(at=NOW, error="it is gone"),
+    "Lost failing": Lost(at=NOW, error="it is gone", is_failure=True),
 }
 # The same ends where another attempt is to follow.
 AGAIN = {
@@ -110,6 +111,21 @@ stopped       !        !             !            !            !       !        
 cancelled     !        !             !            !            !       !        =              !            =         =         =
 lost          !        !             !            !            !       !        =              !            =         =         =
 failed_stop   !        !             failed_stop  failed_stop  !       !        stopping       !            stopped   stopped   lost
+
+              Lost_failing
+pending       !
+queued        !
+starting      failed
+running       failed
+paused        failed
+stopping      lost
+finished      =
+failed        =
+failed_start  =
+stopped       =
+cancelled     =
+lost          =
+failed_stop   lost
 
               StartFailed_again  Exited_0_again  Exited_3_again  Lost_again
 pending       !                  !               !               !
@@ -239,7 +255,9 @@ def test_only_an_end_is_told_as_one(status, name):
 def test_a_transition_keeps_what_was_asked_for(status, name):
     asked = {"name": "x", "tags": ["t"], "command": ["true"], "metadata": {"a": 1}, "timeout": 2.0}
     after = transition(record(status, **asked, created_at=EARLIER, attempt=3), EXAMPLES[name])
-    assert after.model_dump(include=set(asked)) == asked
+    assert after.model_dump(include=set(asked) - {"metadata"}) | {"metadata": {"a": 1}} == asked
+    assert after.metadata["a"] == 1
+    assert after.metadata.keys() - {"a"} == ({"recovery_history"} if "Lost" in name else set())
     assert (after.self_id, after.created_at) == ("a", EARLIER)
 
 
@@ -326,14 +344,22 @@ def test_no_attempt_is_told_as_ended_where_none_follows(status, name):
     assert ended_attempt(before, EXAMPLES[name], after) is None
 
 
-@pytest.mark.parametrize("name", ["Exited 0 again", "Exited 3 again", "Lost again"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        AGAIN["Exited 0 again"],
+        AGAIN["Exited 3 again"],
+        replace(AGAIN["Exited 3 again"], ended_by_itself=True),
+        AGAIN["Lost again"],
+    ],
+)
 @pytest.mark.parametrize("status", ["stopping", "failed_stop"])
-def test_what_a_caller_has_stopped_is_not_started_again(status, name):
+def test_what_a_caller_has_stopped_is_not_started_again(status, event):
     before = record(status)
-    after = transition(before, EXAMPLES[name])
+    after = transition(before, event)
     assert after.is_done
     assert (after.attempt, after.due_at, after.reached[0]) == (1, None, "starting")
-    assert ended_attempt(before, EXAMPLES[name], after) is None
+    assert ended_attempt(before, event, after) is None
 
 
 @pytest.mark.parametrize("name", ["Exited 0 again", "Exited 3 again", "Lost again"])
@@ -480,6 +506,26 @@ def test_a_lost_job_has_no_exit_code(status):
     after = transition(record(status), EXAMPLES["Lost"])
     assert (after.status, after.exit_code, after.evidence) == ("lost", None, None)
     assert (after.error, after.finished_at) == ("it is gone", NOW)
+
+
+def test_each_loss_is_added_to_the_recovery_history():
+    first = transition(record("running", metadata={"a": 1}, attempt=2), AGAIN["Lost again"])
+    second = transition(first.changed({"status": Status.starting}), EXAMPLES["Lost failing"])
+    facts = {"at": NOW.isoformat(), "error": "it is gone"}
+    assert second.metadata == {
+        "a": 1,
+        "recovery_history": [
+            {**facts, "attempt": 2, "was": "running", "became": "pending"},
+            {**facts, "attempt": 3, "was": "starting", "became": "failed"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("odd", [None, "text", {"a": 1}])
+def test_a_recovery_history_that_a_user_wrote_otherwise_is_replaced(odd):
+    before = record("running", metadata={"recovery_history": odd})
+    after = transition(before, EXAMPLES["Lost"])
+    assert [entry["became"] for entry in after.metadata["recovery_history"]] == ["lost"]
 
 
 def test_an_error_of_the_logs_is_told_whatever_the_end():
