@@ -6,11 +6,11 @@ its own that has neither the application's memory nor its event loop, only its m
 
 from __future__ import annotations
 
+import importlib
 import keyword
 import os
 import sys
 from collections.abc import Awaitable, Sequence
-from importlib import import_module
 from types import TracebackType
 
 from anodejobs import this_job
@@ -72,7 +72,7 @@ def main(call: str) -> None:
 
 def _called(call: str) -> object:
     module, _, function = call.partition(":")
-    target: object = import_module(module)
+    target: object = importlib.import_module(module)
     for name in function.split("."):
         target = getattr(target, name)
     if not callable(target):
@@ -112,6 +112,10 @@ def _theirs(frames: TracebackType | None) -> TracebackType | None:
         if frame.tb_frame.f_code.co_filename == __file__:
             theirs = frame.tb_next
         frame = frame.tb_next
-    while theirs is not None and "importlib" in theirs.tb_frame.f_code.co_filename:
+    while theirs is not None and _is_importing(theirs.tb_frame.f_code.co_filename):
         theirs = theirs.tb_next
     return theirs
+
+
+def _is_importing(filename: str) -> bool:
+    return filename == importlib.__file__ or filename.startswith("<frozen importlib")

@@ -9,10 +9,10 @@ Nothing here knows records or processes. Calls that are said to block belong in 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class JobFiles:
             self._result(logfile, attempt_number),
             self._progress(logfile, attempt_number),
         ):
-            _unlink(path)
+            _clear(path)
         if has_payload:
             _write(self._payload(logfile), json.dumps(payload, separators=(",", ":")).encode())
         return self.variables(logfile, attempt_number, has_payload=has_payload)
@@ -97,10 +97,10 @@ class JobFiles:
 
     def remove(self, logfile: str, attempts: int) -> None:
         """Remove all files of the job, which had so many attempts. Blocks."""
-        _unlink(self._payload(logfile))
+        _clear(self._payload(logfile))
         for number in range(1, attempts + 1):
-            _unlink(self._result(logfile, number))
-            _unlink(self._progress(logfile, number))
+            _clear(self._result(logfile, number))
+            _clear(self._progress(logfile, number))
 
     def _payload(self, logfile: str) -> str:
         return f"{self._folder}/payloads/{logfile}.json"
@@ -112,15 +112,22 @@ class JobFiles:
         return f"{self._folder}/progress/{logfile}.{attempt_number}"
 
 
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+def _clear(path: str) -> None:
+    """Remove what is there, which a job may have made a folder."""
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        if not os.path.isdir(path) or os.path.islink(path):
+            raise
+        shutil.rmtree(path)
 
 
 def _write(path: str, data: bytes) -> None:
     """Put the data in place at once: no reader sees half of it, also not after a crash."""
     part = f"{path}.part"
-    _unlink(part)  # of a process that died here
+    _clear(part)  # of a process that died here
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
@@ -131,9 +138,10 @@ def _read(path: str) -> bytes:
     """Return the content, or enough of it to see that it is too much."""
     # A job can put anything there: a link to what only we may read, or a pipe that nobody fills.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file")
         return file.read(MOST_RESULT_BYTES + 1)
 
 

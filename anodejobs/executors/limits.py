@@ -71,7 +71,9 @@ def refusal(exit_code: int | None, stderr: str) -> str | None:
     go on, and nothing else.
     """
     tool, colon, reason = stderr.strip().partition(": ")
-    if exit_code not in (1, 125, 126, 127) or not colon or "\n" in reason or tool not in _TOOLS:
+    # Some say by which path they were called.
+    is_tool = bool(colon) and os.path.basename(tool) in _TOOLS
+    if exit_code not in (1, 125, 126, 127) or not is_tool or "\n" in reason:
         return None
     return reason
 
