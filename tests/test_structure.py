@@ -43,7 +43,10 @@ PUBLIC = [
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
     ["errors", "events", "faults"],
+    ["folderwatch", "this_job", "executors.limited", "executors.limits"],
+    ["calls", "jobfiles", "progress"],
     ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
+    ["limits"],
     ["executors.base", "executors.pidfds", "retries", "schedules", "templates", "transitions"],
     [
         "executors.tree",
@@ -100,7 +103,20 @@ def test_the_package_is_typed():
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "records", "retries", "schedules", "templates", "transitions"]
+    "module",
+    [
+        "calls",
+        "errors",
+        "jobfiles",
+        "limits",
+        "progress",
+        "records",
+        "retries",
+        "schedules",
+        "templates",
+        "this_job",
+        "transitions",
+    ],
 )
 def test_what_a_module_calls_public_is_there(module):
     imported = importlib.import_module(f"anodejobs.{module}")
@@ -140,7 +156,19 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
     assert not imported & {*STORES_AND_WEB, "psutil", "anodejobs.jobs", "anodejobs.testing"}
 
 
-@pytest.mark.parametrize("module", ["anodejobs", "anodejobs.errors", "anodejobs.events"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "anodejobs",
+        "anodejobs.calls",
+        "anodejobs.errors",
+        "anodejobs.events",
+        "anodejobs.executors.limits",
+        "anodejobs.jobfiles",
+        "anodejobs.progress",
+        "anodejobs.this_job",
+    ],
+)
 def test_the_smallest_modules_import_the_standard_library_only(module):
     strangers = {name.partition(".")[0] for name in imported_by(f"import {module}")}
     bare = {name.partition(".")[0] for name in imported_by("pass")}
@@ -331,7 +359,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
-    owners = {"shim.main"}
+    owners = {"shim.main", "calls"}
     taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
     for module in set(_modules()) - owners:
         for text in _calls(module):
