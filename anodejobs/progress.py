@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +40,11 @@ _POLL_S = 1.0
 _TAIL_BYTES = 4096
 """How much of a file is read, from its end."""
 _TURN_FILES = 32
-"""How many files are read before the event loop has its turn."""
+_TURN_ENTRIES = 512
+"""How many files are read, and how many only looked at, before the event loop has its turn."""
+_SHARE = 10
+"""Looks take at most this part of the time, but for what ``_LONGEST_REST_S`` demands."""
+_LONGEST_REST_S = 1.0
 _CLOCK_TICK_S = 0.05
 """The kernel's time of a file may be behind the clock by so much."""
 
@@ -51,8 +55,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 class ProgressWatch:
     """Tells ``on_progress`` what jobs append to their files in the folder, from ``open`` on.
 
-    The first line after a silence is told at once, and of many lines about ten a second; the last
-    one always. What is the same as what was told last is not told again. Whatever
+    The first line after a silence is told at once, and of many lines at most ten a second; the
+    last one always. What is the same as what was told last is not told again. Whatever
     ``on_progress`` raises is logged.
     """
 
@@ -61,9 +65,11 @@ class ProgressWatch:
         self._on_progress = on_progress
         self._told: dict[str, tuple[float, str]] = {}
         self._due: dict[str, None] = {}
+        self._listing: Generator[str | None, None, None] | None = None
+        """What is yet to be looked through, of a folder whose changes are not known one by one."""
         self._source: Inotify | Listing | None = None
         self._next: asyncio.Handle | None = None
-        self._opened_at = 0.0
+        self._opened_at = self._began_at = 0.0
 
     def open(self) -> None:
         """Begin to tell, on the running event loop. The folder must be there.
@@ -91,6 +97,8 @@ class ProgressWatch:
             self._next.cancel()
         if self._source.fd >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._source.fd)
+        if self._listing is not None:
+            self._listing.close()
         self._source.close()
         self._source = None
 
@@ -109,35 +117,48 @@ class ProgressWatch:
 
     def _take(self) -> None:
         assert self._source is not None
+        self._began_at = self._loop.time()
         changes = self._source.take()
         for name in changes.replaced:
             self._told.pop(name, None)
         self._due.update(changes.changed)
         if changes.is_incomplete:
-            self._due.update(dict.fromkeys(self._written_since_opened()))
-        if self._due:
-            self._look_at_due()
+            self._listing = self._written_since_opened()
+        if self._due or self._listing is not None:
+            self._take_turn()
         else:
             self._await_changes()
 
-    def _written_since_opened(self) -> Iterator[str]:
-        with os.scandir(self._folder) as entries:
+    def _written_since_opened(self) -> Generator[str | None, None, None]:
+        """Give the names of files, and None for each that has long been there."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.stat(follow_symlinks=False).st_mtime >= self._opened_at:
-                        yield entry.name
+                    is_new = entry.stat(follow_symlinks=False).st_mtime >= self._opened_at
+                    yield entry.name if is_new else None
 
-    def _look_at_due(self) -> None:
+    def _take_turn(self) -> None:
+        """Look at some of what is due, and go on after the event loop has had its turn."""
+        if self._listing is not None:
+            found = list(islice(self._listing, _TURN_ENTRIES))
+            self._due.update(dict.fromkeys(filter(None, found)))
+            if len(found) < _TURN_ENTRIES:
+                self._listing = None
         for name in list(islice(self._due, _TURN_FILES)):
             del self._due[name]
             self._look_at(name)
-        if self._source is None:
-            return  # closed by whom it told
-        if self._due:
-            self._next = self._loop.call_soon(self._look_at_due)
+            if self._source is None:
+                return  # closed by whom it told
+        if self._due or self._listing is not None:
+            self._next = self._loop.call_soon(self._take_turn)
         else:
-            rest_s = _REST_S if self._source.fd >= 0 else _POLL_S
-            self._next = self._loop.call_later(rest_s, self._take)
+            self._next = self._loop.call_later(self._rest_s(), self._take)
+
+    def _rest_s(self) -> float:
+        assert self._source is not None
+        least = _REST_S if self._source.fd >= 0 else _POLL_S
+        took_s = self._loop.time() - self._began_at
+        return max(least, min(_LONGEST_REST_S, _SHARE * took_s))
 
     def _look_at(self, name: str) -> None:
         logfile, _, number = name.rpartition(".")

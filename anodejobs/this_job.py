@@ -8,11 +8,10 @@
     this_job.set_result({"sum": sum(numbers)})
 
 Nothing fails only because the program was started by hand: outside of a job ``payload`` gives None,
-``report_progress`` and ``set_result`` write nothing. Few modules of the standard library are
-imported here, so that the import costs next to nothing.
+``report_progress`` and ``set_result`` write nothing. Nothing but ``os`` is imported before it is
+needed, so that the import costs next to nothing.
 """
 
-import json
 import os
 
 __all__ = ["attempt", "is_a_job", "job_id", "payload", "report_progress", "set_result"]
@@ -39,6 +38,8 @@ def payload() -> object:
     path = os.environ.get("ANODEJOBS_PAYLOAD")
     if not path:
         return None
+    import json
+
     with open(path, "rb") as file:
         return json.loads(file.read())
 
@@ -66,6 +67,8 @@ def set_result(value: object) -> None:
 
 
 def _as_json(value: object) -> bytes:
+    import json
+
     try:
         data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError) as error:

@@ -372,20 +372,37 @@ async def test_of_a_flood_little_is_told_and_the_last_line_always(files, way):
     assert len(ear.told) < 20
 
 
-async def test_more_than_the_kernel_remembers_is_found_by_looking(files):
+def overflow(files: JobFiles) -> None:
+    """Write so much that the kernel forgets some of it, and last to the file ``last.1``."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     paths = [files.progress_folder / f"job{n}.1" for n in (0, 1)]
+    with paths[0].open("wb", buffering=0) as one, paths[1].open("wb", buffering=0) as two:
+        # In turns, or the kernel would make one of all.
+        for _ in range(most // 2 + 1):
+            one.write(b"0.1 x\n")
+            two.write(b"0.1 x\n")
+    (files.progress_folder / "last.1").write_text("0.9 untold\n")
+
+
+async def test_more_than_the_kernel_remembers_is_found_by_looking(files, monkeypatch):
+    # In several turns of the event loop.
+    monkeypatch.setattr(progress, "_TURN_ENTRIES", 2)
+    monkeypatch.setattr(progress, "_TURN_FILES", 1)
     (files.progress_folder / "old.1").write_text("0.1 of yesterday\n")
     os.utime(files.progress_folder / "old.1", (0, 0))
     async with watching(files) as ear:
-        with paths[0].open("wb", buffering=0) as one, paths[1].open("wb", buffering=0) as two:
-            # In turns, or the kernel would make one of all.
-            for _ in range(most // 2 + 1):
-                one.write(b"0.1 x\n")
-                two.write(b"0.1 x\n")
-        (files.progress_folder / "last.1").write_text("0.9 untold\n")
+        overflow(files)
         await ear.hears("last", 1, 0.9, "untold")
-    assert {told[0] for told in ear.told} == {"job0", "job1", "last"}
+        await ear.hears("job0", 1, 0.1, "x")
+        await ear.hears("job1", 1, 0.1, "x")
+    assert len(ear.told) == 3
+
+
+async def test_a_watch_can_be_closed_while_it_looks_through_the_folder(files, monkeypatch):
+    monkeypatch.setattr(progress, "_TURN_ENTRIES", 1)
+    async with watching(files, closing := Ear()):
+        overflow(files)
+        await closing.hears("job0", 1, 0.1, "x")
 
 
 async def test_looking_tells_at_once_and_what_was_said_before(files):

@@ -44,7 +44,7 @@ PUBLIC = [
 LAYERS = [
     ["errors", "events", "faults"],
     ["folderwatch", "this_job", "executors.limited", "executors.limits"],
-    ["calls", "jobfiles", "progress"],
+    ["calling", "calls", "jobfiles", "progress"],
     ["logs", "records", "executors.marks", "executors.first_step", "shim.peers", "shim.protocol"],
     ["limits"],
     ["executors.base", "executors.pidfds", "retries", "schedules", "templates", "transitions"],
@@ -160,6 +160,7 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
     "module",
     [
         "anodejobs",
+        "anodejobs.calling",
         "anodejobs.calls",
         "anodejobs.errors",
         "anodejobs.events",
@@ -359,7 +360,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
-    owners = {"shim.main", "calls"}
+    owners = {"shim.main", "calling"}
     taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
     for module in set(_modules()) - owners:
         for text in _calls(module):
