@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from anodejobs import Status
 from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
-from anodejobs.jobfiles import JobFiles
+from anodejobs.jobfiles import JobFiles, Result
 
 TASKS = """
 import asyncio, sys
@@ -197,6 +199,18 @@ def test_a_result_that_is_not_json_fails_and_says_so(call, files):
 def test_an_exit_passes(call, files):
     assert call("shop.tasks:leaves", 7).returncode == 7
     assert files.result("job", 1) is None
+
+
+# As jobs.
+
+
+async def test_a_call_runs_as_a_job(jobs, app, files):
+    argv = call_argv("shop.tasks:add_slowly", [str(app), *sys.path])
+    envs = await asyncio.to_thread(files.prepare, "sum", 1, {"a": 1, "b": 2})
+    await jobs.run(command=argv, job_id="sum", envs=envs)
+    record = await jobs.wait(job_id="sum", timeout=20)
+    assert record.status == Status.finished
+    assert await asyncio.to_thread(files.result, "sum", 1) == Result(3)
 
 
 # The command.

@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from anodejobs import Status
 from anodejobs.errors import InvalidJob
 from anodejobs.executors import limits as limits_module
 from anodejobs.executors.limits import AttemptLimits, limited, refusal, why_ended
 from anodejobs.limits import Limits, check_limits
-from tests.conftest import python
+from tests.conftest import has_died, python
 
 MIB = 1024 * 1024
 IS_ROOT = os.geteuid() == 0
@@ -363,6 +365,31 @@ def test_the_applications_path_does_not_choose_the_tools(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     limits_module._tool.cache_clear()
     assert str(tmp_path) not in str(limited(["true"], AttemptLimits(open_files=64)))
+
+
+# As jobs.
+
+
+@pytest.mark.parametrize("limits", [ALL, pytest.param(AttemptLimits(user="nobody"), marks=as_root)])
+async def test_a_limited_job_is_stopped_whole(jobs, way, limits):
+    # The second one has left session and environment.
+    script = "setsid env -i sleep 1000 & sleep 1000 & echo here; wait"
+    record = await jobs.run(command=limited(["/bin/sh", "-c", script], limits), job_id="tree")
+    async for chunk in jobs.follow("tree"):
+        assert chunk.text == "here\n"
+        break
+    children = psutil.Process(record.last_pid).children(recursive=True)
+    assert len(children) == 2
+    stopped = await jobs.stop("tree", grace=5)
+    assert stopped is not None and stopped.status == Status.stopped
+    assert all(has_died(child.pid, within_s=0) for child in children)
+
+
+async def test_a_limited_job_that_cannot_be_executed_is_known_by_its_log(jobs, way):
+    await jobs.run(command=limited(["no-such-program"], ALL), job_id="none")
+    record = await jobs.wait(job_id="none", timeout=20)
+    _, stderr = await jobs.job_logs("none")
+    assert "no-such-program" in (refusal(record.exit_code, stderr) or "")
 
 
 # Why it ended.
