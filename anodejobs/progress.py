@@ -72,14 +72,17 @@ class ProgressWatch:
         self._opened_at = self._began_at = 0.0
 
     def open(self) -> None:
-        """Begin to tell, on the running event loop. The folder must be there.
+        """Begin to tell, on the running event loop.
 
-        What a job said before is told by ``look`` only.
+        What a job said before is told by ``look`` only. Raises FileNotFoundError where there is no
+        such folder.
         """
         self._loop = asyncio.get_running_loop()
         self._opened_at = time.time() - _CLOCK_TICK_S
         try:
             self._source = Inotify(self._folder)
+        except FileNotFoundError:
+            raise
         except OSError as error:
             LOG.info("the folder %s is looked at every %g s: %s", self._folder, _POLL_S, error)
             self._source = Listing(self._folder)

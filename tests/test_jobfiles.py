@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import json
 import os
 import subprocess
@@ -467,9 +469,22 @@ async def test_a_watch_that_is_closed_leaves_nothing(files, way):
     watch.close()
 
 
-def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
-        Inotify(tmp_path / "nowhere")
+async def test_a_folder_that_is_not_there_cannot_be_watched(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ProgressWatch(tmp_path / "nowhere", Ear()).open()
+
+
+async def test_where_the_kernel_has_no_watch_to_spare_the_folder_is_looked_at(files, monkeypatch):
+    class Exhausted:
+        def inotify_init1(self, flags: int) -> int:
+            ctypes.set_errno(errno.EMFILE)
+            return -1
+
+    monkeypatch.setattr(folderwatch.ctypes, "CDLL", lambda *args, **options: Exhausted())
+    monkeypatch.setattr(progress, "_POLL_S", 0.02)
+    async with watching(files) as ear:
+        (files.progress_folder / "job.1").write_text("0.5\n")
+        await ear.hears("job", 1, 0.5, "")
 
 
 def test_elsewhere_there_is_no_inotify(tmp_path, monkeypatch):
