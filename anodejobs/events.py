@@ -217,6 +217,14 @@ class Exited(Event):
     """Whether it ended within ``start_grace`` seconds of its start."""
     log_error: str | None = None
     """Why output could not be written to the logs, where that happened."""
+    limit: str | None = None
+    """Which of its limits ended it, where that can be told."""
+    result: Any = None
+    """What it wrote as its result, a JSON value."""
+    result_error: str | None = None
+    """Why what it wrote is no result."""
+    progress: float | None = None
+    """How far it said it was, at last."""
     retry_at: datetime | None = None
     """When the job is started again, if it is."""
     gave_up: str | None = None

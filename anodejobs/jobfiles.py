@@ -73,6 +73,10 @@ class JobFiles:
             _write(self._payload(logfile), json.dumps(payload, separators=(",", ":")).encode())
         return self.variables(logfile, attempt_number, has_payload=has_payload)
 
+    def has_result(self, logfile: str, attempt_number: int) -> bool:
+        """Return whether the attempt wrote a result. A look at a name, which does not block."""
+        return os.path.lexists(self._result(logfile, attempt_number))
+
     def result(self, logfile: str, attempt_number: int) -> Result | None:
         """Return the attempt's result, None where it wrote none. Blocks.
 
@@ -95,12 +99,20 @@ class JobFiles:
         except ValueError as error:
             return Result(error=f"the result is not JSON: {error}")
 
+    def progress(self, logfile: str, attempt_number: int) -> Path:
+        """Return the file that the attempt appends its progress to."""
+        return Path(self._progress(logfile, attempt_number))
+
     def remove(self, logfile: str, attempts: int) -> None:
         """Remove all files of the job, which had so many attempts. Blocks."""
         _clear(self._payload(logfile))
         for number in range(1, attempts + 1):
             _clear(self._result(logfile, number))
             _clear(self._progress(logfile, number))
+
+    def payload(self, logfile: str) -> str:
+        """Return the file that the job reads its payload from."""
+        return self._payload(logfile)
 
     def _payload(self, logfile: str) -> str:
         return f"{self._folder}/payloads/{logfile}.json"

@@ -85,7 +85,7 @@ LAYERS = [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
         "retention",
     ],
-    ["watcher", "timetable", "catalogue"],
+    ["watcher", "timetable", "catalogue", "progressfeed"],
     ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor"],
