@@ -617,10 +617,12 @@ class LogPump:
         try:
             while left:
                 left -= pipe.log.splice(out, left)
-        except Exception:
-            # A file system without splice, or what copying will meet again. No byte may be left
-            # where the next job's pass.
-            self._write(pipe, memoryview(os.read(out, left)))
+        except Exception as error:
+            rest = os.read(out, left)  # the next job's bytes will pass here
+            if not isinstance(error, OSError):
+                raise
+            # A file system without splice; or no room, which copying meets again.
+            self._write(pipe, memoryview(rest))
         else:
             self._note_growth(pipe)
         return n
