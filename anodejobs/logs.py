@@ -601,7 +601,7 @@ class LogPump:
     def _copy(self, fd: int, pipe: Pipe) -> int:
         n = os.readv(fd, [self._view])
         if n >= pipe.capacity:
-            self._enlarge(fd, pipe)
+            self._enlarge(fd, pipe)  # the job can go on while we write
         self._write(pipe, self._view[:n])
         return n
 
@@ -660,11 +660,13 @@ class LogPump:
     def _enlarge(self, fd: int, pipe: Pipe) -> None:
         if not hasattr(fcntl, "F_SETPIPE_SZ"):
             return
-        if self._through is None:
-            self._through = os.pipe()
-            _enlarge(self._through[0])
         pipe.capacity = _FLOOD_BYTES  # asked for once, had or not
-        _enlarge(fd)
+        with contextlib.suppress(OSError):  # an unprivileged user may have few large pipes
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
+        with contextlib.suppress(OSError):  # no descriptor may be left: then it is copied
+            if self._through is None:
+                self._through = os.pipe()
+                fcntl.fcntl(self._through[0], fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
 
     def _pace(self, pipe: Pipe, got: int) -> None:
         """Move the pipe between those served at once and those served tick by tick."""
@@ -767,8 +769,3 @@ class LogPump:
                 on_growth()
             if self.reports_all:
                 self._on_growth(pipe, offset)
-
-
-def _enlarge(fd: int) -> None:
-    with contextlib.suppress(OSError):  # an unprivileged user may have few large pipes
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
