@@ -108,11 +108,15 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         spec,
     ) = row
     asked = json.loads(spec)
+    if not isinstance(asked, dict):
+        raise ValueError("a spec is an object")
     if unknown := asked.keys() - _BLANK.keys():
         raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
     return JobRecord.trusted(
         {
             **_BLANK,
+            "tags": [],  # of its own: its lists can be changed by who holds it
+            "metadata": {},
             **asked,
             "self_id": job_id,
             "created_at": moment(created_at) if created_at else None,

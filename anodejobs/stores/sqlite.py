@@ -209,12 +209,13 @@ class SqliteJobStore(JobStore):
             " USING (job_id) JOIN environments ON digest = environment WHERE job_id = ?",
             (job_id,),
         )
-        for attempt, launch, body, *columns in rows:
-            return Stored(
-                record=record_of(columns),
-                attempt=Attempt.from_json(json.loads(attempt)),
-                launch=Launch.from_json(json.loads(launch), json.loads(body)),
-            )
+        async with self._translated("read"):
+            for attempt, launch, body, *columns in rows:
+                return Stored(
+                    record=record_of(columns),
+                    attempt=Attempt.from_json(json.loads(attempt)),
+                    launch=Launch.from_json(json.loads(launch), json.loads(body)),
+                )
         return None
 
     async def unfinished(self) -> list[Unfinished]:
@@ -222,17 +223,20 @@ class SqliteJobStore(JobStore):
         rows = await self._read(
             f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", UNFINISHED
         )
-        return [
-            Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
-            for job_id, status, attempt in rows
-        ]
+        async with self._translated("read"):
+            return [
+                Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
+                for job_id, status, attempt in rows
+            ]
 
     async def page(self, query: Query) -> list[JobRecord]:
         last = None
         if query.after is not None:
             last = await self._sort_value(query)
         sql, parameters = page(query, last)
-        return [record_of(row) for row in await self._read(sql, parameters)]
+        rows = await self._read(sql, parameters)
+        async with self._translated("read"):
+            return [record_of(row) for row in rows]
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(
@@ -302,7 +306,7 @@ class SqliteJobStore(JobStore):
     async def _translated(self, what: str) -> AsyncIterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
 
     def apply_next(self, connection: _Writer) -> None:
