@@ -14,7 +14,10 @@ from collections.abc import Mapping
 
 
 class Inheritance:
-    """Variables that change with each attempt, over an environment that many attempts share."""
+    """Variables that change with each attempt, over an environment that many attempts share.
+
+    Nobody else may set a variable in this process from the first offer until it is closed.
+    """
 
     def __init__(self) -> None:
         try:
