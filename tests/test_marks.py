@@ -151,8 +151,8 @@ async def test_what_has_escaped_is_paused_with_its_job(jobs: Jobs, pids: Pids) -
     await run(jobs, "a", f"{dedent(code)}\nhere()")
     await pids.told(a=number + 1)
     await jobs.pause("a")
-    states = {psutil.Process(pid).status() for pid in pids.of("a")}
-    assert states == {psutil.STATUS_STOPPED}
+    processes = [psutil.Process(pid) for pid in pids.of("a")]
+    await seen(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
 
 
 async def test_what_has_escaped_is_ended_though_another_shim_started_it(

@@ -392,6 +392,25 @@ async def test_an_attempt_that_makes_no_sense_is_a_store_error(tmp_path, attempt
             await store.unfinished()
 
 
+@pytest.mark.parametrize(
+    "damage", ["status = 'unheard of'", "previous = 5", "at = 'noon'", "attempt = 'first'"]
+)
+async def test_a_history_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", f"history SET {damage}")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.history()
+
+
+async def test_a_count_of_what_makes_no_sense_is_a_store_error(tmp_path):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", "jobs SET status = 'unheard of', name = 'a'")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.count(JobFilter(name="a"))
+
+
 async def test_a_job_that_makes_no_sense_is_in_the_way_of_no_other(tmp_path):
     async with opened(tmp_path / "jobs.db") as store:
         await put(store, "a", "b")
@@ -459,6 +478,25 @@ async def test_what_was_in_a_version_1_file_is_written_on(tmp_path):
     async with opened(path) as store:
         stored = await store.get("old/job")
         assert (stored.record, stored.launch) == (save.record, OLD_JOB.launch)
+
+
+async def test_a_version_1_file_that_makes_no_sense_is_refused_unharmed(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    with closing(sqlite3.connect(path)) as connection:
+        (good,) = connection.execute("SELECT record FROM jobs").fetchone()
+        connection.execute("UPDATE jobs SET record = '{'")
+        connection.commit()
+    before = _build(path)
+    with pytest.raises(StoreError, match="cannot open"):
+        async with opened(path):
+            pass
+    assert _build(path) == before
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE jobs SET record = ?", (good,))
+        connection.commit()
+    async with opened(path) as store:
+        assert await store.get("old/job") == OLD_JOB
 
 
 async def test_a_migrated_file_is_built_like_a_new_one(tmp_path):

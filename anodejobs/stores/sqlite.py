@@ -257,7 +257,8 @@ class SqliteJobStore(JobStore):
             clause, parameters = where(filter)
             sql = f"SELECT status, count(*) FROM jobs{clause} GROUP BY status"
             rows = await self._read(sql, parameters)
-        return {Status(status): n for status, n in rows if n}
+        async with self._translated("read"):
+            return {Status(status): n for status, n in rows if n}
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
@@ -270,19 +271,20 @@ class SqliteJobStore(JobStore):
             f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
-        return [
-            JobEvent(
-                seq=seq,
-                kind="status",
-                at=moment(at),
-                job_id=job,
-                attempt=attempt,
-                previous=previous,
-                status=status,
-                why=why,
-            )
-            for seq, job, attempt, at, previous, status, why in rows
-        ]
+        async with self._translated("read"):
+            return [
+                JobEvent(
+                    seq=seq,
+                    kind="status",
+                    at=moment(at),
+                    job_id=job,
+                    attempt=attempt,
+                    previous=previous,
+                    status=status,
+                    why=why,
+                )
+                for seq, job, attempt, at, previous, status, why in rows
+            ]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
