@@ -25,26 +25,59 @@ if TYPE_CHECKING:
         StoreError,
         WaitTimeout,
     )
-    from anodejobs.jobs import Jobs
-    from anodejobs.logs import LogChunk
+    from anodejobs.jobs import (
+        Jobs,
+    )
+    from anodejobs.logs import (
+        LogChunk,
+    )
     from anodejobs.records import (
+        AttemptRecord,
+        BatchProgress,
         JobEvent,
         JobFilter,
         JobOptions,
         JobRecord,
         JobRecordDict,
         JobSpec,
+        Priority,
+        Scheduled,
         Status,
         Usage,
     )
-    from anodejobs.stores.base import JobStore
-    from anodejobs.stores.memory import MemoryJobStore
-    from anodejobs.stores.sqlite import SqliteJobStore
+    from anodejobs.retries import (
+        ExponentialBackoff,
+        Failure,
+        FixedDelay,
+        RestartPolicy,
+        RetryPolicy,
+    )
+    from anodejobs.schedules import (
+        Schedule,
+    )
+    from anodejobs.stores.base import (
+        JobStore,
+    )
+    from anodejobs.stores.memory import (
+        MemoryJobStore,
+    )
+    from anodejobs.stores.sqlite import (
+        SqliteJobStore,
+    )
+    from anodejobs.templates import (
+        Parameter,
+        Template,
+    )
 
 __all__ = [
     "AnodeJobsError",
+    "AttemptRecord",
+    "BatchProgress",
     "DependencyCycle",
     "ExecutorError",
+    "ExponentialBackoff",
+    "Failure",
+    "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
     "JobActive",
@@ -59,10 +92,17 @@ __all__ = [
     "Jobs",
     "LogChunk",
     "MemoryJobStore",
+    "Parameter",
+    "Priority",
+    "RestartPolicy",
+    "RetryPolicy",
+    "Schedule",
+    "Scheduled",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
     "StoreError",
+    "Template",
     "Usage",
     "WaitTimeout",
 ]
@@ -83,18 +123,34 @@ _HOMES = {
     "anodejobs.jobs": ("Jobs",),
     "anodejobs.logs": ("LogChunk",),
     "anodejobs.records": (
+        "AttemptRecord",
+        "BatchProgress",
         "JobEvent",
         "JobFilter",
         "JobOptions",
         "JobRecord",
         "JobRecordDict",
         "JobSpec",
+        "Priority",
+        "Scheduled",
         "Status",
         "Usage",
     ),
+    "anodejobs.retries": (
+        "ExponentialBackoff",
+        "Failure",
+        "FixedDelay",
+        "RestartPolicy",
+        "RetryPolicy",
+    ),
+    "anodejobs.schedules": ("Schedule",),
     "anodejobs.stores.base": ("JobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),
     "anodejobs.stores.sqlite": ("SqliteJobStore",),
+    "anodejobs.templates": (
+        "Parameter",
+        "Template",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -8,7 +8,7 @@ has an id. It does not know who exists or has ended: whoever adds a job says aft
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -46,7 +46,7 @@ class Dependent:
     """A job that has not started, and the jobs whose end it waits for."""
 
     job_id: str
-    depends_on: Iterable[str] = ()
+    depends_on: Collection[str] = ()
     on_dependency_failure: OnDependencyFailure = "cancel"
 
 
@@ -91,7 +91,8 @@ class Dependencies:
 
     An edge is there from when a job is said to depend on another one until that one has succeeded,
     or has ended and the dependent need not care. Each edge costs the same to add and to follow,
-    however many there are; see ``add_edge`` for the one exception.
+    however many there are. Only where others wait already for the job that is given one, all that
+    this job would wait for is looked at: they must not be part of it.
     """
 
     def __init__(self) -> None:
@@ -113,7 +114,7 @@ class Dependencies:
     def add(self, *jobs: Dependent) -> list[Consequence]:
         """Add jobs, all or none, in place of what was said of them before; each is ready or waits.
 
-        Given together they may come in any order, and cost no more than each by itself.
+        Given together they may come in any order, and all that they wait for is looked at once.
 
         Raises DependencyCycle if any of them would wait for itself.
         """
@@ -143,9 +144,6 @@ class Dependencies:
 
     def add_edge(self, job_id: str, dependency: str) -> Consequence:
         """Let a job wait for one more.
-
-        Where others wait for ``job_id``, all that ``dependency`` waits for is looked at: they must
-        not be part of it.
 
         Raises DependencyCycle, and KeyError where ``job_id`` is not known here.
         """

@@ -91,6 +91,49 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted(Event):
+    """The job was asked to take its turn."""
+
+    is_ready: bool
+    """Whether it waits for nothing but a slot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readied(Event):
+    """A pending job waits for nothing but a slot any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted(Event):
+    """A queued job has got a slot: an attempt is about to be started."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawn(Event):
+    """A job that had not started is not to start any more."""
+
+    error: str | None = None
+    """Why, where nobody has asked for it."""
+
+    @property
+    def why(self) -> str | None:
+        return self.error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relinked(Event):
+    """What a job that has not started depends on was changed."""
+
+    depends_on: tuple[str, ...]
+
+    @property
+    def why(self) -> str | None:
+        return f"depends on {', '.join(map(repr, self.depends_on)) or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
     """The program was exec'd."""
 
@@ -102,6 +145,8 @@ class StartFailed(Event):
     """The program could not be exec'd."""
 
     error: str
+    retry_at: datetime | None = None
+    """When the job is tried again, if it is."""
 
     @property
     def why(self) -> str | None:
@@ -175,6 +220,10 @@ class Exited(Event):
     """Whether it ended within ``start_grace`` seconds of its start."""
     log_error: str | None = None
     """Why output could not be written to the logs, where that happened."""
+    retry_at: datetime | None = None
+    """When the job is started again, if it is."""
+    gave_up: str | None = None
+    """Why it is not, where its policy had to say so."""
 
     @property
     def why(self) -> str | None:
@@ -188,6 +237,10 @@ class Lost(Event):
     """The process is gone and nobody saw how it ended."""
 
     error: str
+    retry_at: datetime | None = None
+    """When the job is tried again, if it is."""
+    is_failure: bool = False
+    """Whether it is to count as a failure of the job."""
 
     @property
     def why(self) -> str | None:

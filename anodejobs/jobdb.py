@@ -13,10 +13,11 @@ import logging
 import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
+from pathlib import Path
 from typing import Literal
 
 from anodejobs.errors import (
@@ -27,21 +28,33 @@ from anodejobs.errors import (
     StatusUnreachable,
     StoreError,
 )
-from anodejobs.events import Adopted, Attempt, Claimed, Event, Started, utc_now
-from anodejobs.executors.base import Launch
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.events import (
+    Admitted,
+    Adopted,
+    Attempt,
+    Claimed,
+    Event,
+    Lost,
+    Relinked,
+    Started,
+    utc_now,
+)
+from anodejobs.executors.base import Launch, new_token
+from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
+    InsertAll,
     JobStore,
     Query,
     Save,
     Stored,
     Unfinished,
     Write,
+    changes_of,
     history_entry,
 )
-from anodejobs.transitions import has_reached, reopened, transition
+from anodejobs.transitions import ended_attempt, has_reached, reopened, transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -109,8 +122,12 @@ class JobDB:
         self._failure: BaseException | None = None
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
-        self.on_foreign: Callable[[], None] = lambda: None
-        """Called when another process has written something."""
+        self.on_foreign: list[Callable[[], None]] = []
+        """Called when another process may have written something."""
+        self.on_record: Callable[[JobRecord], None] | None = None
+        """Called with every record that anybody has written, once it is on disk."""
+        self.on_deleted: Callable[[str], None] = lambda job_id: None
+        """Called with the id of a job that was deleted here."""
         self._active: dict[str, Stored] = {}
         self._ended: OrderedDict[str, JobRecord] = OrderedDict()
         self._waiters: dict[str, dict[Waiter, None]] = {}
@@ -118,7 +135,14 @@ class JobDB:
         # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
         # write with a higher number is known, but another process's may lie between.
         self._cursor = 0
+        self._newer: dict[str, int] | None = None
+        """While other processes' records are fetched: the revisions of what is written here."""
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
+
+    @property
+    def lock_path(self) -> Path | None:
+        """What processes that share the records can lock; None where nobody shares them."""
+        return self._store.lock_path
 
     async def open(self) -> None:
         """Open the store."""
@@ -148,6 +172,15 @@ class JobDB:
         self._log(write)
         return record
 
+    async def create_all(self, jobs: Sequence[Stored]) -> bool:
+        """Write the first records of new jobs, all or none; False where one of the ids is taken."""
+        inserts = tuple(Insert(record=j.record, launch=j.launch, attempt=j.attempt) for j in jobs)
+        if not await self._write(InsertAll(inserts)):
+            return False
+        for insert in inserts:
+            self._log(insert)
+        return True
+
     async def claim(self, stored: Stored, supervisor: str) -> Stored | None:
         """Make a job's attempt that of another supervisor; None where somebody was quicker."""
         record = transition(stored.record, Claimed())
@@ -173,26 +206,30 @@ class JobDB:
             record = transition(stored.record, event)
             if record is stored.record:
                 return record
+            ended = ended_attempt(stored.record, event, record)
             save = Save(
                 record=record,
                 previous=stored.record.status,
-                attempt=event.attempt if isinstance(event, (Started, Adopted)) else None,
+                # What is heard of an attempt that has ended must not be taken for the next one's.
+                attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
+                ended=ended,
+                is_respecified=isinstance(event, (Relinked, Lost)),
             )
             if await self._write(save):
                 self._log(save)
                 return record
             self._forget(job_id)  # another writer was quicker: look again
 
-    async def delete(self, job_id: str) -> bool:
-        """Remove the job and its history; return whether there was one. Raises JobActive."""
+    async def delete(self, job_id: str) -> Stored | None:
+        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
         while stored := await self._store.get(job_id):
             record = stored.record
             if not record.is_done:
                 raise JobActive(job_id, record.status)
             if await self._write(Delete(record=record)):
-                return True
-        return False
+                return stored
+        return None
 
     async def _write(self, write: Write) -> bool:
         if self._failure is not None:
@@ -225,7 +262,8 @@ class JobDB:
             results = await self._store.commit([write for write, _ in batch])
         except BaseException as error:
             for write, done in batch:
-                self._forget(write.record.self_id)
+                for change in changes_of(write):
+                    self._forget(change.record.self_id)
                 if not done.done():
                     done.set_exception(_own(error))
             # It may have been applied all the same: let the history tell.
@@ -235,21 +273,29 @@ class JobDB:
             return
         for (write, done), seq in zip(batch, results, strict=True):
             if seq is not None:
-                self._ring(seq, write)
+                changes = changes_of(write)
+                for earlier, change in enumerate(changes, start=1 - len(changes)):
+                    self._ring(seq + earlier, change)
             if not done.done():
                 done.set_result(seq is not None)
         self._wake_listeners()
 
-    def _ring(self, seq: int, write: Write) -> None:
+    def _ring(self, seq: int, write: Insert | Save | Delete) -> None:
         """Tell those who wait of a write that is on disk."""
-        job_id = write.record.self_id
+        record = write.record
+        job_id = record.self_id
         if isinstance(write, Delete):
             self._forget(job_id)
+            self.on_deleted(job_id)
             return
         self._remember(write)
         if job_id in self._waiters:
             for waiter in list(self._waiters[job_id]):
-                waiter.consider(write.record)
+                waiter.consider(record)
+        if self.on_record is not None:
+            self.on_record(record)
+        if self._newer is not None:
+            self._newer[job_id] = record.revision
         if seq == self._cursor + 1:
             self._cursor = seq
             self._recent.append((seq, write))
@@ -266,6 +312,8 @@ class JobDB:
                 self._ended.popitem(last=False)
             return
         self._ended.pop(job_id, None)
+        if write.record.status in WAITING:
+            return  # there may be very many, and nothing will be asked of them soon
         launch = write.launch or (old and old.launch)
         attempt = write.attempt or (old and old.attempt)
         if launch and attempt:
@@ -290,17 +338,33 @@ class JobDB:
 
     async def _catch_up(self) -> None:
         self._ended.clear()  # a deletion leaves no trace in the history
+        for heed in self.on_foreign:
+            heed()
         while entries := await self._store.history(after=self._cursor, limit=_PAGE):
-            self.on_foreign()
             # Read before anything is remembered: what is committed meanwhile rings again.
-            for job_id in dict.fromkeys(entry.job_id for entry in entries):
-                if job_id is not None:
-                    await self._refresh(job_id)
+            job_ids = list(dict.fromkeys(e.job_id for e in entries if e.job_id is not None))
+            for job_id in job_ids:
+                await self._refresh(job_id)
+            if self.on_record is not None:
+                await self._tell_records(job_ids)
             for entry in entries:
                 if entry.seq > self._cursor:
                     self._cursor = entry.seq
                     self._recent.append((entry.seq, entry))
             self._wake_listeners()
+
+    async def _tell_records(self, job_ids: list[str]) -> None:
+        """Tell what records other processes have written; what is written here is told already."""
+        self._newer = {}
+        try:
+            filter = JobFilter(self_id=job_ids)
+            records = await self._store.page(Query(filter=filter, sort_by="self_id"))
+            for record in records:
+                is_newest = record.revision > self._newer.get(record.self_id, 0)
+                if is_newest and self.on_record is not None:
+                    self.on_record(record)
+        finally:
+            self._newer = None
 
     async def _refresh(self, job_id: str) -> None:
         """Look again at a job that another process may have changed."""
@@ -360,7 +424,7 @@ class JobDB:
         if known is not None:
             return known
         stored = await self._store.get(job_id)
-        if stored is not None and not stored.record.is_done:
+        if stored is not None and stored.record.status in ALIVE:
             self.on_stranger(stored)
         return stored
 
@@ -368,9 +432,21 @@ class JobDB:
         """Return a page of records."""
         return await self._store.page(query)
 
-    async def unfinished(self) -> list[Unfinished]:
-        """Return every job that has not ended."""
-        return await self._store.unfinished()
+    async def under_way(self) -> list[Unfinished]:
+        """Return every job that has an attempt which has not ended."""
+        return [job for job in await self._store.unfinished() if job.status in ALIVE]
+
+    async def dependents(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs whose record says that they depend on this one."""
+        return await self._store.dependents(job_id)
+
+    async def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind, by name."""
+        return await self._store.documents(kind)
+
+    async def put_document(self, kind: str, name: str, body: str | None) -> None:
+        """Keep a document, None: none any more; other processes are told."""
+        await self._store.put_document(kind, name, body)
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
@@ -454,6 +530,11 @@ class JobDB:
             self._listeners.discard(listener)
 
     @property
+    def cursor(self) -> int:
+        """The ``seq`` up to which all events are known here."""
+        return self._cursor
+
+    @property
     def has_listeners(self) -> bool:
         """Whether anybody reads events."""
         return bool(self._listeners)
@@ -486,6 +567,15 @@ class JobDB:
     def _wake_listeners(self) -> None:
         for listener in self._listeners:
             listener.woken.set()
+
+
+def unstarted() -> Attempt:
+    """Return the attempt of a job that nobody has begun to start."""
+    return Attempt(token=new_token(), supervisor="")
+
+
+def _attempt_of(event: Event) -> Attempt | None:
+    return event.attempt if isinstance(event, (Admitted, Started, Adopted)) else None
 
 
 def _job_of(entry: Insert | Save | JobEvent) -> str | None:

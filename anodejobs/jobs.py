@@ -3,52 +3,85 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
+import json
 import logging
 import os
 import signal
-import socket
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+)
 from contextlib import aclosing, asynccontextmanager
+from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from anodejobs.catalogue import Catalogue
+from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import (
     AnodeJobsError,
+    DependencyCycle,
     ExecutorError,
     InvalidJob,
+    JobActive,
     JobNotFound,
+    StatusUnreachable,
     StoreError,
     WaitTimeout,
 )
-from anodejobs.events import utc_now
-from anodejobs.executors.base import STREAMS, Executor, Launch, LogPlan, Stream
+from anodejobs.events import Relinked, Submitted, utc_now
+from anodejobs.executors.base import STREAMS, Executor, Stream, remove_attempts
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.follower import Follower
 from anodejobs.jobdb import JobDB
-from anodejobs.logs import LogChunk, LogTail, log_name, remove_logs
+from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
+from anodejobs.logs import LogChunk, LogTail
+from anodejobs.planner import Plan, Planner
 from anodejobs.records import (
+    ALIVE,
+    WAITING,
+    AttemptRecord,
+    BatchProgress,
     JobEvent,
     JobFilter,
     JobOptions,
     JobRecord,
     JobRecordDict,
     JobSpec,
+    Scheduled,
     Status,
     Usage,
     check_seconds,
 )
+from anodejobs.retention import Retention
+from anodejobs.scheduler import PAUSED, Scheduler
+from anodejobs.schedules import Schedule
+from anodejobs.sequels import Recovery, attempts_of
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey
-from anodejobs.transitions import opened, renewed
+from anodejobs.succession import Succession
+from anodejobs.templates import Template, render
+from anodejobs.timetable import Timetable
+from anodejobs.transitions import Opening, renewed
 from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
 AnyFilter = JobFilter | Mapping[str, Any]
+IfExists = Literal["rerun", "skip", "error"]
 AnyStatus = Status | str
+OnStatus = Callable[[JobRecord], Awaitable[object] | object]
 
 _READ_BYTES = 1024 * 1024
 
@@ -63,11 +96,23 @@ class Jobs:
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
     ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
     that outlives the application; or ``"inline"``: they are children of the application and end
-    with it; or an Executor. ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that
-    do not say. ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are
-    stopped in any case, since nobody would be left to read their output. A log file of
-    ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    syncs every commit to the disk.
+    with it; or an Executor.
+
+    Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
+    and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of
+    waiting are worth one step of priority (None: priorities are strict). Where several processes
+    use the directory, these are those of the one that was there first, until it goes.
+
+    ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
+    where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
+    turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
+    in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+
+    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
+    ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
+    case, since nobody would be left to read their output. A log file of ``log_max_bytes`` is set
+    aside, and ``log_backups`` such files are kept. ``durability="power"`` syncs every commit to the
+    disk.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -79,6 +124,11 @@ class Jobs:
         *,
         store: JobStore | str | None = None,
         executor: Literal["shim", "inline"] | Executor = "shim",
+        max_concurrent_jobs: int | None = 10,
+        queues: Mapping[str, int] | None = None,
+        aging: float | None = AGING_S,
+        recovery: Recovery = "lost",
+        retention_days: float | None = None,
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
@@ -89,25 +139,36 @@ class Jobs:
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
+        if recovery not in ("lost", "fail", "pending"):
+            raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
         if store is not None and not isinstance(store, (str, JobStore)):
             raise InvalidJob("store", "must be a JobStore or a URL")
         _check_count("log_max_bytes", log_max_bytes, least=1)
         _check_count("log_backups", log_backups, least=0)
+        _check_limits(max_concurrent_jobs, queues, aging)
         self.db_path = Path(os.path.abspath(db_path))
-        self._log_dir = self.db_path / "job_logs"
-        self._stop_grace = check_seconds("stop_grace", stop_grace)
+        self._planner = Planner(
+            self.db_path,
+            stop_grace=check_seconds("stop_grace", stop_grace),
+            log_max_bytes=log_max_bytes,
+            log_backups=log_backups,
+        )
+        self._max_concurrent_jobs = max_concurrent_jobs
+        self._queues = dict(queues or {})
+        self._aging_s = aging
+        self._recovery = recovery
         self._on_close = on_close
-        self._log_max_bytes = log_max_bytes
-        self._log_backups = log_backups
+        self._retention_days = _days("retention_days", retention_days)
         if store is None:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
         self._jobdb = JobDB(store)
+        self._timetable = Timetable(self._jobdb, self._planner, utc_now)
+        self._jobdb.on_foreign.append(self._timetable.attend)
+        self._catalogue = Catalogue(self._jobdb)
+        self._retention = Retention(self._jobdb, self.delete)
         self._given_executor = executor
-        self._environment: dict[str, str] = {}
-        self._encoded_environment: dict[bytes, bytes] = {}
-        self._host = socket.gethostname()
         self._root: asyncio.Task[None] | None = None
         self._pid = 0
         """The process that opened it: a fork of that has the memory, and nothing that works."""
@@ -191,7 +252,7 @@ class Jobs:
 
     async def _prepare_directory(self) -> None:
         def make() -> None:
-            for folder in (self.db_path, self._log_dir):
+            for folder in (self.db_path, self._planner.log_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
         try:
@@ -204,14 +265,18 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        watcher = Watcher(self._jobdb, executor, tasks)
+        watcher = Watcher(self._jobdb, executor, tasks, self._recovery)
+        scheduler = self._scheduler(watcher)
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
                 await watcher.open()
+                duties = (self._timetable.serve, self._retain)
+                tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
+                self._jobdb.on_record = None  # what waits now waits for another application
                 if self._on_close == "stop" or not executor.outlives_host:
                     await watcher.end_all("the application closed")
                 raise _Closed
@@ -219,6 +284,21 @@ class Jobs:
             pass
         finally:
             watcher.refuse_all()
+            with contextlib.suppress(StoreError):  # who comes next looks by itself
+                await scheduler.resign()
+
+    def _scheduler(self, watcher: Watcher) -> Scheduler:
+        lock = self._jobdb.lock_path
+        scheduler = Scheduler(
+            self._jobdb,
+            watcher,
+            None if lock is None else Succession(lock),
+            max_concurrent_jobs=self._max_concurrent_jobs,
+            queues=self._queues,
+            aging_s=self._aging_s,
+        )
+        self._jobdb.on_foreign.append(scheduler.attend)
+        return scheduler
 
     # Running.
 
@@ -227,7 +307,7 @@ class Jobs:
         command: str | list[str],
         job_id: str | None = None,
         *,
-        if_exists: Literal["rerun", "skip", "error"] = "rerun",
+        if_exists: IfExists = "rerun",
         fresh_for: float | None = None,
         **spec: Unpack[JobOptions],
     ) -> JobRecord:
@@ -242,83 +322,286 @@ class Jobs:
         Raises InvalidJob, and JobActive where ``job_id`` names a job that has not ended; nothing is
         stored or started then. Cancelling gives up the answer, not the job.
         """
-        if if_exists not in ("rerun", "skip", "error"):
-            raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
-        if fresh_for is not None:
-            if if_exists != "skip":
-                raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
-            check_seconds("fresh_for", fresh_for)
-        checked = JobSpec({"command": command, "job_id": job_id, **spec})
-        record, launch = self._planned(checked)
-
-        def may_replace(old: JobRecord) -> bool:
-            if if_exists == "error":
-                raise InvalidJob("job_id", f"there is a job {old.self_id!r}, which is {old.status}")
-            return if_exists == "rerun" or not _is_fresh(old, fresh_for)
-
+        may_replace = _replacement(if_exists, fresh_for)
+        plan = self._planner.plan(JobSpec({"command": command, "job_id": job_id, **spec}), "start")
         watcher, _ = await self._open()
-        return await watcher.start(record, launch, may_replace)
+        return await watcher.start(plan, may_replace)
 
-    def _planned(self, spec: JobSpec) -> tuple[JobRecord, Launch]:
-        """Return the first record of a job, and what starts it."""
-        job_id = spec.job_id or str(uuid.uuid4())
-        name = log_name(job_id)
-        try:
-            cwd = os.getcwd() if spec.cwd is None else os.path.abspath(spec.cwd)
-        except FileNotFoundError:
-            raise InvalidJob("cwd", "the application's own one is gone: name one") from None
-        stop_grace = self._stop_grace if spec.stop_grace is None else spec.stop_grace
-        launch = Launch(
-            job_id=job_id,
-            argv=("/bin/sh", "-c", spec.command)
-            if isinstance(spec.command, str)
-            else tuple(spec.command),
-            cwd=cwd,
-            base_env=self._present_environment() if spec.inherit_env else {},
-            envs=spec.envs,
-            logs=LogPlan(
-                stdout=f"{self._log_dir}/{name}_out.txt",
-                stderr=f"{self._log_dir}/{name}_errors.txt",
-                max_bytes=self._log_max_bytes,
-                backups=self._log_backups,
-            ),
-            timeout=spec.timeout,
-            stop_grace=stop_grace,
-            start_grace=spec.start_grace,
-            leftovers=spec.leftovers,
-            on_host_death=spec.on_host_death,
-        )
-        now = utc_now()
-        record = opened(
-            self_id=job_id,
-            last_update=now,
-            created_at=now,
-            dirname=str(self.db_path),
-            cwd=cwd,
-            logdir=str(self._log_dir),
-            logfile=name,
-            command=spec.command,
-            name=spec.name,
-            description=spec.description,
-            tags=spec.tags,
-            metadata=spec.metadata,
-            user_id=spec.user_id,
-            workflow_id=spec.workflow_id,
-            timeout=spec.timeout,
-            host=self._host,
-        )
-        return record, launch
+    # Taking turns.
 
-    def _present_environment(self) -> dict[str, str]:
-        """Return the application's environment; the same object for as long as it is the same."""
-        # To decode all of it for each job would cost as much as a commit.
-        encoded = getattr(os.environ, "_data", None)
-        if encoded is None or encoded != self._encoded_environment:
-            self._encoded_environment = dict(encoded or {})
-            present = dict(os.environ)
-            if present != self._environment:
-                self._environment = present
-        return self._environment
+    async def create(
+        self,
+        command: str | list[str],
+        job_id: str | None = None,
+        *,
+        if_exists: IfExists = "rerun",
+        fresh_for: float | None = None,
+        **spec: Unpack[JobOptions],
+    ) -> JobRecord:
+        """Record a job, and return it in ``pending``: it waits for ``start``.
+
+        The arguments are those of ``run``. Raises InvalidJob, also where ``depends_on`` names a job
+        that there is not, JobActive, DependencyCycle.
+        """
+        may_replace = _replacement(if_exists, fresh_for)
+        return await self._enlist(command, job_id, spec, "create", may_replace)
+
+    async def submit(
+        self,
+        command: str | list[str],
+        job_id: str | None = None,
+        *,
+        if_exists: IfExists = "rerun",
+        fresh_for: float | None = None,
+        **spec: Unpack[JobOptions],
+    ) -> JobRecord:
+        """Record a job that takes its turn, and return it.
+
+        It is ``queued`` until there is a slot for it; ``pending`` where it waits for ``run_at``, or
+        for the jobs that it ``depends_on``. Else as ``create``.
+        """
+        may_replace = _replacement(if_exists, fresh_for)
+        return await self._enlist(command, job_id, spec, "submit", may_replace)
+
+    async def _enlist(
+        self,
+        command: str | list[str],
+        job_id: str | None,
+        spec: JobOptions,
+        opening: Opening,
+        may_replace: Callable[[JobRecord], bool],
+    ) -> JobRecord:
+        checked = JobSpec({"command": command, "job_id": job_id, **spec})
+        plan = self._planner.plan(checked, opening)
+        watcher, _ = await self._open()
+        await self._check_dependencies(plan.record.self_id, plan.record.depends_on)
+        return await watcher.owned(watcher.enlist, plan, may_replace)
+
+    async def start(self, job_id: str) -> JobRecord:
+        """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
+
+        One that has ended is run anew, as it was. One that was submitted already is returned as it
+        is. Raises JobNotFound, and JobActive where it has started.
+        """
+        watcher, _ = await self._open()
+        stored = await self._jobdb.stored(job_id)
+        record = stored.record
+        if record.is_done:
+            plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
+            await self._check_dependencies(job_id, record.depends_on)
+            return await watcher.owned(watcher.enlist, plan, lambda old: True)
+        if record.status not in WAITING:
+            raise JobActive(job_id, record.status)
+        if record.submitted_at is not None:
+            return record
+        is_ready = not record.depends_on and record.due_at is None
+        return await self._jobdb.apply(job_id, Submitted(is_ready=is_ready))
+
+    async def cancel(self, job_id: str) -> JobRecord | None:
+        """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``."""
+        return await self.stop(job_id)
+
+    async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
+        """Start nothing more from a queue; what runs goes on. It stays so until it is resumed."""
+        await self._open()
+        await self._jobdb.put_document(PAUSED, queue, json.dumps(queue))
+
+    async def resume_queue(self, queue: str = DEFAULT_QUEUE) -> None:
+        """Start jobs from the queue again."""
+        await self._open()
+        await self._jobdb.put_document(PAUSED, queue, None)
+
+    async def paused_queues(self) -> list[str]:
+        """Return the queues that are paused."""
+        await self._open()
+        return list(await self._jobdb.documents(PAUSED))
+
+    # Dependencies.
+
+    async def add_dependency(self, job_id: str, depends_on: str) -> JobRecord:
+        """Let a job that has not started wait for one more; return it.
+
+        Raises JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
+        ``depends_on``, DependencyCycle.
+        """
+        record = await self._known(job_id)
+        wanted = tuple(dict.fromkeys((*record.depends_on, depends_on)))
+        await self._check_dependencies(job_id, [depends_on])
+        return await self._jobdb.apply(job_id, Relinked(depends_on=wanted))
+
+    async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
+        """Let a job that has not started wait for that one no more, if it did; as the above."""
+        record = await self._known(job_id)
+        wanted = tuple(other for other in record.depends_on if other != depends_on)
+        return await self._jobdb.apply(job_id, Relinked(depends_on=wanted))
+
+    async def get_dependencies(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
+        return list((await self._known(job_id)).depends_on)
+
+    async def get_dependents(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs that depend on this one. Raises JobNotFound."""
+        await self._known(job_id)
+        return await self._jobdb.dependents(job_id)
+
+    async def _known(self, job_id: str) -> JobRecord:
+        await self._open()
+        return (await self._jobdb.stored(job_id)).record
+
+    async def _check_dependencies(
+        self, job_id: str, depends_on: Iterable[str], known: Collection[str] = ()
+    ) -> None:
+        """Raise InvalidJob where there is no such job, DependencyCycle where one waits for it."""
+        unseen = [other for other in depends_on if other not in known]
+        paths: dict[str, str | None] = dict.fromkeys(unseen)
+        is_first_look = True
+        while unseen:
+            found = await self.list_status({"self_id": unseen})
+            if is_first_look and len(found) < len(unseen):
+                missing = next(other for other in unseen if other not in found)
+                raise InvalidJob("depends_on", f"there is no job {missing!r}")
+            is_first_look = False
+            unseen = []
+            for record in found.values():
+                if record.self_id == job_id:
+                    raise DependencyCycle(_path(paths, job_id))
+                # What has started waits for nobody any more.
+                if record.status in WAITING and record.attempt == 1:
+                    fresh = [other for other in record.depends_on if other not in paths]
+                    paths.update(dict.fromkeys(fresh, record.self_id))
+                    unseen += fresh
+
+    # Batches.
+
+    async def create_batch(
+        self, specs: Iterable[Mapping[str, Any]], auto_start: bool = False
+    ) -> tuple[str, JobRecordDict]:
+        """Record several jobs, all or none; return the id of the batch, and the jobs in order.
+
+        Each spec has the arguments of ``create`` by name; ``depends_on`` may name jobs of the batch
+        by their index, too. With ``auto_start`` they are submitted.
+
+        Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
+        """
+        checked = [JobSpec(spec) for spec in specs]
+        if not checked:
+            raise InvalidJob("specs", "names no job")
+        ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
+        links = resolve_batch(ids, [spec.depends_on for spec in checked])
+        batch_id = str(uuid.uuid4())
+        opening: Opening = "submit" if auto_start else "create"
+        plans = [
+            self._planner.plan(
+                spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)}),
+                opening,
+                batch_id=batch_id,
+            )
+            for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
+        ]
+        watcher, _ = await self._open()
+        await self._check_dependencies(
+            "", dict.fromkeys(chain.from_iterable(links)), known=set(ids)
+        )
+        await watcher.owned(watcher.enlist_all, plans)
+        return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
+
+    async def get_batch(self, batch_id: str) -> JobRecordDict:
+        """Return the jobs of a batch as they are now, in order. Raises JobNotFound."""
+        records = await self.list_status({"batch_id": batch_id})
+        if not records:
+            raise JobNotFound(batch_id)
+        return records
+
+    async def wait_batch(self, batch_id: str, timeout: float | None = None) -> JobRecordDict:
+        """Return the jobs of a batch once all have ended; as ``wait_all``."""
+        return await self.wait_all(await self.get_batch(batch_id), timeout)
+
+    async def cancel_batch(self, batch_id: str) -> JobRecordDict:
+        """Cancel every job of a batch that has not ended, and return them all, once they have."""
+        records = await self.get_batch(batch_id)
+        # Those that wait first: the end of one that runs is not to start them.
+        waiting = [job_id for job_id, record in records.items() if record.status in WAITING]
+        for job_ids in (waiting, [job_id for job_id in records if job_id not in waiting]):
+            await asyncio.gather(*map(self.cancel, job_ids))
+        return await self.get_batch(batch_id)
+
+    async def batch_progress(self, batch_id: str) -> BatchProgress:
+        """Return how far a batch is. Raises JobNotFound."""
+        counts = await self.counts({"batch_id": batch_id})
+        total = sum(counts.values())
+        if not total:
+            raise JobNotFound(batch_id)
+        ended = sum(n for status, n in counts.items() if status.is_terminal)
+        return BatchProgress(total=total, ended=ended, counts=counts)
+
+    # Schedules.
+
+    async def schedule(
+        self,
+        spec: str | list[str] | Mapping[str, Any],
+        name: str | None = None,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        at: datetime | str | None = None,
+        **schedule: Any,
+    ) -> Scheduled:
+        """Have a job submitted again and again, at times that ``cron`` or ``every`` tell, or once.
+
+        ``spec`` is a command, or the arguments of ``submit`` by name. ``name`` is that of the
+        schedule (by default the spec's ``job_id``, or a random one); a schedule of that name is
+        replaced. A job's id is the name, ``@`` and the moment. ``schedule`` takes the other fields
+        of ``Schedule``: ``tz``, ``misfire``, ``overlap``, ``start``, ``end``. The environment is
+        the application's present one. Raises InvalidJob.
+        """
+        checked = JobSpec(spec if isinstance(spec, Mapping) else {"command": spec})
+        given = {"cron": cron, "every": every, "at": at, **schedule}
+        when = Schedule({field: value for field, value in given.items() if value is not None})
+        await self._open()
+        return await self._timetable.add(name or checked.job_id or str(uuid.uuid4()), checked, when)
+
+    async def unschedule(self, name: str) -> bool:
+        """Forget a schedule; return whether there was one. The jobs that it has made go on."""
+        await self._open()
+        return await self._timetable.remove(name)
+
+    async def schedules(self) -> dict[str, Scheduled]:
+        """Return the schedules by name."""
+        await self._open()
+        return await self._timetable.all()
+
+    # Templates.
+
+    async def add_template(self, template: Template | Mapping[str, Any]) -> Template:
+        """Keep a template, in place of one of that name. Raises InvalidJob."""
+        checked = template if isinstance(template, Template) else Template(template)
+        await self._open()
+        await self._catalogue.add(checked)
+        return checked
+
+    async def remove_template(self, name: str) -> bool:
+        """Forget a template; return whether there was one."""
+        await self._open()
+        return await self._catalogue.remove(name)
+
+    async def templates(self) -> dict[str, Template]:
+        """Return the templates by name."""
+        await self._open()
+        return await self._catalogue.all()
+
+    async def run_template(self, name: str, /, **params: object) -> JobRecord:
+        """Run the job that a template makes with these values, as ``run``.
+
+        Raises JobNotFound where there is no such template, and InvalidJob naming a parameter that
+        is unknown, missing, or has a value that it does not take.
+        """
+        await self._open()
+        return await self.run(**render(await self._catalogue.get(name), params))
+
+    async def submit_template(self, name: str, /, **params: object) -> JobRecord:
+        """As ``run_template``, but the job takes its turn."""
+        await self._open()
+        return await self.submit(**render(await self._catalogue.get(name), params))
 
     # Waiting.
 
@@ -431,8 +714,8 @@ class Jobs:
         await self.stop(job_id, grace)
         watcher, _ = await self._open()
         stored = await self._jobdb.stored(job_id)
-        record = renewed(stored.record)
-        return await watcher.start(record, stored.launch, lambda old: True)
+        plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
+        return await watcher.start(plan, lambda old: True)
 
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.
@@ -443,11 +726,25 @@ class Jobs:
         return await watcher.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
-        was_there = await self._jobdb.delete(job_id)
-        if was_there:
-            logs = self._logs_of(log_name(job_id))
-            await asyncio.to_thread(remove_logs, logs.values())
-        return was_there
+        deleted = await self._jobdb.delete(job_id)
+        if deleted is not None:
+            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record.attempt)
+        return deleted is not None
+
+    async def cleanup(self, older_than_days: float | None = None) -> int:
+        """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
+
+        By default ``retention_days`` ago. Kept is what jobs wait for that have not started.
+        """
+        days = self._retention_days if older_than_days is None else older_than_days
+        if days is None:
+            raise InvalidJob("older_than_days", "must be said where there is no retention_days")
+        await self._open()
+        return await self._retention.clean_up(check_seconds("older_than_days", days))
+
+    async def _retain(self) -> None:
+        if self._retention_days is not None:
+            await self._retention.serve(self._retention_days)
 
     # Looking.
 
@@ -507,6 +804,12 @@ class Jobs:
         await self._open()
         return await self._jobdb.history(job_id)
 
+    async def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """Return the attempts of the job's last run, oldest first. Raises JobNotFound."""
+        record = await self._known(job_id)
+        events = await self._jobdb.history(job_id)
+        return attempts_of(record, events)
+
     async def usage(self, job_id: str) -> Usage:
         """Return what the job's processes use now; zeros once it has ended. Raises JobNotFound."""
         _, executor = await self._open()
@@ -522,23 +825,22 @@ class Jobs:
 
     # Logs and events.
 
-    def _logs_of(self, logfile: str) -> dict[Stream, Path]:
-        return {
-            "stdout": self._log_dir / f"{logfile}_out.txt",
-            "stderr": self._log_dir / f"{logfile}_errors.txt",
-        }
-
-    async def job_logs(self, job_id: str, tail: int | None = None) -> tuple[str, str]:
+    async def job_logs(
+        self, job_id: str, tail: int | None = None, *, attempt: int | None = None
+    ) -> tuple[str, str]:
         """Return what the job wrote, ``(stdout, stderr)``, or the last ``tail`` bytes of each.
 
-        The text is UTF-8 with undecodable bytes replaced. Raises JobNotFound.
+        Of its last attempt, or of the one with a number. The text is UTF-8 with undecodable bytes
+        replaced. Raises JobNotFound.
         """
         _check_count("tail", tail, least=0)
+        _check_count("attempt", attempt, least=1)
         await self._open()
         stored = await self._jobdb.stored(job_id)
+        logs = stored.launch.logs.of_attempt(attempt or _begun_attempt(stored.record))
 
         def read() -> list[str]:
-            return [_read_log(stored.launch.logs.path(stream), tail) for stream in STREAMS]
+            return [_read_log(logs.path(stream), tail) for stream in STREAMS]
 
         stdout, stderr = await asyncio.to_thread(read)
         return stdout, stderr
@@ -553,7 +855,8 @@ class Jobs:
     ) -> AsyncGenerator[LogChunk, None]:
         """Give what the job writes as it writes it, from its beginning or ``offset`` on.
 
-        It ends when the job has ended and all was given. To resume without a gap or a repeat, give
+        It ends when the attempt has ended and all was given. One that has not started is waited
+        for. To resume without a gap or a repeat, give
         as ``offset`` the ``end`` of the last chunk; with both streams a mapping,
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
         """
@@ -561,6 +864,10 @@ class Jobs:
         offsets = _offsets(offset, wanted)
         _, executor = await self._open()
         stored = await self._jobdb.stored(job_id)
+        if stored.record.status in WAITING:
+            with contextlib.suppress(StatusUnreachable):
+                await self._jobdb.wait_for(job_id, ALIVE)
+            stored = await self._jobdb.stored(job_id)
         follower = Follower(self._jobdb, executor, stored, offsets)
         async with aclosing(follower.chunks()) as chunks:
             async for chunk in chunks:
@@ -592,6 +899,46 @@ class Jobs:
             if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
                 executor.report_growth(None)
 
+    async def on(
+        self,
+        callback: OnStatus,
+        *,
+        status: AnyStatus | Iterable[AnyStatus] | None = None,
+        job_id: str | None = None,
+    ) -> Callable[[], object]:
+        """Have the callback called with the record of each job that comes into a status.
+
+        ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
+        job. The callback may be a coroutine function; it is awaited before the next call, in the
+        order of what happened, and what it raises is logged. The record may be further on by then.
+
+        Returns a function that ends it; closing does, too.
+        """
+        wanted = _statuses(status)
+        watcher, _ = await self._open()
+        events = self._jobdb.events(job_id, self._jobdb.cursor, None)
+
+        async def serve() -> None:
+            async with aclosing(events):
+                async for event in events:
+                    if event.job_id is None or event.kind != "status":
+                        continue
+                    if wanted is None or event.status in wanted:
+                        record = await self._jobdb.get(event.job_id)
+                        if record is not None:
+                            await _call(callback, record)
+
+        return watcher.own(serve(), "callbacks").cancel
+
+
+async def _call(callback: OnStatus, record: JobRecord) -> None:
+    try:
+        answer = callback(record)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:  # the application's own; the other calls are not to suffer
+        LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
+
 
 def _opening_error(cause: BaseException) -> AnodeJobsError:
     if isinstance(cause, AnodeJobsError):
@@ -620,6 +967,56 @@ async def _time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
         if limit.expired():
             raise WaitTimeout(what, timeout) from None
         raise
+
+
+def _replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:
+    """Return what says whether a new run may take the place of one that has ended."""
+    if if_exists not in ("rerun", "skip", "error"):
+        raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
+    if fresh_for is not None:
+        if if_exists != "skip":
+            raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
+        check_seconds("fresh_for", fresh_for)
+
+    def may_replace(old: JobRecord) -> bool:
+        if if_exists == "error":
+            raise InvalidJob("job_id", f"there is a job {old.self_id!r}, which is {old.status}")
+        return if_exists == "rerun" or not _is_fresh(old, fresh_for)
+
+    return may_replace
+
+
+def _begun_attempt(record: JobRecord) -> int:
+    """Return the last attempt that was started."""
+    return record.attempt - (record.status in WAITING and record.attempt > 1)
+
+
+def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:
+    """Return a cycle of dependencies through the job, from whom each one was found by."""
+    cycle = [job_id]
+    found_by = paths[job_id]
+    while found_by is not None:
+        cycle.append(found_by)
+        found_by = paths[found_by]
+    return (job_id, *reversed(cycle[1:]))
+
+
+def _check_limits(
+    max_concurrent_jobs: int | None, queues: Mapping[str, int] | None, aging: float | None
+) -> None:
+    _check_count("max_concurrent_jobs", max_concurrent_jobs, least=1)
+    if queues is not None and not isinstance(queues, Mapping):
+        raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
+    for queue, slots in (queues or {}).items():
+        if not isinstance(queue, str):
+            raise InvalidJob("queues", f"{queue!r} is no name")
+        _check_count("queues", slots, least=1)
+    if aging is not None and not check_seconds("aging", aging):
+        raise InvalidJob("aging", "must be above 0, or None for strict priorities")
+
+
+def _days(field: str, days: float | None) -> float | None:
+    return None if days is None else check_seconds(field, days)
 
 
 def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
@@ -29,15 +29,22 @@ from pydantic_core import from_json
 
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Evidence
+from anodejobs.jobqueue import DEFAULT_QUEUE, Priority
 
 __all__ = [
+    "ALIVE",
     "TERMINAL",
+    "WAITING",
+    "AttemptRecord",
+    "BatchProgress",
     "JobEvent",
     "JobFilter",
     "JobOptions",
     "JobRecord",
     "JobRecordDict",
     "JobSpec",
+    "Priority",
+    "Scheduled",
     "Status",
     "Usage",
 ]
@@ -98,6 +105,10 @@ TERMINAL = frozenset(
         Status.lost,
     }
 )
+WAITING = frozenset({Status.pending, Status.queued})
+"""The statuses of a job that has not started yet, or not again."""
+ALIVE = frozenset(Status) - TERMINAL - WAITING
+"""The statuses of a job of which an attempt is under way."""
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -162,6 +173,13 @@ def _environment(envs: dict[str, str]) -> dict[str, str]:
     return envs
 
 
+def _rank(value: Any) -> Any:
+    """Take a priority by its name too."""
+    if isinstance(value, str) and value in Priority.__members__:
+        return Priority[value].value
+    return value.value if isinstance(value, Priority) else value
+
+
 def _seconds(value: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError("must be a finite number of seconds, zero or more")
@@ -182,6 +200,11 @@ Moment = Annotated[datetime, Field(strict=False), AfterValidator(_as_utc)]
 Seconds = Annotated[float, AfterValidator(_seconds)]
 JobId = Annotated[str, AfterValidator(_job_id)]
 Text = Annotated[str, AfterValidator(_text)]
+QueueName = Annotated[str, AfterValidator(_job_id)]
+Payload = Annotated[JsonValue, AfterValidator(_json)]
+Rank = Annotated[int, BeforeValidator(_rank), Field(ge=-(2**63), lt=2**63)]
+OnDependencyFailure = Literal["cancel", "run", "hold"]
+Restart = Literal["never", "on-failure", "always"]
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_json)]
 Tags = Annotated[
     list[Text],
@@ -317,7 +340,33 @@ class JobRecord(_Model):
     metadata: dict[str, JsonValue] = {}
     user_id: str | None = None
     workflow_id: str | None = None
+    batch_id: str | None = None
+    payload: JsonValue = None
+    """What the job was given."""
+    result: JsonValue = None
+    """What it gave back."""
+    progress: float | None = None
+    """How far it says it is, from 0.0 to 1.0."""
+    priority: int = Priority.medium.value
+    """The higher, the sooner it starts."""
+    queue: str = DEFAULT_QUEUE
+    depends_on: list[str] = []
+    """The jobs that must have ended before it is queued."""
+    on_dependency_failure: OnDependencyFailure = "cancel"
+    run_at: Moment | None = None
+    start_deadline: float | None = None
+    """Seconds it may wait for a slot before it is withdrawn."""
+    submitted_at: Moment | None = None
+    """When it was asked to take its turn; without that a pending job waits for ``start``."""
+    due_at: Moment | None = None
+    """When a pending job is due: its ``run_at``, or the end of its retry delay."""
     attempt: int = 1
+    max_retries: int = 0
+    retry: dict[str, JsonValue] | None = None
+    """The policy that says how long to wait before a retry; None: not at all."""
+    restart: Restart = "never"
+    restart_policy: dict[str, JsonValue] | None = None
+    """How a service is restarted, where that is not as usual."""
     timeout: float | None = None
     """Seconds the attempt may take."""
     created_at: Moment | None = None
@@ -351,6 +400,14 @@ class JobRecordDict(dict[str, JobRecord]):
     """Records by job id, in the order they were asked for."""
 
 
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, set, frozenset)) else value
+
+
+def _once(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
 def _several(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
@@ -374,6 +431,8 @@ class JobFilter(_Model):
     name: _AnyOf | None = None
     user_id: _AnyOf | None = None
     workflow_id: _AnyOf | None = None
+    batch_id: _AnyOf | None = None
+    queue: _AnyOf | None = None
     tags: Tags | None = None
     created_after: Moment | None = None
     created_before: Moment | None = None
@@ -398,8 +457,11 @@ class JobFilter(_Model):
 
     def choices(self) -> Iterator[tuple[str, list[str] | list[Status] | None]]:
         """Give each field that takes one of several values, with these values."""
-        for field in ("self_id", "status", "name", "user_id", "workflow_id"):
+        for field in _CHOOSABLE:
             yield field, getattr(self, field)
+
+
+_CHOOSABLE = ("self_id", "status", "name", "user_id", "workflow_id", "batch_id", "queue")
 
 
 def _created(record: JobRecord) -> datetime:
@@ -438,6 +500,19 @@ class JobSpec(_Model):
     start_grace: Seconds = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
     on_host_death: Literal["leave", "stop"] = "leave"
+    payload: Payload = None
+    priority: Rank = Priority.medium.value
+    queue: QueueName = DEFAULT_QUEUE
+    depends_on: Annotated[
+        list[JobId | Annotated[int, Field(ge=0)]], BeforeValidator(_listed), AfterValidator(_once)
+    ] = Field(default_factory=list)
+    on_dependency_failure: OnDependencyFailure = "cancel"
+    run_at: Moment | None = None
+    start_deadline: Seconds | None = None
+    max_retries: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    retry_delay: Seconds | None = None
+    retry: Any = None
+    restart: Any = "never"
 
     if TYPE_CHECKING:
 
@@ -455,6 +530,14 @@ class JobOptions(TypedDict, total=False):
     ``start_grace``: a non-zero exit so soon is ``failed_start``. ``leftovers``: whether processes
     that outlive the main one are killed, or left. ``on_host_death``: whether the job runs on when
     no application has been there for 5 seconds, or is stopped; inline jobs have no choice.
+
+    ``payload`` is any JSON value, for the job to read. For a job that takes its turn: ``priority``
+    is a ``Priority``, its name or any int, ``queue`` where it waits, ``depends_on`` the ids of jobs
+    that must have succeeded before (``on_dependency_failure``: what it does where one has not),
+    ``run_at`` when it may start at the earliest (a naive time is UTC), ``start_deadline`` how long
+    it may wait. A failed attempt is followed by up to ``max_retries`` others, after ``retry_delay``
+    or as a ``RetryPolicy`` says (``retry``). ``restart`` is for services: ``"on-failure"``,
+    ``"always"`` or a ``RestartPolicy``.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -471,6 +554,58 @@ class JobOptions(TypedDict, total=False):
     start_grace: float
     leftovers: Literal["kill", "leave"]
     on_host_death: Literal["leave", "stop"]
+    payload: JsonValue
+    priority: int | str
+    queue: str
+    depends_on: Collection[str | int]
+    on_dependency_failure: OnDependencyFailure
+    run_at: datetime | None
+    start_deadline: float | None
+    max_retries: int
+    retry_delay: float | None
+    retry: object
+    restart: object
+
+
+class AttemptRecord(_Model):
+    """One attempt of a job, as ``Jobs.attempts`` tells it."""
+
+    attempt: int
+    """1 for the first."""
+    status: Status
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    pid: int | None = None
+    exit_code: int | None = None
+    evidence: Evidence | None = None
+    error: str | None = None
+
+
+class Scheduled(_Model):
+    """A schedule, as ``Jobs.schedules`` tells it."""
+
+    name: str
+    schedule: dict[str, JsonValue]
+    """The fields of its ``Schedule``, as JSON."""
+    command: str | list[str]
+    next_at: Moment | None = None
+    """When it fires next; None: never any more."""
+    last_job: str | None = None
+    """The id of the last job that it made."""
+
+
+class BatchProgress(_Model):
+    """How far a batch is."""
+
+    total: int
+    ended: int
+    counts: dict[Status, int]
+    """How many of its jobs have each status."""
+
+    @property
+    def fraction(self) -> float:
+        """The part that has ended, from 0.0 to 1.0."""
+        return self.ended / self.total
 
 
 class JobEvent(_Model):
@@ -490,6 +625,8 @@ class JobEvent(_Model):
     previous: Status | None = None
     status: Status | None = None
     why: str | None = None
+    ended: AttemptRecord | None = None
+    """The attempt that has ended, where another one is to follow."""
     stream: Literal["stdout", "stderr"] | None = None
     offset: int | None = None
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from anodejobs.stores.base import (
     SortKey,
     Stored,
     Write,
+    changes_of,
 )
 
 __all__ = [
@@ -630,10 +632,10 @@ class StoreContract:
             ]
             writes.append(make_save(make_record("unknown"), status=Status.lost))
             await store.commit(writes)
-            for write in writes[:-1]:
-                records[write.record.self_id] = write.record
-                if isinstance(write, Delete):
-                    del records[write.record.self_id]
+            for change in chain.from_iterable(map(changes_of, writes[:-1])):
+                records[change.record.self_id] = change.record
+                if isinstance(change, Delete):
+                    del records[change.record.self_id]
             for name in ("nothing", "statuses", "names", "a user", "a tag", "created after"):
                 expected = _expected_counts(records.values(), _FILTERS[name])
                 assert await _counts(store, _FILTERS[name]) == expected, name

@@ -7,28 +7,46 @@ event; "nothing happens" (``KEEP``) and "not allowed" (``REFUSE``) are written, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from enum import Enum
 from signal import Signals
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import JsonValue
 
 from anodejobs.errors import InvalidTransition, StatusUnreachable
 from anodejobs.events import (
+    Admitted,
     Adopted,
     Claimed,
     Event,
     Exited,
     Lost,
     Paused,
+    Readied,
+    Relinked,
     Resumed,
     Started,
     StartFailed,
     StopFailed,
     StopRequested,
+    Submitted,
+    Withdrawn,
     utc_now,
 )
-from anodejobs.records import JobRecord, Status
+from anodejobs.records import AttemptRecord, JobRecord, Status
 
-__all__ = ["SIGNALLABLE", "TABLE", "has_reached", "opened", "renewed", "reopened", "transition"]
+__all__ = [
+    "SIGNALLABLE",
+    "TABLE",
+    "Opening",
+    "ended_attempt",
+    "has_reached",
+    "opened",
+    "renewed",
+    "reopened",
+    "transition",
+]
 
 
 class Outcome(Enum):
@@ -43,7 +61,15 @@ REFUSE: Final = Outcome.REFUSE
 Cell = Status | Outcome | Callable[[JobRecord, Any], Status]
 
 
+def _by_readiness(record: JobRecord, event: Submitted) -> Status:
+    return Status.queued if event.is_ready else Status.pending
+
+
 def _by_exit_code(record: JobRecord, event: Exited) -> Status:
+    return _again(event) or _outcome(event)
+
+
+def _outcome(event: Exited) -> Status:
     if event.exit_code == 0:
         return Status.finished
     return Status.failed_start if event.in_start_grace else Status.failed
@@ -52,7 +78,20 @@ def _by_exit_code(record: JobRecord, event: Exited) -> Status:
 def _after_stop(record: JobRecord, event: Exited) -> Status:
     if event.ended_by_itself:
         return _by_exit_code(record, event)
-    return Status.failed if record.error else Status.stopped
+    # What a caller has stopped is not started again; what ran out of time may be.
+    return (_again(event) or Status.failed) if record.error else Status.stopped
+
+
+def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
+    return _again(event) or Status.failed_start
+
+
+def _lost(record: JobRecord, event: Lost) -> Status:
+    return _again(event) or (Status.failed if event.is_failure else Status.lost)
+
+
+def _again(event: Exited | StartFailed | Lost) -> Status | None:
+    return None if event.retry_at is None else Status.pending
 
 
 def _row(**cells: Cell) -> Mapping[type[Event], Cell]:
@@ -63,6 +102,11 @@ def _row(**cells: Cell) -> Mapping[type[Event], Cell]:
 
 
 EVENTS: Final = (
+    Submitted,
+    Readied,
+    Admitted,
+    Withdrawn,
+    Relinked,
     Started,
     StartFailed,
     Claimed,
@@ -77,22 +121,33 @@ EVENTS: Final = (
 
 _S = Status
 _ENDED = _row(
+    Withdrawn=KEEP,
     StopRequested=KEEP,
     # A second supervisor's late word on an attempt whose end is on record.
     Exited=KEEP,
     Lost=KEEP,
 )
-_WAITING = _row()
-
 TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
-    _S.pending: _WAITING,
-    _S.queued: _WAITING,
+    _S.pending: _row(
+        Submitted=_by_readiness,
+        Readied=_S.queued,
+        Withdrawn=_S.cancelled,
+        Relinked=_S.pending,
+    ),
+    _S.queued: _row(
+        Submitted=KEEP,
+        Readied=KEEP,
+        Admitted=_S.starting,
+        Withdrawn=_S.cancelled,
+        # It waits again: for the scheduler to see whether it depends on what has ended.
+        Relinked=_S.pending,
+    ),
     _S.starting: _row(
         Started=_S.running,
-        StartFailed=_S.failed_start,
+        StartFailed=_failed_to_start,
         Claimed=_S.starting,
         Adopted=_S.running,
-        Lost=_S.lost,
+        Lost=_lost,
     ),
     _S.running: _row(
         Claimed=_S.running,
@@ -101,7 +156,7 @@ TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
         Resumed=KEEP,
         StopRequested=_S.stopping,
         Exited=_by_exit_code,
-        Lost=_S.lost,
+        Lost=_lost,
     ),
     _S.paused: _row(
         Claimed=_S.paused,
@@ -110,7 +165,7 @@ TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
         Resumed=_S.running,
         StopRequested=_S.stopping,
         Exited=_by_exit_code,
-        Lost=_S.lost,
+        Lost=_lost,
     ),
     _S.stopping: _row(
         Claimed=_S.stopping,
@@ -118,14 +173,14 @@ TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
         StopRequested=KEEP,
         StopFailed=_S.failed_stop,
         Exited=_after_stop,
-        Lost=_S.lost,
+        Lost=_lost,
     ),
     _S.failed_stop: _row(
         Claimed=_S.failed_stop,
         Adopted=_S.failed_stop,
         StopRequested=_S.stopping,
         Exited=_after_stop,
-        Lost=_S.lost,
+        Lost=_lost,
     ),
     _S.finished: _ENDED,
     _S.failed: _ENDED,
@@ -140,19 +195,33 @@ SIGNALLABLE: Final = frozenset({_S.running, _S.paused, _S.stopping, _S.failed_st
 """The statuses in which a job has processes that are known."""
 
 
-def opened(**fields: Any) -> JobRecord:
-    """Return the first record of a job that is to be started now; the fields are checked."""
-    return _OPENED.changed({"reached": [Status.starting], **fields})
+Opening = Literal["start", "submit", "create"]
+"""Whether a new job is to be started now, to take its turn, or to wait for that to be said."""
 
 
-_OPENED: Final = JobRecord(self_id="-", status=Status.starting)
+def opened(opening: Opening, **fields: Any) -> JobRecord:
+    """Return the first record of a job; the fields are checked, its times among them."""
+    record = _BLANK.changed(fields)
+    status = Status.starting
+    if opening != "start":
+        is_ready = opening == "submit" and not record.depends_on and record.due_at is None
+        status = Status.queued if is_ready else Status.pending
+    record.__dict__.update(  # nobody has seen it yet
+        status=status,
+        reached=[status],
+        submitted_at=None if opening == "create" else record.created_at,
+    )
+    return record
 
 
-def renewed(record: JobRecord) -> JobRecord:
+_BLANK: Final = JobRecord(self_id="-", status=Status.pending)
+
+
+def renewed(record: JobRecord, opening: Opening) -> JobRecord:
     """Return the first record of another run of the same job: what was asked for, and no more."""
     now = utc_now()
-    kept = record.model_dump(exclude=_OF_A_RUN)
-    return opened(**kept, created_at=now, last_update=now)
+    kept = {name: value for name, value in record.__dict__.items() if name not in _OF_A_RUN}
+    return opened(opening, **kept, created_at=now, last_update=now)
 
 
 _OF_A_RUN: Final = {
@@ -168,6 +237,10 @@ _OF_A_RUN: Final = {
     "error",
     "reached",
     "revision",
+    "result",
+    "progress",
+    "submitted_at",
+    "due_at",
 }
 
 
@@ -199,32 +272,115 @@ def transition(record: JobRecord, event: Event) -> JobRecord:
     )
 
 
+def ended_attempt(record: JobRecord, event: Event, after: JobRecord) -> AttemptRecord | None:
+    """Return the attempt that the event ended, where another one follows it."""
+    if after.attempt == record.attempt:
+        return None
+    assert isinstance(event, (Exited, StartFailed, Lost))
+    match event:
+        case Exited():
+            status = _outcome(event)
+        case StartFailed():
+            status = Status.failed_start
+        case Lost():
+            status = Status.lost
+    return AttemptRecord(
+        attempt=record.attempt,
+        status=status,
+        started_at=after.started_at,
+        finished_at=after.finished_at,
+        pid=after.last_pid,
+        exit_code=after.exit_code,
+        evidence=after.evidence,
+        error=after.error,
+    )
+
+
 def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
     """Return what the event says beside the status."""
     match event:
         case Started():
             return {"started_at": event.at, "last_pid": event.attempt.pid}
-        case Adopted():
-            found = {"last_pid": event.attempt.pid}
-            return found if record.started_at else {**found, "started_at": event.at}
-        case StopRequested(error=str(error)):
-            return {"error": error}
-        case StartFailed(error=error) | Lost(error=error):
-            return {"finished_at": event.at, "error": error}
         case Exited():
             return {
                 "finished_at": event.at,
                 "exit_code": event.exit_code,
                 "evidence": event.evidence,
                 "error": event.log_error or _end_line(record, event, status),
+                **_another(record, event.retry_at),
             }
+        case Adopted():
+            found = {"last_pid": event.attempt.pid}
+            return found if record.started_at else {**found, "started_at": event.at}
+        case StopRequested(error=str(error)):
+            return {"error": error}
+        case StartFailed():
+            return {
+                "finished_at": event.at,
+                "error": event.error,
+                **_another(record, event.retry_at),
+            }
+        case Lost():
+            return {
+                "finished_at": event.at,
+                "error": event.error,
+                "metadata": _recovered(record, event, status),
+                **_another(record, event.retry_at),
+            }
+        case Submitted():
+            return {"submitted_at": event.at}
+        case Admitted():
+            return _UNSTARTED
+        case Withdrawn():
+            return {"finished_at": event.at, "error": event.error}
+        case Relinked():
+            return {"depends_on": list(event.depends_on)}
         case _:
             return {}
 
 
+_UNSTARTED: Final = {
+    "last_pid": None,
+    "started_at": None,
+    "finished_at": None,
+    "exit_code": None,
+    "evidence": None,
+    "error": None,
+    "progress": None,
+    "due_at": None,
+}
+
+
+def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, JsonValue]:
+    """Return the metadata with what became of an attempt that a failure has interrupted."""
+    recovery: dict[str, JsonValue] = {
+        "at": event.at.isoformat(),
+        "attempt": record.attempt,
+        "was": record.status.value,
+        "became": status.value,
+        "error": event.error,
+    }
+    history = record.metadata.get("recovery_history")
+    earlier = history if isinstance(history, list) else []
+    return {**record.metadata, "recovery_history": [*earlier, recovery]}
+
+
+def _another(record: JobRecord, retry_at: datetime | None) -> dict[str, Any]:
+    """Return what is to be said of the attempt that follows, if one does."""
+    if retry_at is None:
+        return {}
+    return {"attempt": record.attempt + 1, "due_at": retry_at, "reached": [Status.pending]}
+
+
 def _end_line(record: JobRecord, event: Exited, status: Status) -> str | None:
-    if status in (Status.finished, Status.stopped):
-        return None
+    has_succeeded = event.exit_code == 0 and (event.ended_by_itself or not record.error)
+    if status is Status.stopped or has_succeeded:
+        return event.gave_up
+    line = _failure_line(record, event)
+    return f"{line}; {event.gave_up}" if event.gave_up else line
+
+
+def _failure_line(record: JobRecord, event: Exited) -> str:
     if record.error and not event.ended_by_itself:
         return record.error  # why we stopped it
     exit_code = event.exit_code

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -20,6 +21,7 @@ from anodejobs import faults
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
+    InvalidJob,
     InvalidTransition,
     JobActive,
     JobNotFound,
@@ -27,9 +29,11 @@ from anodejobs.errors import (
     StoreError,
 )
 from anodejobs.events import (
+    Admitted,
     Adopted,
     Attempt,
     Event,
+    Exited,
     Lost,
     Paused,
     Resumed,
@@ -37,11 +41,13 @@ from anodejobs.events import (
     StartFailed,
     StopFailed,
     StopRequested,
+    Withdrawn,
 )
-from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
-from anodejobs.jobdb import JobDB
-from anodejobs.logs import remove_logs
-from anodejobs.records import JobRecord, Status
+from anodejobs.executors.base import Executor, Host, Launch, new_token, remove_attempts
+from anodejobs.jobdb import JobDB, unstarted
+from anodejobs.planner import Plan
+from anodejobs.records import WAITING, JobRecord, Status
+from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import Stored, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
@@ -54,13 +60,17 @@ _CLOSING_S = 10.0
 
 Result = TypeVar("Result")
 Answer = asyncio.Future[JobRecord]
+Ended = Exited | StartFailed | Lost
 
 
 class Watcher:
     """Starts, follows, adopts and ends attempts."""
 
-    def __init__(self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup, recovery: Recovery
+    ) -> None:
         self._jobdb = jobdb
+        self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
         self._watched: dict[str, Launch] = {}
@@ -75,15 +85,16 @@ class Watcher:
         self._heeded: set[str] = set()
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
-        jobdb.on_foreign = executor.attend
+        jobdb.on_foreign.append(executor.attend)
 
     async def open(self) -> None:
         """Open the executor, and take care of what earlier applications have left."""
-        host = Host(own=self._own, on_inherited=self._inherit, on_departure=self._depart)
+        host = Host(own=self.own, on_inherited=self._inherit, on_departure=self._depart)
         await self._executor.open(host)
         await self.reconcile()
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    def own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Run a task for as long as this Jobs is open. Raises ExecutorError where it is not."""
         try:
             return self._tasks.create_task(work, name=f"anodejobs {name}")
         except RuntimeError:  # the group is ending
@@ -111,7 +122,7 @@ class Watcher:
         self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
     ) -> Result:
         """Return the answer that the work gives; or that will not come, if all ends before."""
-        self._own(work, name)
+        self.own(work, name)
         self._answers.add(answer)
         try:
             return await answer
@@ -125,71 +136,110 @@ class Watcher:
 
     # The life of an attempt.
 
-    async def start(
-        self, record: JobRecord, launch: Launch, may_replace: Callable[[JobRecord], bool]
-    ) -> JobRecord:
+    async def start(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
         """Return the record of a new run once its program is exec'd or could not be.
 
         Where the id has a record that ended and that the run may not replace, that one is
         returned. Raises JobActive. Cancelling gives up the answer, not the run.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        life = self._life(record, launch, may_replace, answer)
-        return await self._answer(answer, life, record.self_id)
+
+        async def opened(attempt: Attempt) -> JobRecord | None:
+            faults.reached("host: a run was asked for")
+            refused = await self._executor.prepare()
+            kept = await self._record_first(plan, attempt, may_replace)
+            if kept is not None:
+                _resolve(answer, kept)
+                return None
+            return await self._begun(plan.record, plan.launch, attempt, answer, refused)
+
+        life = self._life(plan.launch, opened, answer)
+        return await self._answer(answer, life, plan.record.self_id)
+
+    async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
+        """Return the record of a new run that is not to be started now; else as ``start``."""
+        kept = await self._record_first(plan, unstarted(), may_replace)
+        return plan.record if kept is None else kept
+
+    async def enlist_all(self, plans: Sequence[Plan]) -> None:
+        """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
+        jobs = [Stored(record=p.record, launch=p.launch, attempt=unstarted()) for p in plans]
+        while not await self._jobdb.create_all(jobs):
+            for plan in plans:
+                if await self._jobdb.get(plan.record.self_id) is not None:
+                    raise InvalidJob("job_id", f"there is a job {plan.record.self_id!r} already")
+
+    def admit(self, job_id: str, on_failure: Callable[[str], None]) -> None:
+        """Start the next attempt of a queued job.
+
+        ``on_failure`` is called with the id where the store did not let us.
+        """
+        self.own(self._admitted_life(job_id, on_failure), job_id)
+
+    async def _admitted_life(self, job_id: str, on_failure: Callable[[str], None]) -> None:
+        answer: Answer = asyncio.get_running_loop().create_future()
+        try:
+            stored = await self._jobdb.stored(job_id)
+        except AnodeJobsError as error:
+            LOG.error("job %s: its start waits: %s", job_id, error)
+            on_failure(job_id)
+            return
+
+        async def opened(attempt: Attempt) -> JobRecord | None:
+            refused = await self._executor.prepare()
+            record = await self._jobdb.apply(job_id, Admitted(attempt=attempt))
+            return await self._begun(record, stored.launch, attempt, answer, refused)
+
+        await self._life(stored.launch, opened, answer)
+        problem = answer.exception() if answer.done() else None
+        if isinstance(problem, StoreError):
+            LOG.error("job %s: its start waits: %s", job_id, problem)
+            on_failure(job_id)
 
     async def _life(
         self,
-        record: JobRecord,
         launch: Launch,
-        may_replace: Callable[[JobRecord], bool],
+        opened: Callable[[Attempt], Awaitable[JobRecord | None]],
         answer: Answer,
     ) -> None:
+        """Live an attempt from its start on; ``opened`` gives the record of what is running."""
         attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
         self._take_on(launch, attempt)
         try:
-            started: Attempt | None = None
+            running: JobRecord | None = None
             try:
-                started = await self._begin(record, launch, attempt, may_replace, answer)
+                running = await opened(attempt)
             except Exception as error:
                 _refuse(answer, error)
-            if started is not None:
-                await self._watch(record.self_id, started.token)
+            if running is not None:
+                await self._watch(running.self_id, attempt.token)
             else:
                 await self._executor.clean(attempt.token)
         finally:
             self._let_go(attempt)
 
-    async def _begin(
+    async def _begun(
         self,
         record: JobRecord,
         launch: Launch,
         attempt: Attempt,
-        may_replace: Callable[[JobRecord], bool],
         answer: Answer,
-    ) -> Attempt | None:
-        """Record and start a run, and answer; return the attempt that is to be watched."""
-        faults.reached("host: a run was asked for")
-        refused = await self._executor.prepare()
-        kept = await self._record_start(record, launch, attempt, may_replace)
-        if kept is not None:
-            _resolve(answer, kept)
-            return None
+        refused: StartFailed | None,
+    ) -> JobRecord | None:
+        """Start what is on record as about to be, and answer; None where nothing runs."""
         faults.reached("host: the start is on record")
         event = refused or await self._start(record, launch, attempt)
         running = await self._record_started(record, event, attempt)
         faults.reached("host: the process is on record")
         _resolve(answer, running)
-        return event.attempt if isinstance(event, Started) else None
+        return running if isinstance(event, Started) else None
 
-    async def _record_start(
-        self,
-        record: JobRecord,
-        launch: Launch,
-        attempt: Attempt,
-        may_replace: Callable[[JobRecord], bool],
+    async def _record_first(
+        self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
     ) -> JobRecord | None:
-        """Commit ``starting``, or return the record that stays in its place."""
+        """Commit the first record of a run, or return the record that stays in its place."""
         old: JobRecord | None = None
+        record, launch = plan.record, plan.launch
         while await self._jobdb.create(record, launch, attempt, replace=old) is None:
             old = await self._jobdb.get(record.self_id)
             if old is not None and not old.is_done:
@@ -197,14 +247,15 @@ class Watcher:
             if old is not None and not may_replace(old):
                 return old
         if old is not None:
-            await asyncio.to_thread(remove_logs, map(launch.logs.path, STREAMS))
+            await asyncio.to_thread(remove_attempts, launch, old.attempt)
         return None
 
     async def _start(
         self, record: JobRecord, launch: Launch, attempt: Attempt
     ) -> Started | StartFailed | Lost:
         try:
-            return await self._executor.start(launch, attempt, record.attempt)
+            number = record.attempt
+            return await self._executor.start(launch.of_attempt(number), attempt, number)
         except Exception as error:  # an executor's fault; the record must not stay `starting`
             LOG.exception("job %s could not be started", record.self_id)
             return StartFailed(error=f"the executor failed: {error!r}")
@@ -217,7 +268,8 @@ class Watcher:
     ) -> JobRecord:
         job_id = record.self_id
         try:
-            return await self._jobdb.apply(job_id, event, token=attempt.token)
+            known = event if isinstance(event, Started) else await self._with_sequel(record, event)
+            return await self._jobdb.apply(job_id, known, token=attempt.token)
         except InvalidTransition:
             # Another application has asked for the same start, and was quicker to record it.
             return (await self._jobdb.stored(job_id)).record
@@ -229,7 +281,7 @@ class Watcher:
                 await self._executor.stop(event.attempt, 0)
                 events.append(await self._executor.wait(attempt.token, _unheard))
                 await self._executor.clean(attempt.token)
-            self._own(self._record_all(job_id, events, attempt.token), job_id)
+            self.own(self._record_all(job_id, events, attempt.token), job_id)
             raise
 
     async def _record_all(self, job_id: str, events: list[Event], token: str) -> None:
@@ -278,6 +330,9 @@ class Watcher:
         rest_s = _FIRST_RETRY_S
         while True:
             try:
+                if isinstance(event, Exited | StartFailed | Lost):
+                    stored = await self._jobdb.stored(job_id)
+                    event = await self._with_sequel(stored.record, event)
                 await self._jobdb.apply(job_id, event, token=token)
                 return
             except (InvalidTransition, JobNotFound):
@@ -288,6 +343,17 @@ class Watcher:
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
 
+    async def _with_sequel(self, record: JobRecord, event: Ended) -> Ended:
+        """Return the end of an attempt with what follows it, as the job's policies say."""
+        if event.retry_at is not None:
+            return event
+        if record.max_retries or record.restart != "never":
+            events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
+            event = with_sequel(record, event, events, random.random())
+        if isinstance(event, Lost):
+            return recovered(record, event, self._recovery)
+        return event
+
     # What callers ask for.
 
     async def stop(self, job_id: str, grace: float | None, reason: str | None) -> JobRecord:
@@ -296,6 +362,10 @@ class Watcher:
             stored = await self._jobdb.stored(job_id)
             if stored.record.is_done:
                 return stored.record
+            if stored.record.status in WAITING:
+                with contextlib.suppress(InvalidTransition):  # it has just been started
+                    return await self._jobdb.apply(job_id, Withdrawn())
+                continue
             if stored.record.status in SIGNALLABLE:
                 stopped = await self._stop_attempt(stored, grace, reason)
                 if stopped is not None:
@@ -362,7 +432,7 @@ class Watcher:
 
     async def _reconcile(self) -> None:
         unfinished = [
-            job for job in await self._jobdb.unfinished() if job.attempt.token not in self._watched
+            job for job in await self._jobdb.under_way() if job.attempt.token not in self._watched
         ]
         mine = self._executor.supervisor
         is_needed = any(job.attempt.supervisor == mine for job in unfinished)
@@ -396,7 +466,7 @@ class Watcher:
         """See to a stop that was committed; one that is under way keeps its grace."""
         stored = await self._current(job)
         if stored is not None:
-            self._own(self._finish_stop(stored), job.job_id)
+            self.own(self._finish_stop(stored), job.job_id)
 
     async def _finish_stop(self, stored: Stored) -> None:
         grace = stored.launch.stop_grace
@@ -411,10 +481,11 @@ class Watcher:
             stored = await self._jobdb.claim(stored, self._executor.supervisor)
         if stored is None:
             return
-        event = await self._executor.adopt(stored.launch, stored.attempt)
+        launch = stored.launch.of_attempt(stored.record.attempt)
+        event = await self._executor.adopt(launch, stored.attempt)
         await self._record(job.job_id, event, job.attempt.token)
         if isinstance(event, Adopted):
-            self._own(self._adopted_life(stored, event.attempt), job.job_id)
+            self.own(self._adopted_life(stored, event.attempt), job.job_id)
         else:
             await self._executor.clean(job.attempt.token)
 
@@ -440,7 +511,7 @@ class Watcher:
     def _inherit(self, job_id: str, token: str) -> None:
         """Watch an attempt that another application has started."""
         if token not in self._inherited:
-            self._own(self._inherited_life(job_id, token), job_id)
+            self.own(self._inherited_life(job_id, token), job_id)
             self._inherited.add(token)
 
     async def _inherited_life(self, job_id: str, token: str) -> None:
@@ -459,7 +530,7 @@ class Watcher:
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
             with contextlib.suppress(ExecutorError):  # closed: the succession is somebody else's
-                self._own(self._succeed(supervisor), "succession")
+                self.own(self._succeed(supervisor), "succession")
 
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)
@@ -468,7 +539,7 @@ class Watcher:
 
     def _depart(self) -> None:
         with contextlib.suppress(ExecutorError):
-            self._own(self._reconcile_soon(), "departure")
+            self.own(self._reconcile_soon(), "departure")
 
     async def _reconcile_soon(self) -> None:
         """Reconcile, however long the store takes to allow it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks import (
+    admission,
     capture,
     latency,
     lines,
@@ -38,6 +39,7 @@ SUBJECTS: tuple[Subject, ...] = (
     *live.SUBJECTS,
     *store.SUBJECTS,
     *listing.SUBJECTS,
+    *admission.SUBJECTS,
     *task_spooler.SUBJECTS,
     *supervisord.SUBJECTS,
     *versus.SUBJECTS,

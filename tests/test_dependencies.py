@@ -464,6 +464,7 @@ def test_a_large_batch_is_resolved_without_recursion():
     assert resolved == [(job_id,) for job_id in job_ids[1:]] + [()]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8).flatmap(lambda n: st.lists(st.sets(st.integers(0, n - 1)), max_size=n)))
 def test_a_batch_is_refused_just_where_a_job_would_wait_for_itself(edges: list[set[int]]) -> None:
     edges = [{each for each in of if each < len(edges)} for of in edges]

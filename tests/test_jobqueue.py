@@ -23,6 +23,7 @@ from anodejobs.jobqueue import AGING_S, JobQueue, Priority, Waiting
 from tests.steps import steps_in
 
 NOW = 1_800_000_000.0
+untimed = settings(deadline=None)
 
 
 def waiting(job_id: str, queued_at: float = NOW, **fields: object) -> Waiting:
@@ -132,6 +133,7 @@ jobs = st.lists(
 )
 
 
+@untimed
 @given(jobs, st.floats(0.1, 1000))
 def test_no_job_is_overtaken_by_one_that_came_later_than_its_priority_makes_up_for(
     jobs: list[Waiting], aging_s: float
@@ -144,6 +146,7 @@ def test_no_job_is_overtaken_by_one_that_came_later_than_its_priority_makes_up_f
         started.append(job)
 
 
+@untimed
 @given(jobs)
 def test_strict_priorities_are_strict(jobs: list[Waiting]) -> None:
     started = queue_of(*jobs, aging_s=None).admit(NOW)
@@ -151,6 +154,7 @@ def test_strict_priorities_are_strict(jobs: list[Waiting]) -> None:
         assert (-first.priority, first.queued_at) <= (-second.priority, second.queued_at)
 
 
+@untimed
 @given(jobs, st.randoms(use_true_random=False), st.integers(1, 5))
 def test_the_order_does_not_depend_on_when_slots_become_free(
     jobs: list[Waiting], chance: random.Random, limit: int

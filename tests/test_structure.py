@@ -17,8 +17,13 @@ ROOT = Path(anodejobs.__file__).parent
 
 PUBLIC = [
     "AnodeJobsError",
+    "AttemptRecord",
+    "BatchProgress",
     "DependencyCycle",
     "ExecutorError",
+    "ExponentialBackoff",
+    "Failure",
+    "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
     "JobActive",
@@ -33,10 +38,17 @@ PUBLIC = [
     "Jobs",
     "LogChunk",
     "MemoryJobStore",
+    "Parameter",
+    "Priority",
+    "RestartPolicy",
+    "RetryPolicy",
+    "Schedule",
+    "Scheduled",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
     "StoreError",
+    "Template",
     "Usage",
     "WaitTimeout",
 ]
@@ -70,8 +82,13 @@ LAYERS = [
         *("stores.memory", "stores.sqlite_writes"),
     ],
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
-    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb"],
-    ["shim.server", "stores", "follower", "watcher"],
+    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
+    [
+        *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
+        "retention",
+    ],
+    ["watcher", "timetable", "catalogue"],
+    ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor"],
 ]
@@ -223,7 +240,7 @@ def test_errors_and_events_know_nothing_of_the_package():
 
 
 def test_records_know_neither_stores_nor_processes():
-    assert set(_imports("records")) <= {"errors", "events"}
+    assert set(_imports("records")) <= {"errors", "events", "jobqueue"}
     assert set(_imports("transitions")) <= {"errors", "events", "records"}
 
 
@@ -358,7 +375,9 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
     ]
     groups = {"tasks.create_task", "self._tasks.create_task"}
     assert [call for call in calls if call[1] not in groups] == [("jobs", "asyncio.create_task")]
-    assert {module for module, _ in calls} == {"jobs", "watcher", "shim.server"}
+    assert {module for module, _ in calls} == {
+        *("jobs", "watcher", "scheduler", "succession", "shim.server"),
+    }
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():

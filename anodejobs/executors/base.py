@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.logs import LogTail
+from anodejobs.logs import LogTail, remove_logs
 
 _quoted = encode_basestring_ascii
 
@@ -59,6 +59,20 @@ class LogPlan:
         """Return the path of the stream's current log file."""
         return Path(self.stdout if stream == "stdout" else self.stderr)
 
+    def of_attempt(self, number: int) -> LogPlan:
+        """Return where the output of an attempt of the job goes; as it is for the first one."""
+        if number == 1:
+            return self
+        stdout, stderr = (_numbered(path, number) for path in (self.stdout, self.stderr))
+        return replace(self, stdout=stdout, stderr=stderr)
+
+
+def _numbered(path: str, number: int) -> str:
+    """Return the log of a later attempt: ``job%+2_out.txt``, a name that no job id leads to."""
+    folder, slash, name = path.rpartition("/")
+    stem, line, ending = name.rpartition("_")
+    return f"{folder}{slash}{stem}%+{number}{line}{ending}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
@@ -81,6 +95,10 @@ class Launch:
     leftovers: Literal["kill", "leave"] = "kill"
     on_host_death: Literal["leave", "stop"] = "leave"
     _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def of_attempt(self, number: int) -> Launch:
+        """Return what starts an attempt of the job: each has logs of its own."""
+        return self if number == 1 else replace(self, logs=self.logs.of_attempt(number))
 
     def marks(self, attempt_number: int, token: str) -> dict[str, str]:
         """Return what an attempt has in its environment beside what was asked for."""
@@ -141,6 +159,13 @@ class Launch:
 
 def _number(value: float | None) -> str:
     return "null" if value is None else repr(value)
+
+
+def remove_attempts(launch: Launch, number: int) -> None:
+    """Remove the logs of the first so many attempts. Waits for the disk."""
+    for attempt in range(1, number + 1):
+        logs = launch.logs.of_attempt(attempt)
+        remove_logs(map(logs.path, STREAMS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import TERMINAL, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import TERMINAL, AttemptRecord, JobEvent, JobFilter, JobRecord, Status
 
 SortKey = Literal[
-    "created_at", "last_update", "started_at", "finished_at", "self_id", "name", "status"
+    "created_at",
+    "last_update",
+    "started_at",
+    "finished_at",
+    "self_id",
+    "name",
+    "status",
+    "priority",
 ]
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
 
@@ -33,12 +41,20 @@ class Insert:
     why: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class InsertAll:
+    """Records for ids that have none: all of them, or none where one of the ids is taken."""
+
+    inserts: tuple[Insert, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
     """The next record of a job, made from the one whose revision was one less.
 
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
-    then may what filters look at change, beside the status.
+    then may what filters look at change, beside the status. With ``is_respecified`` what the job
+    was asked to be has changed, dependencies or metadata; else only what happens to it may have.
     """
 
     record: JobRecord
@@ -46,6 +62,9 @@ class Save:
     attempt: Attempt | None = None
     launch: Launch | None = None
     why: str | None = None
+    ended: AttemptRecord | None = None
+    """For the history: the attempt that ended with this."""
+    is_respecified: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +74,12 @@ class Delete:
     record: JobRecord
 
 
-Write = Insert | Save | Delete
+Write = Insert | InsertAll | Save | Delete
+
+
+def changes_of(write: Write) -> tuple[Insert | Save | Delete, ...]:
+    """Return what a write changes, each of one record."""
+    return write.inserts if isinstance(write, InsertAll) else (write,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +138,9 @@ class JobStore(ABC):
     a read costs nothing; a cancelled ``commit`` may still be applied.
     """
 
+    lock_path: Path | None = None
+    """A file for processes that share the records to lock; None where no other one can."""
+
     @abstractmethod
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         """Connect, and create or migrate what is missing.
@@ -131,6 +158,7 @@ class JobStore(ABC):
 
         Gives, in their order, the ``seq`` of an applied Insert or Save in the history (it ascends
         over all jobs, and is never used again), 0 for an applied Delete, None for a refused write.
+        Those of an InsertAll follow each other, and the last one is given.
         """
 
     @abstractmethod
@@ -159,6 +187,21 @@ class JobStore(ABC):
     async def last_seq(self) -> int:
         """Return the ``seq`` of the newest status event ever, 0 where there has been none."""
 
+    @abstractmethod
+    async def dependents(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs whose record says that they depend on this one, ascending."""
+
+    @abstractmethod
+    async def documents(self, kind: str) -> dict[str, str]:
+        """Return the documents of a kind, such as the schedules, by name."""
+
+    @abstractmethod
+    async def put_document(self, kind: str, name: str, body: str | None) -> None:
+        """Keep a document in place of the one of that name, None: none. Durable on return.
+
+        Other processes are told, as of a commit.
+        """
+
 
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:
     """Return what the history says of an applied write."""
@@ -172,4 +215,5 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         previous=write.previous if isinstance(write, Save) else None,
         status=record.status,
         why=write.why,
+        ended=write.ended if isinstance(write, Save) else None,
     )

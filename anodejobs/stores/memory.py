@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
+    InsertAll,
     JobStore,
     Query,
     Save,
@@ -28,6 +29,7 @@ class MemoryJobStore(JobStore):
         self._jobs: dict[str, Stored] = {}
         self._history: list[JobEvent] = []
         self._last_seq = 0
+        self._documents: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         """Do nothing: nobody else can commit here."""
@@ -39,6 +41,10 @@ class MemoryJobStore(JobStore):
         return [self._apply(write) for write in writes]
 
     def _apply(self, write: Write) -> int | None:
+        if isinstance(write, InsertAll):
+            if any(insert.record.self_id in self._jobs for insert in write.inserts):
+                return None
+            return [self._apply(insert) for insert in write.inserts][-1]
         job_id = write.record.self_id
         old = self._jobs.get(job_id)
         match write:
@@ -104,3 +110,16 @@ class MemoryJobStore(JobStore):
 
     async def last_seq(self) -> int:
         return self._last_seq
+
+    async def dependents(self, job_id: str) -> list[str]:
+        records = (stored.record for stored in self._jobs.values())
+        return sorted(record.self_id for record in records if job_id in record.depends_on)
+
+    async def documents(self, kind: str) -> dict[str, str]:
+        return dict(sorted(self._documents[kind].items()))
+
+    async def put_document(self, kind: str, name: str, body: str | None) -> None:
+        if body is None:
+            self._documents[kind].pop(name, None)
+        else:
+            self._documents[kind][name] = body

@@ -16,8 +16,9 @@ from anodejobs.records import JobRecord, Status
 Row = tuple[Any, ...]
 
 RECORD_COLUMNS: Final = (
-    "job_id, created_at, name, user_id, workflow_id, revision, status, last_update, started_at,"
-    " finished_at, number, last_pid, exit_code, evidence, error, reached"
+    "job_id, created_at, name, user_id, workflow_id, batch_id, queue, priority, revision, status,"
+    " last_update, started_at, finished_at, submitted_at, due_at, number, last_pid, exit_code,"
+    " evidence, error, reached, progress"
 )
 """What ``record_of`` wants, followed by the spec."""
 
@@ -32,58 +33,71 @@ _IN_COLUMNS: Final = frozenset(
         "name",
         "user_id",
         "workflow_id",
+        "batch_id",
+        "queue",
+        "priority",
         "revision",
         "status",
         "last_update",
         "started_at",
         "finished_at",
+        "submitted_at",
+        "due_at",
         "attempt",
         "last_pid",
         "exit_code",
         "evidence",
         "error",
         "reached",
+        "progress",
     }
 )
 
 
 def key_columns(record: JobRecord) -> Row:
-    """Return the columns from ``job_id`` to ``workflow_id``, which last for a run."""
+    """Return the columns from ``job_id`` to ``priority``, which last for a run."""
     return (
         record.self_id,
         micros(record.created_at) or 0,
         record.name,
         record.user_id,
         record.workflow_id,
+        record.batch_id,
+        record.queue,
+        record.priority,
     )
 
 
 def fact_columns(record: JobRecord) -> Row:
-    """Return the columns from ``revision`` to ``reached``."""
+    """Return the columns from ``revision`` to ``progress``."""
     return (
         record.revision,
         record.status.value,
         micros(record.last_update) or 0,
         micros(record.started_at),
         micros(record.finished_at),
+        micros(record.submitted_at),
+        micros(record.due_at),
         record.attempt,
         record.last_pid,
         record.exit_code,
         record.evidence,
         record.error,
         ",".join(record.reached),
+        record.progress,
     )
 
 
 def spec_of(record: JobRecord) -> str:
     """Return what is in no column, as JSON."""
-    return json.dumps(
-        {
-            name: value
-            for name, value in record.__dict__.items()
-            if name not in _IN_COLUMNS and value != _BLANK[name]
-        }
-    )
+    spec = {
+        name: value
+        for name, value in record.__dict__.items()
+        if name not in _IN_COLUMNS and value != _BLANK[name]
+    }
+    if record.run_at is not None:
+        spec["run_at"] = micros(record.run_at)
+    return json.dumps(spec)
 
 
 def record_of(row: Sequence[Any]) -> JobRecord:
@@ -94,17 +108,23 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         name,
         user_id,
         workflow_id,
+        batch_id,
+        queue,
+        priority,
         revision,
         status,
         last_update,
         started_at,
         finished_at,
+        submitted_at,
+        due_at,
         number,
         last_pid,
         exit_code,
         evidence,
         error,
         reached,
+        progress,
         spec,
     ) = row
     asked = json.loads(spec)
@@ -112,6 +132,8 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         raise ValueError("a spec is an object")
     if unknown := asked.keys() - _BLANK.keys():
         raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
+    if "run_at" in asked:
+        asked["run_at"] = moment(asked["run_at"])
     return JobRecord.trusted(
         {
             **_BLANK,
@@ -119,23 +141,33 @@ def record_of(row: Sequence[Any]) -> JobRecord:
             "metadata": {},
             **asked,
             "self_id": job_id,
-            "created_at": moment(created_at) if created_at else None,
+            "created_at": _moment(created_at or None),
             "name": name,
             "user_id": user_id,
             "workflow_id": workflow_id,
+            "batch_id": batch_id,
+            "queue": queue,
+            "priority": priority,
             "revision": revision,
             "status": Status(status),
-            "last_update": moment(last_update) if last_update else None,
-            "started_at": None if started_at is None else moment(started_at),
-            "finished_at": None if finished_at is None else moment(finished_at),
+            "last_update": _moment(last_update or None),
+            "started_at": _moment(started_at),
+            "finished_at": _moment(finished_at),
+            "submitted_at": _moment(submitted_at),
+            "due_at": _moment(due_at),
             "attempt": number,
             "last_pid": last_pid,
             "exit_code": exit_code,
             "evidence": evidence,
             "error": error,
             "reached": [Status(s) for s in reached.split(",")] if reached else [],
+            "progress": progress,
         }
     )
+
+
+def _moment(value: int | None) -> datetime | None:
+    return None if value is None else moment(value)
 
 
 def micros(moment: datetime | None) -> int | None:

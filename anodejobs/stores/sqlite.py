@@ -24,12 +24,12 @@ import aiosqlite
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of
 from anodejobs.stores.sqlite_queries import LARGEST, column, page, where
-from anodejobs.stores.sqlite_writes import Batch, Environments
+from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Environments
 
 Durability = Literal["process", "power"]
 
@@ -91,17 +91,23 @@ MIGRATIONS = (
         name TEXT,
         user_id TEXT,
         workflow_id TEXT,
+        batch_id TEXT,
+        queue TEXT NOT NULL,
+        priority INTEGER NOT NULL,
         revision INTEGER NOT NULL,
         status TEXT NOT NULL,
         last_update INTEGER NOT NULL,
         started_at INTEGER,
         finished_at INTEGER,
+        submitted_at INTEGER,
+        due_at INTEGER,
         number INTEGER NOT NULL,
         last_pid INTEGER,
         exit_code INTEGER,
         evidence TEXT,
         error TEXT,
         reached TEXT NOT NULL,
+        progress REAL,
         attempt TEXT NOT NULL
     );
     CREATE TABLE specs (
@@ -116,13 +122,28 @@ MIGRATIONS = (
             '$.attempt', '$.last_pid', '$.exit_code', '$.evidence', '$.error', '$.reached'),
         launch, environment
     FROM old_jobs;
-    INSERT INTO jobs SELECT job_id, created_at, name, user_id, workflow_id, revision, status,
-        last_update, started_at, finished_at, json_extract(record, '$.attempt'),
+    INSERT INTO jobs SELECT job_id, created_at, name, user_id, workflow_id, NULL, 'default', 20,
+        revision, status, last_update, started_at, finished_at, NULL, NULL,
+        json_extract(record, '$.attempt'),
         json_extract(record, '$.last_pid'), json_extract(record, '$.exit_code'),
         json_extract(record, '$.evidence'), json_extract(record, '$.error'),
-        (SELECT coalesce(group_concat(value), '') FROM json_each(record, '$.reached')), attempt
+        (SELECT coalesce(group_concat(value), '') FROM json_each(record, '$.reached')),
+        NULL, attempt
     FROM old_jobs;
     DROP TABLE old_jobs;
+    ALTER TABLE history ADD COLUMN ended TEXT;
+    CREATE TABLE dependencies (
+        depends_on TEXT NOT NULL,
+        job_id TEXT NOT NULL,
+        PRIMARY KEY (depends_on, job_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX dependencies_by_job ON dependencies (job_id);
+    CREATE TABLE documents (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) WITHOUT ROWID;
     CREATE INDEX jobs_by_creation ON jobs (created_at, job_id);
     CREATE INDEX jobs_by_status ON jobs (status, created_at, job_id);
     CREATE INDEX jobs_by_update ON jobs (last_update, job_id);
@@ -130,6 +151,7 @@ MIGRATIONS = (
     CREATE INDEX jobs_by_user ON jobs (user_id, created_at, job_id) WHERE user_id IS NOT NULL;
     CREATE INDEX jobs_by_workflow ON jobs (workflow_id, created_at, job_id)
         WHERE workflow_id IS NOT NULL;
+    CREATE INDEX jobs_by_batch ON jobs (batch_id, created_at, job_id) WHERE batch_id IS NOT NULL;
     """,
 )
 
@@ -149,11 +171,12 @@ class SqliteJobStore(JobStore):
         if durability not in ("process", "power"):
             raise StoreError(f"durability must be 'process' or 'power', not {durability!r}")
         self.path = Path(path)
+        self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
         self._checkpoints = _Checkpoints(self.path)
         self._turn = asyncio.Lock()
-        self._batch: Batch | None = None
+        self._batch: Batch | DocumentWrite | None = None
         self._environments = Environments()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -192,16 +215,21 @@ class SqliteJobStore(JobStore):
                 await connection.close()
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+        async with self._translated("write to"):
+            batch = Batch(writes, self._environments)
+        await self._apply(batch)
+        self._checkpoints.note(len(writes))
+        return batch.results
+
+    async def _apply(self, batch: Batch | DocumentWrite) -> None:
+        """Apply the batch in a transaction of its own."""
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments)
             self._batch = batch
             # aiosqlite sends each of its calls to the thread of the connection and back. The one
             # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
             await self._writer.commit()
-        self._checkpoints.note(len(writes))
-        return batch.results
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(
@@ -267,7 +295,7 @@ class SqliteJobStore(JobStore):
         after = min(after, LARGEST)
         parameters = (after,) if job_id is None else (after, job_id)
         rows = await self._read(
-            "SELECT seq, job_id, attempt, at, previous, status, why FROM history"
+            "SELECT seq, job_id, attempt, at, previous, status, why, ended FROM history"
             f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
@@ -282,13 +310,26 @@ class SqliteJobStore(JobStore):
                     previous=previous,
                     status=status,
                     why=why,
+                    ended=ended and AttemptRecord.model_validate_json(ended),
                 )
-                for seq, job, attempt, at, previous, status, why in rows
+                for seq, job, attempt, at, previous, status, why, ended in rows
             ]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
         return int(seq)
+
+    async def dependents(self, job_id: str) -> list[str]:
+        sql = "SELECT job_id FROM dependencies WHERE depends_on = ? ORDER BY job_id"
+        return [row[0] for row in await self._read(sql, (job_id,))]
+
+    async def documents(self, kind: str) -> dict[str, str]:
+        sql = "SELECT name, body FROM documents WHERE kind = ? ORDER BY name"
+        rows = await self._read(sql, (kind,))
+        return {row[0]: row[1] for row in rows}
+
+    async def put_document(self, kind: str, name: str, body: str | None) -> None:
+        await self._apply(DocumentWrite(kind, name, body))
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Iterable[Sequence[Any]]:
         if self._reader is None:

@@ -12,11 +12,12 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobRecord
-from anodejobs.stores.base import Delete, Insert, Save, Write
+from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
     Row,
@@ -30,26 +31,36 @@ _INSERT = f"""
     INSERT INTO jobs ({RECORD_COLUMNS}, attempt) VALUES {{rows}} ON CONFLICT (job_id) DO NOTHING"""
 _ADD_SPECS = """
     INSERT OR REPLACE INTO specs (job_id, spec, launch, environment) VALUES {rows}"""
-_FACTS = (
-    "revision, status, last_update, started_at, finished_at, number, last_pid, exit_code,"
-    " evidence, error, reached"
-)
-_SAVE = f"""
-    UPDATE jobs SET ({_FACTS}) = (column2, column3, column4, column5, column6, column7, column8,
-        column9, column10, column11, column12), attempt = coalesce(column13, attempt)
-    FROM (VALUES {{rows}}) WHERE job_id = column1 AND revision = column2 - 1"""
-_RENEW = f"""
-    UPDATE jobs SET ({_FACTS}, created_at, name, user_id, workflow_id) = (column2, column3,
-        column4, column5, column6, column7, column8, column9, column10, column11, column12,
-        column14, column15, column16, column17), attempt = coalesce(column13, attempt)
-    FROM (VALUES {{rows}}) WHERE job_id = column1 AND revision = column2 - 1"""
+_CHANGE_SPEC = "UPDATE specs SET spec = ? WHERE job_id = ?"
+
+
+def _update(columns: str) -> str:
+    """Return the statement that updates the columns of many jobs, and the attempt where given.
+
+    A row is the id, the columns from the revision on, and the attempt.
+    """
+    values = ", ".join(f"column{n + 2}" for n in range(columns.count(",") + 1))
+    return (
+        f"UPDATE jobs SET ({columns}, attempt) = ({values}, coalesce(column"
+        f"{columns.count(',') + 3}, attempt)) FROM (VALUES {{rows}})"
+        " WHERE job_id = column1 AND revision = column2 - 1"
+    )
+
+
+_KEYS, _FACTS = RECORD_COLUMNS.split(", revision, ")
+_SAVE = _update(f"revision, {_FACTS}")
+_RENEW = _update(f"revision, {_FACTS}, {_KEYS.removeprefix('job_id, ')}")
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
 _ADD_HISTORY = """
-    INSERT INTO history (seq, job_id, attempt, at, previous, status, why) VALUES {rows}"""
+    INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended) VALUES {rows}"""
 _FORGET_SPECS = "DELETE FROM specs WHERE job_id = ?"
 _FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
 _ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES {rows}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
+_ADD_DEPENDENCIES = "INSERT INTO dependencies (depends_on, job_id) VALUES {rows}"
+_FORGET_DEPENDENCIES = "DELETE FROM dependencies WHERE job_id = ?"
+_PUT_DOCUMENT = "INSERT OR REPLACE INTO documents (kind, name, body) VALUES {rows}"
+_REMOVE_DOCUMENT = "DELETE FROM documents WHERE kind = ? AND name = ?"
 _ADD_ENVIRONMENTS = "INSERT INTO environments (digest, body) VALUES {rows} ON CONFLICT DO NOTHING"
 _COUNT = """
     INSERT INTO counters (name, value) VALUES {rows}
@@ -61,24 +72,28 @@ class Batch:
 
     def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
         self._writes = writes
-        self._inserts: list[tuple[Write, Row]] = []
-        self._renewals: list[tuple[Write, Row]] = []
-        self._saves: list[tuple[Write, Row]] = []
-        self._deletes: list[tuple[Write, Row]] = []
-        self._specs: list[tuple[Write, Row]] = []
+        self._inserts: list[tuple[Insert, Row]] = []
+        self._groups: list[tuple[InsertAll, list[Row]]] = []
+        self._renewals: list[tuple[Save, Row]] = []
+        self._saves: list[tuple[Save, Row]] = []
+        self._deletes: list[tuple[Delete, Row]] = []
+        self._specs: dict[int, Row] = {}
+        """What each Insert, and each Save of another run, adds to the specs, by its identity."""
         for write in writes:
             if isinstance(write, Delete):
                 self._deletes.append((write, (write.record.self_id, write.record.revision)))
-                continue
-            if isinstance(write, Insert):
+            elif isinstance(write, InsertAll):
+                self._groups.append((write, [_insert_row(insert) for insert in write.inserts]))
+                for insert in write.inserts:
+                    self._specs[id(insert)] = _spec_row(insert.record, insert.launch, environments)
+            elif isinstance(write, Insert):
                 self._inserts.append((write, _insert_row(write)))
+                self._specs[id(write)] = _spec_row(write.record, write.launch, environments)
             elif write.launch is not None:
                 self._renewals.append((write, _renewal_row(write)))
+                self._specs[id(write)] = _spec_row(write.record, write.launch, environments)
             else:
                 self._saves.append((write, _save_row(write)))
-            if write.launch is not None:
-                spec = _spec_row(write.record, write.launch, environments)
-                self._specs.append((write, spec))
         self._new_environments = environments.take_new()
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
@@ -89,17 +104,19 @@ class Batch:
         # Any order of kinds will do: two writes for one job in one batch were made at once, and
         # the one that comes second is refused by its revision.
         applied = {
-            id(write)
-            for sql, writes in (
-                (_INSERT, self._inserts),
-                (_RENEW, self._renewals),
-                (_SAVE, self._saves),
-                (_DELETE, self._deletes),
-            )
-            for write in _apply_each(connection, sql, writes)
+            *_apply_each(connection, _INSERT, self._inserts),
+            *_apply_each(connection, _RENEW, self._renewals),
+            *_apply_each(connection, _SAVE, self._saves),
+            *_apply_each(connection, _DELETE, self._deletes),
         }
-        _execute(connection, _ADD_SPECS, [row for w, row in self._specs if id(w) in applied])
-        _keep_tags(connection, [w for w in self._writes if id(w) in applied])
+        applied |= {id(w) for w, rows in self._groups if _apply_all(connection, _INSERT, rows)}
+        changes = [change for w in self._writes if id(w) in applied for change in changes_of(w)]
+        _execute(
+            connection,
+            _ADD_SPECS,
+            [self._specs[id(change)] for change in changes if id(change) in self._specs],
+        )
+        _keep_links(connection, changes)
         self.results = self._keep_history(connection, applied)
 
     def _keep_history(self, connection: sqlite3.Connection, applied: set[int]) -> list[int | None]:
@@ -115,16 +132,33 @@ class Batch:
                 counters[write.record.status] -= 1
                 results.append(0)
             else:
-                seq += 1
-                history.append((seq, *_history_row(write)))
-                counters["seq"] += 1
-                counters[write.record.status] += 1
-                if isinstance(write, Save):
-                    counters[write.previous] -= 1
+                for change in write.inserts if isinstance(write, InsertAll) else (write,):
+                    seq += 1
+                    history.append((seq, *_history_row(change)))
+                    counters["seq"] += 1
+                    counters[change.record.status] += 1
+                    if isinstance(change, Save):
+                        counters[change.previous] -= 1
                 results.append(seq)
         _execute(connection, _ADD_HISTORY, history)
         _execute(connection, _COUNT, [(name, n) for name, n in counters.items() if n])
         return results
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentWrite:
+    """One document that is kept, or removed."""
+
+    kind: str
+    name: str
+    body: str | None
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        """Execute the statement, as ``Batch.apply``."""
+        if self.body is None:
+            _execute(connection, _REMOVE_DOCUMENT, [(self.kind, self.name)])
+        else:
+            _execute(connection, _PUT_DOCUMENT, [(self.kind, self.name, self.body)])
 
 
 class Environments:
@@ -166,7 +200,8 @@ def _save_row(write: Save) -> Row:
 
 
 def _renewal_row(write: Save) -> Row:
-    return (*_save_row(write), *key_columns(write.record)[1:])
+    job_id, *facts, attempt = _save_row(write)
+    return (job_id, *facts, *key_columns(write.record)[1:], attempt)
 
 
 def _spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
@@ -178,23 +213,33 @@ def _history_row(write: Insert | Save) -> Row:
     record = write.record
     previous = write.previous if isinstance(write, Save) else None
     at = micros(record.last_update) or 0
-    return (record.self_id, record.attempt, at, previous, record.status, write.why)
+    ended = write.ended if isinstance(write, Save) else None
+    # What happens to an attempt is told of that one, also where the next one is on record with it.
+    number = record.attempt if ended is None else ended.attempt
+    told = None if ended is None else ended.model_dump_json()
+    return (record.self_id, number, at, previous, record.status, write.why, told)
 
 
 def _apply_each(
-    connection: sqlite3.Connection, sql: str, writes: list[tuple[Write, Row]]
-) -> list[Write]:
-    """Return the writes whose row was changed."""
+    connection: sqlite3.Connection, sql: str, writes: Sequence[tuple[Write, Row]]
+) -> list[int]:
+    """Return the identities of the writes whose row was changed."""
     if not writes:
         return []
-    connection.execute("SAVEPOINT each")
-    if _execute(connection, sql, [row for _, row in writes]) == len(writes):
-        connection.execute("RELEASE each")
-        return [write for write, _ in writes]
+    if _apply_all(connection, sql, [row for _, row in writes]):
+        return [id(write) for write, _ in writes]
     # Some were refused, and only one by one do we learn which.
-    connection.execute("ROLLBACK TO each")
+    return [id(write) for write, row in writes if _execute(connection, sql, [row])]
+
+
+def _apply_all(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> bool:
+    """Execute the statement for all rows; or for none, where one would not be changed."""
+    connection.execute("SAVEPOINT each")
+    is_done = _execute(connection, sql, rows) == len(rows)
+    if not is_done:
+        connection.execute("ROLLBACK TO each")
     connection.execute("RELEASE each")
-    return [write for write, row in writes if _execute(connection, sql, [row])]
+    return is_done
 
 
 def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
@@ -218,12 +263,30 @@ _MOST_VARIABLES = 999
 """The least that a build of SQLite takes in one statement."""
 
 
-def _keep_tags(connection: sqlite3.Connection, writes: list[Write]) -> None:
-    fresh = [w for w in writes if isinstance(w, Insert) or (isinstance(w, Save) and w.launch)]
-    gone = [(w.record.self_id,) for w in writes if isinstance(w, Delete)]
-    renewed = [(w.record.self_id,) for w in fresh if isinstance(w, Save)]
-    tags = [(tag, w.record.self_id) for w in fresh for tag in set(w.record.tags)]
+def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]) -> None:
+    """Keep what is asked for by something else than the job: its tags and its dependencies."""
+    gone, renewed, respecified = [], [], []
+    tags, dependencies = [], []
+    for change in changes:
+        record = change.record
+        job = (record.self_id,)
+        if isinstance(change, Delete):
+            gone.append(job)
+            continue
+        is_another_run = change.launch is not None
+        if is_another_run:
+            tags += [(tag, record.self_id) for tag in set(record.tags)]
+        if isinstance(change, Save) and is_another_run:
+            renewed.append(job)
+        elif isinstance(change, Save) and change.is_respecified:
+            respecified.append((spec_of(record), record.self_id))
+        elif isinstance(change, Save):
+            continue
+        dependencies += [(other, record.self_id) for other in record.depends_on]
     _execute(connection, _FORGET_SPECS, gone)
     _execute(connection, _FORGET_HISTORY, gone)
     _execute(connection, _FORGET_TAGS, gone + renewed)
+    _execute(connection, _FORGET_DEPENDENCIES, [*gone, *renewed, *(r[1:] for r in respecified)])
+    _execute(connection, _CHANGE_SPEC, respecified)
     _execute(connection, _ADD_TAGS, tags)
+    _execute(connection, _ADD_DEPENDENCIES, dependencies)

@@ -1,0 +1,188 @@
+"""Planner: from what a caller asks for to the first record of a job, and to what starts it.
+
+Nothing is stored or started here, and whatever is wrong is said here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anodejobs.errors import InvalidJob
+from anodejobs.events import utc_now
+from anodejobs.executors.base import Launch, LogPlan, Stream
+from anodejobs.logs import log_name
+from anodejobs.records import JobRecord, JobSpec
+from anodejobs.retries import FixedDelay, RestartPolicy, check_restart, check_retry, retry_to_json
+from anodejobs.transitions import Opening, opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job that is not there yet."""
+
+    record: JobRecord
+    launch: Launch
+
+
+class Planner:
+    """Knows what all jobs of a ``Jobs`` have in common."""
+
+    def __init__(
+        self,
+        db_path: Path,
+        *,
+        stop_grace: float,
+        log_max_bytes: int | None,
+        log_backups: int,
+    ) -> None:
+        self.log_dir = db_path / "job_logs"
+        self._db_path = str(db_path)
+        self._log_dir = str(self.log_dir)
+        self._stop_grace = stop_grace
+        self._log_max_bytes = log_max_bytes
+        self._log_backups = log_backups
+        self._host = socket.gethostname()
+        self._environment: dict[str, str] = {}
+        self._encoded_environment: dict[bytes, bytes] = {}
+
+    def plan(
+        self,
+        spec: JobSpec,
+        opening: Opening,
+        *,
+        base_env: dict[str, str] | None = None,
+        batch_id: str | None = None,
+    ) -> Plan:
+        """Return what the spec makes. Raises InvalidJob.
+
+        ``base_env`` is the environment to inherit where that is not the application's present one.
+        """
+        if base_env is None:
+            base_env = self._present_environment() if spec.inherit_env else {}
+        job_id = spec.job_id or str(uuid.uuid4())
+        name = log_name(job_id)
+        try:
+            cwd = os.getcwd() if spec.cwd is None else os.path.abspath(spec.cwd)
+        except FileNotFoundError:
+            raise InvalidJob("cwd", "the application's own one is gone: name one") from None
+        launch = Launch(
+            job_id=job_id,
+            argv=("/bin/sh", "-c", spec.command)
+            if isinstance(spec.command, str)
+            else tuple(spec.command),
+            cwd=cwd,
+            base_env=base_env,
+            envs=spec.envs,
+            logs=LogPlan(
+                stdout=f"{self._log_dir}/{name}_out.txt",
+                stderr=f"{self._log_dir}/{name}_errors.txt",
+                max_bytes=self._log_max_bytes,
+                backups=self._log_backups,
+            ),
+            timeout=spec.timeout,
+            stop_grace=self._stop_grace if spec.stop_grace is None else spec.stop_grace,
+            start_grace=spec.start_grace,
+            leftovers=spec.leftovers,
+            on_host_death=spec.on_host_death,
+        )
+        now = utc_now()
+        record = opened(
+            opening,
+            self_id=job_id,
+            last_update=now,
+            created_at=now,
+            dirname=self._db_path,
+            cwd=cwd,
+            logdir=self._log_dir,
+            logfile=name,
+            command=spec.command,
+            name=spec.name,
+            description=spec.description,
+            tags=spec.tags,
+            metadata=spec.metadata,
+            user_id=spec.user_id,
+            workflow_id=spec.workflow_id,
+            timeout=spec.timeout,
+            host=self._host,
+            **(_of_its_turn(spec, opening) if spec.model_fields_set - _PLAIN else {}),
+            batch_id=batch_id,
+        )
+        return Plan(record=record, launch=launch)
+
+    def logs_of(self, logfile: str) -> dict[Stream, Path]:
+        """Return where the logs of a job's first attempt are."""
+        return {
+            "stdout": self.log_dir / f"{logfile}_out.txt",
+            "stderr": self.log_dir / f"{logfile}_errors.txt",
+        }
+
+    def _present_environment(self) -> dict[str, str]:
+        """Return the application's environment; the same object for as long as it is the same."""
+        # To decode all of it for each job would cost as much as a commit.
+        encoded = getattr(os.environ, "_data", None)
+        if encoded is None or encoded != self._encoded_environment:
+            self._encoded_environment = dict(encoded or {})
+            present = dict(os.environ)
+            if present != self._environment:
+                self._environment = present
+        return self._environment
+
+
+_PLAIN = {
+    *("command", "job_id", "cwd", "envs", "inherit_env", "name", "description", "tags"),
+    *("metadata", "user_id", "workflow_id", "timeout", "stop_grace", "start_grace", "leftovers"),
+    "on_host_death",
+}
+"""What says nothing of when a job is started."""
+
+
+def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
+    """Return the fields that say when a job is started, and when again."""
+    if opening == "start":
+        for field in ("depends_on", "run_at", "start_deadline"):
+            if spec[field]:
+                raise InvalidJob(field, "is of no use to a job that starts at once: submit it")
+    for dependency in spec.depends_on:
+        if not isinstance(dependency, str):
+            raise InvalidJob("depends_on", "names a job by number, which goes in a batch only")
+        if dependency == spec.job_id:
+            raise InvalidJob("depends_on", "names the job itself")
+    restart = check_restart(spec.restart)
+    return {
+        "payload": spec.payload,
+        "priority": spec.priority,
+        "queue": spec.queue,
+        "depends_on": list(spec.depends_on),
+        "on_dependency_failure": spec.on_dependency_failure,
+        "run_at": spec.run_at,
+        "due_at": spec.run_at,
+        "start_deadline": spec.start_deadline,
+        "max_retries": spec.max_retries,
+        "retry": _retry(spec, restart),
+        "restart": restart.when,
+        "restart_policy": None
+        if restart == RestartPolicy(when=restart.when)
+        else restart.model_dump(mode="json"),
+    }
+
+
+def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
+    """Return the policy for retries as it is stored."""
+    if spec.retry is None and spec.retry_delay is None and not spec.max_retries:
+        return None
+    if not spec.max_retries:
+        raise InvalidJob(
+            "max_retries", "must say how often, 1 or more, where retries are described"
+        )
+    if restart.when != "never":
+        raise InvalidJob("restart", "goes without max_retries: it has limits of its own")
+    if spec.retry is None:
+        return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
+    if spec.retry_delay is not None:
+        raise InvalidJob("retry_delay", "goes without retry, which says it")
+    return retry_to_json(check_retry(spec.retry))

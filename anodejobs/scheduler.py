@@ -1,0 +1,370 @@
+"""Scheduler: lets the jobs start that wait for their turn.
+
+It hears of every record that is written, by whomever, and keeps ``JobQueue`` and ``Dependencies``
+in step with them; what these say is then done: a job that waits for nothing more is queued, one
+that may not start is withdrawn, one that is admitted is started by the watcher. Of all processes
+that share the records, one has a scheduler that acts.
+
+It wakes for records and at moments that it knows of. Everything it knows is on record, so another
+process can take its place at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from heapq import heappop, heappush
+from typing import Final
+
+from anodejobs.dependencies import Consequence, Dependencies, Dependent, Fate
+from anodejobs.errors import AnodeJobsError, DependencyCycle, InvalidTransition, JobNotFound
+from anodejobs.events import Event, Readied, Withdrawn
+from anodejobs.jobdb import JobDB
+from anodejobs.jobqueue import JobQueue, Waiting
+from anodejobs.records import TERMINAL, JobFilter, JobRecord, Status
+from anodejobs.stores.base import UNFINISHED, Query
+from anodejobs.succession import Succession
+from anodejobs.watcher import Watcher
+
+LOG = logging.getLogger("anodejobs")
+
+PAUSED: Final = "paused queue"
+"""The kind of the documents that name the queues which are paused."""
+
+_PAGE = 500
+_MOST_AT_ONCE = 500
+"""How many jobs are changed at once: they share commits."""
+_LONGEST_SLEEP_S = 30.0
+"""How late a moment may be noticed after somebody has set the clock forward."""
+_RETRY_S = 1.0
+"""How long a store that could not be written is left alone."""
+
+
+class Scheduler:
+    """Decides which job starts next, in the process whose turn it is to decide.
+
+    The limits are those of ``JobQueue``. ``succession`` is None where nobody shares the records.
+    """
+
+    def __init__(
+        self,
+        jobdb: JobDB,
+        watcher: Watcher,
+        succession: Succession | None,
+        *,
+        max_concurrent_jobs: int | None,
+        queues: Mapping[str, int],
+        aging_s: float | None,
+    ) -> None:
+        self._jobdb = jobdb
+        self._watcher = watcher
+        self._succession = succession
+        self._limits = max_concurrent_jobs, queues, aging_s
+        self._woken = asyncio.Event()
+        self._stock = self._new_stock()
+
+    def _new_stock(self) -> _Stock:
+        slots, queues, aging_s = self._limits
+        return _Stock(JobQueue(max_concurrent_jobs=slots, queues=queues, aging_s=aging_s))
+
+    async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
+        if self._succession is not None:
+            await self._succession.succeed()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for duty in duties:
+                    tasks.create_task(duty())
+                await self._schedule()
+        finally:
+            self._jobdb.on_record = None
+
+    def attend(self) -> None:
+        """Take note that another process has written something, or has let go of its turn."""
+        if self._succession is not None:
+            self._succession.nudge()
+        self._stock.must_look_for_pauses = True
+        self._woken.set()
+
+    async def resign(self) -> None:
+        """Give up our turn, and tell the others. Idempotent."""
+        if self._succession is not None and self._succession.release():
+            await self._jobdb.put_document("scheduler", "", None)
+
+    async def _schedule(self) -> None:
+        while True:
+            self._stock = self._new_stock()
+            # Listening before the records are read: what is written meanwhile is heard twice.
+            self._jobdb.on_record = self._note
+            self._jobdb.on_deleted = self._note_deletion
+            try:
+                await self._take_stock()
+                while True:
+                    self._woken.clear()
+                    await self._act()
+                    await self._sleep()
+            except AnodeJobsError as error:
+                LOG.error("the queue waits: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _take_stock(self) -> None:
+        """Learn of every job that has not ended."""
+        after: str | None = None
+        filter = JobFilter(status=list(UNFINISHED))
+        while True:
+            query = Query(filter=filter, limit=_PAGE, after=after)
+            try:
+                page = await self._jobdb.page(query)
+            except JobNotFound:  # the last one of the page before was deleted
+                after = None
+                continue
+            for record in page:
+                self._stock.take(record, is_stock=True)
+            if len(page) < _PAGE:
+                return
+            after = page[-1].self_id
+
+    def _note(self, record: JobRecord) -> None:
+        if self._stock.take(record):
+            self._woken.set()
+
+    def _note_deletion(self, job_id: str) -> None:
+        if self._stock.lose(job_id):
+            self._woken.set()
+
+    async def _act(self) -> None:
+        """Do all that is to be done now."""
+        stock = self._stock
+        if stock.must_look_for_pauses:
+            stock.must_look_for_pauses = False
+            stock.pause_these(await self._jobdb.documents(PAUSED))
+        while stock.unknown:
+            await self._look_up(stock.take_unknown())
+        now = time.time()
+        stock.ready_due(now)
+        for waiting in stock.queue.expired(now):
+            error = "it was not started within its start_deadline"
+            stock.withdraw(waiting.job_id, error)
+        while stock.changes:
+            await self._apply(stock.take_changes())
+        for waiting in stock.queue.admit(time.time()):
+            self._watcher.admit(waiting.job_id, self._start_later)
+
+    async def _look_up(self, job_ids: list[str]) -> None:
+        """Learn how jobs that others depend on have ended, if they have."""
+        filter = JobFilter(self_id=job_ids)
+        found = {r.self_id: r for r in await self._jobdb.page(Query(filter=filter))}
+        for job_id in job_ids:
+            record = found.get(job_id)
+            if record is None:
+                self._stock.lose(job_id)
+            elif record.is_done:
+                self._stock.take(record)
+
+    async def _apply(self, changes: list[tuple[str, Event]]) -> None:
+        await asyncio.gather(*(self._apply_one(job_id, event) for job_id, event in changes))
+
+    async def _apply_one(self, job_id: str, event: Event) -> None:
+        try:
+            await self._jobdb.apply(job_id, event)
+        except (InvalidTransition, JobNotFound) as error:
+            LOG.debug("job %s: somebody was quicker: %s", job_id, error)
+
+    def _start_later(self, job_id: str) -> None:
+        """Let a job that could not be started keep its place, and try again after a while."""
+        asyncio.get_running_loop().call_later(_RETRY_S, self._requeue, job_id)
+
+    def _requeue(self, job_id: str) -> None:
+        self._stock.requeue(job_id)
+        self._woken.set()
+
+    async def _sleep(self) -> None:
+        """Return when there may be something to do."""
+        try:
+            async with asyncio.timeout(self._stock.rest_s(time.time())):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+
+
+class _Stock:
+    """What the scheduler knows of the jobs that have not ended, and what is to be done with them.
+
+    Says of itself what follows from a record; nothing here waits.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self.queue = queue
+        self.changes: deque[tuple[str, Event]] = deque()
+        """What is to be applied to which job."""
+        self.unknown: dict[str, None] = {}
+        """Jobs that others depend on, of which it is not known whether they have ended."""
+        self.must_look_for_pauses = True
+        self._graph = Dependencies()
+        self._pending: dict[str, JobRecord] = {}
+        """Those that were submitted and wait for something else than a slot."""
+        self._queued: dict[str, Waiting] = {}
+        """Those that wait for a slot, or have got one a moment ago."""
+        self._active: set[str] = set()
+        self._moments: list[tuple[float, str]] = []
+        """When which pending job is due, by the clock on the wall."""
+        self._delays: list[tuple[float, str]] = []
+        """The same for retries, by a clock that nobody sets."""
+
+    def take(self, record: JobRecord, *, is_stock: bool = False) -> bool:
+        """Take note of a record; return whether there may be something to do now.
+
+        ``is_stock``: it was read, and may be older than what was heard of the job already.
+        """
+        job_id, status = record.self_id, record.status
+        if is_stock and (job_id in self._active or job_id in self._queued):
+            return False
+        if status in TERMINAL:
+            return self._end(job_id, succeeded=status is Status.finished, how=str(status))
+        if status is Status.pending:
+            self._leave(job_id)
+            self._pend(record)
+            return True
+        self._pending.pop(job_id, None)
+        if status is Status.queued:
+            self._leave(job_id)
+            self._queue(record)
+            return True
+        if job_id not in self._active:
+            self._active.add(job_id)
+            self._queued.pop(job_id, None)
+            self._graph.started(job_id)
+            self.queue.occupy(job_id, record.queue)
+        return False
+
+    def lose(self, job_id: str) -> bool:
+        """Take note that there is no such job; as ``take``."""
+        return self._end(job_id, succeeded=False, how="is not there")
+
+    def _leave(self, job_id: str) -> None:
+        self._active.discard(job_id)
+        self._queued.pop(job_id, None)
+        self.queue.remove(job_id)
+        self.queue.release(job_id)
+
+    def _end(self, job_id: str, *, succeeded: bool, how: str) -> bool:
+        was_known = job_id in self._active or job_id in self._queued
+        self._leave(job_id)
+        self._pending.pop(job_id, None)
+        self.unknown.pop(job_id, None)
+        if self._graph.dependents_of(job_id) or job_id in self._graph:
+            self._conclude(self._graph.ended(job_id, succeeded=succeeded, how=_HOW.get(how, how)))
+            return True
+        return was_known and bool(self._queued)
+
+    def _queue(self, record: JobRecord) -> None:
+        self._graph.started(record.self_id)
+        queued_at = record.last_update.timestamp() if record.last_update else 0.0
+        deadline = record.start_deadline
+        waiting = self._queued[record.self_id] = Waiting(
+            job_id=record.self_id,
+            queue=record.queue,
+            priority=record.priority,
+            queued_at=queued_at,
+            deadline=None if deadline is None else queued_at + deadline,
+        )
+        self.queue.add(waiting)
+
+    def requeue(self, job_id: str) -> None:
+        """Let a job that was admitted in vain wait again, in its place."""
+        waiting = self._queued.get(job_id)
+        if waiting is not None and job_id not in self._active:
+            self.queue.release(job_id)
+            self.queue.add(waiting)
+
+    def _pend(self, record: JobRecord) -> None:
+        job_id = record.self_id
+        if record.submitted_at is None:
+            return
+        self._pending[job_id] = record
+        # A later attempt is not kept waiting by what its first has waited for.
+        depends_on = record.depends_on if record.attempt == 1 else ()
+        dependent = Dependent(
+            job_id=job_id,
+            depends_on=depends_on,
+            on_dependency_failure=record.on_dependency_failure,
+        )
+        try:
+            self._conclude(self._graph.add(dependent))
+        except DependencyCycle as cycle:  # two processes have each made half of it
+            self.withdraw(job_id, str(cycle))
+            return
+        for dependency in depends_on:
+            if not (dependency in self._active or dependency in self._queued):
+                self.unknown[dependency] = None
+
+    def _conclude(self, consequences: Iterable[Consequence]) -> None:
+        for consequence in consequences:
+            if consequence.fate is Fate.cancelled:
+                self.withdraw(consequence.job_id, consequence.reason)
+            elif consequence.fate is Fate.ready and consequence.job_id in self._pending:
+                self._wait_until_due(self._pending[consequence.job_id])
+
+    def _wait_until_due(self, record: JobRecord) -> None:
+        job_id, due_at = record.self_id, record.due_at
+        if due_at is None:
+            self.changes.append((job_id, Readied()))
+        elif record.attempt == 1:
+            heappush(self._moments, (due_at.timestamp(), job_id))
+        else:
+            rest_s = due_at.timestamp() - time.time()
+            heappush(self._delays, (time.monotonic() + rest_s, job_id))
+
+    def ready_due(self, now: float) -> None:
+        """Have those queued whose moment has come."""
+        for heap, clock in ((self._moments, now), (self._delays, time.monotonic())):
+            while heap and heap[0][0] <= clock:
+                _, job_id = heappop(heap)
+                if job_id in self._pending and not self._graph.dependencies_of(job_id):
+                    self.changes.append((job_id, Readied()))
+
+    def withdraw(self, job_id: str, error: str | None) -> None:
+        """Have a job withdrawn."""
+        self._pending.pop(job_id, None)
+        self.changes.append((job_id, Withdrawn(error=error)))
+
+    def take_changes(self) -> list[tuple[str, Event]]:
+        """Return what is to be applied next."""
+        return [self.changes.popleft() for _ in range(min(_MOST_AT_ONCE, len(self.changes)))]
+
+    def take_unknown(self) -> list[str]:
+        """Return some of the jobs that are to be looked up."""
+        unknown = list(self.unknown)[:_MOST_AT_ONCE]
+        for job_id in unknown:
+            del self.unknown[job_id]
+        return unknown
+
+    def pause_these(self, documents: Mapping[str, str]) -> None:
+        """Have just these queues paused."""
+        names = {json.loads(body) for body in documents.values()}
+        for queue in self.queue.paused() - names:
+            self.queue.resume(queue)
+        for queue in names - self.queue.paused():
+            self.queue.pause(queue)
+
+    def rest_s(self, now: float) -> float | None:
+        """Return for how long there is nothing to do, None: until something happens."""
+        rests = [] if not self._delays else [self._delays[0][0] - time.monotonic()]
+        moments = [m for m in (self.queue.next_deadline(),) if m is not None]
+        moments += [self._moments[0][0]] if self._moments else []
+        if moments:
+            rests.append(min(min(moments) - now, _LONGEST_SLEEP_S))
+        return max(0.0, min(rests)) if rests else None
+
+
+_HOW: Final = {
+    "failed_start": "could not be started",
+    "cancelled": "was cancelled",
+    "stopped": "was stopped",
+    "lost": "was lost",
+}
+"""How the end of a dependency is told, where its status alone is no sentence."""
