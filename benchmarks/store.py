@@ -34,10 +34,12 @@ Change = tuple[tuple[object, ...], tuple[object, ...], tuple[str, str]]
 PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"
 UPDATE = """
     UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
-        number = ?, last_pid = ?, exit_code = ?, evidence = ?, error = ?, reached = ?,
-        attempt = coalesce(?, attempt)
+        submitted_at = ?, due_at = ?, number = ?, last_pid = ?, exit_code = ?, evidence = ?,
+        error = ?, reached = ?, progress = ?, attempt = coalesce(?, attempt)
     WHERE job_id = ? AND revision = ?"""
-ENTER = "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)"
+ENTER = """
+    INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
 COUNT = """
     INSERT INTO counters VALUES (?, ?)
@@ -148,7 +150,7 @@ def _changes(records: list[JobRecord], changes: int) -> Iterator[Change]:
         new = records[job] = transition(old, Resumed() if turn % 2 else Paused())
         update = (*fact_columns(new), None, new.self_id, old.revision)
         at = micros(new.last_update)
-        entry = (new.self_id, new.attempt, at, old.status, new.status, None)
+        entry = (new.self_id, new.attempt, at, old.status, new.status, None, None)
         yield update, entry, (old.status, new.status)
 
 

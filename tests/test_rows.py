@@ -7,13 +7,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from anodejobs.records import JobRecord, Status
+from anodejobs.records import JobRecord, OnDependencyFailure, Restart, Status
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
     Row,
@@ -60,6 +60,22 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "metadata": st.dictionaries(text, values, max_size=3),
     "user_id": st.none() | text,
     "workflow_id": st.none() | text,
+    "batch_id": st.none() | text,
+    "payload": values,
+    "result": values,
+    "progress": st.none() | st.floats(0, 1),
+    "priority": whole,
+    "queue": text,
+    "depends_on": st.lists(text, max_size=3),
+    "on_dependency_failure": st.sampled_from(get_args(OnDependencyFailure)),
+    "run_at": st.none() | moments,
+    "start_deadline": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
+    "submitted_at": st.none() | moments,
+    "due_at": st.none() | moments,
+    "max_retries": whole,
+    "retry": st.none() | st.dictionaries(text, values, max_size=3),
+    "restart": st.sampled_from(get_args(Restart)),
+    "restart_policy": st.none() | st.dictionaries(text, values, max_size=3),
     "attempt": whole,
     "timeout": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
     "created_at": st.none() | set_moments,

@@ -121,6 +121,11 @@ VERSION_1 = """
         (9, 'old/job', 1, 1700000001000000, 'starting', 'failed', 'exit code 3');
     INSERT INTO counters VALUES ('seq', 12), ('failed', 1), ('starting', 0);
 """
+VERSION_1_FIELDS = set(
+    "self_id status last_update last_pid dirname cwd logdir logfile command name description tags"
+    " metadata user_id workflow_id attempt timeout created_at started_at finished_at exit_code"
+    " evidence error host reached revision".split()
+)
 
 
 @asynccontextmanager
@@ -534,7 +539,7 @@ def _add_to_version_1(connection: sqlite3.Connection, stored: Stored) -> None:
         record.name,
         record.user_id,
         record.workflow_id,
-        record.model_dump_json(),
+        record.model_dump_json(include=VERSION_1_FIELDS),
         stored.attempt.to_text(),
         stored.launch.to_text(),
         "abc",

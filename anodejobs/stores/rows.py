@@ -139,6 +139,7 @@ def record_of(row: Sequence[Any]) -> JobRecord:
             **_BLANK,
             "tags": [],  # of its own: its lists can be changed by who holds it
             "metadata": {},
+            "depends_on": [],
             **asked,
             "self_id": job_id,
             "created_at": _moment(created_at or None),
