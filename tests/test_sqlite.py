@@ -121,11 +121,12 @@ VERSION_1 = """
         (9, 'old/job', 1, 1700000001000000, 'starting', 'failed', 'exit code 3');
     INSERT INTO counters VALUES ('seq', 12), ('failed', 1), ('starting', 0);
 """
-VERSION_1_FIELDS = set(
-    "self_id status last_update last_pid dirname cwd logdir logfile command name description tags"
-    " metadata user_id workflow_id attempt timeout created_at started_at finished_at exit_code"
-    " evidence error host reached revision".split()
-)
+VERSION_1_FIELDS = {
+    *("self_id", "status", "last_update", "last_pid", "dirname", "cwd", "logdir", "logfile"),
+    *("command", "name", "description", "tags", "metadata", "user_id", "workflow_id", "attempt"),
+    *("timeout", "created_at", "started_at", "finished_at", "exit_code", "evidence", "error"),
+    *("host", "reached", "revision"),
+}
 
 
 @asynccontextmanager

@@ -215,21 +215,21 @@ class SqliteJobStore(JobStore):
                 await connection.close()
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
-        async with self._translated("write to"):
+        async with self._turn, self._translated("write to"):
+            # In its turn: it leaves out the environments that the one before has written.
             batch = Batch(writes, self._environments)
-        await self._apply(batch)
+            await self._apply(batch)
         self._checkpoints.note(len(writes))
         return batch.results
 
     async def _apply(self, batch: Batch | DocumentWrite) -> None:
-        """Apply the batch in a transaction of its own."""
+        """Apply the batch in a transaction of its own; it must be its turn."""
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
-        async with self._turn, self._translated("write to"):
-            self._batch = batch
-            # aiosqlite sends each of its calls to the thread of the connection and back. The one
-            # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
-            await self._writer.commit()
+        self._batch = batch
+        # aiosqlite sends each of its calls to the thread of the connection and back. The one
+        # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
+        await self._writer.commit()
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(
@@ -329,7 +329,8 @@ class SqliteJobStore(JobStore):
         return {row[0]: row[1] for row in rows}
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
-        await self._apply(DocumentWrite(kind, name, body))
+        async with self._turn, self._translated("write to"):
+            await self._apply(DocumentWrite(kind, name, body))
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Iterable[Sequence[Any]]:
         if self._reader is None:
