@@ -126,12 +126,14 @@ async def test_what_escapes_is_ended_with_its_job_and_no_other_jobs_is(
 
 @pytest.mark.parametrize(("number", "code"), ESCAPES.values(), ids=ESCAPES)
 async def test_what_escapes_and_is_left_behind_is_ended_and_no_other_jobs_is(
-    jobs: Jobs, pids: Pids, number: int, code: str
+    jobs: Jobs, pids: Pids, tmp_path: Path, number: int, code: str
 ) -> None:
     await run(jobs, "b", f"{dedent(code)}\nhere()")
     await pids.told(b=number + 1)
-    await run(jobs, "a", f"{dedent(code)}\nsys.exit(5)")
+    os.mkfifo(tmp_path / "go")
+    await run(jobs, "a", f"{dedent(code)}\nopen('go').read()\nsys.exit(5)")
     await pids.told(a=number)
+    (tmp_path / "go").write_text("")
     assert (await jobs.wait("a", timeout=LIMIT_S)).exit_code == 5
     await seen(lambda: not living(pids.of("a")))
     assert living(pids.of("b")) == pids.of("b")
