@@ -21,6 +21,7 @@ def utc_now() -> datetime:
 
 
 _quoted = encode_basestring_ascii
+_NO_PROCESS = (None,) * 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,18 @@ class Attempt:
 
     def to_text(self) -> str:
         """Return it as JSON. Written three times a job, so by hand: a fifth of the usual time."""
-        if self.pid is None:
+        pid, started, boot_id = self.pid, self.start_time, self.boot_id
+        monotonic, pipes = self.started_monotonic, self.pipes
+        if (pid, started, boot_id, monotonic, pipes) == _NO_PROCESS:
             return (
                 f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
                 '"pid":null,"start_time":null,"boot_id":null,"started_monotonic":null,"pipes":null}'
             )
-        started, monotonic, pipes = self.start_time, self.started_monotonic, self.pipes
         return (
             f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
-            f'"pid":{self.pid},"start_time":{"null" if started is None else started},'
-            f'"boot_id":{"null" if self.boot_id is None else _quoted(self.boot_id)},'
+            f'"pid":{"null" if pid is None else pid},'
+            f'"start_time":{"null" if started is None else started},'
+            f'"boot_id":{"null" if boot_id is None else _quoted(boot_id)},'
             f'"started_monotonic":{"null" if monotonic is None else monotonic},'
             f'"pipes":{"null" if pipes is None else f"[{pipes[0]},{pipes[1]}]"}}}'
         )
