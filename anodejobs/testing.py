@@ -1282,6 +1282,7 @@ def _full_record() -> JobRecord:
         retry={"kind": "exponential", "initial": 0.1, "exit_codes": [-9, 3]},
         restart="on-failure",
         restart_policy={"when": "on-failure", "limit": None},
+        limits={"memory_bytes": 2**40},
         timeout=0.1,
         started_at=NOON + timedelta(microseconds=1),
         finished_at=NOON + timedelta(days=1),
