@@ -64,6 +64,7 @@ FULL = {
     "retry": {"kind": "fixed", "delay": 1.0},
     "restart": "never",
     "restart_policy": {"when": "never"},
+    "limits": {"memory_bytes": 2**40},
     "timeout": 0.5,
     "created_at": NOON,
     "started_at": NOON + timedelta(seconds=1),
@@ -555,11 +556,13 @@ def test_a_spec_needs_a_command_and_no_more():
         "retry_delay": None,
         "retry": None,
         "restart": "never",
+        "limits": None,
     }
 
 
 def test_the_options_of_a_run_are_the_fields_of_a_spec():
-    assert {*JobOptions.__annotations__, "command", "job_id"} == set(JobSpec.model_fields)
+    options = {*JobOptions.__annotations__, "command", "job_id"}
+    assert options == {*JobSpec.model_fields, "call"}, "call stands for a command"
 
 
 @pytest.mark.parametrize(
@@ -669,9 +672,10 @@ WRONG = {
     "start_deadline": WRONG_SECONDS,
     "max_retries": [-1, 1.5, "1", True, None, 2**31],
     "retry_delay": WRONG_SECONDS,
-    # What these two are is not for the spec to know: see test_planner.
+    # What these are is not for the spec to know: see test_planner.
     "retry": [],
     "restart": [],
+    "limits": [],
 }
 
 

@@ -508,6 +508,30 @@ def test_a_lost_job_has_no_exit_code(status):
     assert (after.error, after.finished_at) == ("it is gone", NOW)
 
 
+@pytest.mark.parametrize("result", [{"a": [1, None]}, "text", 0, False, None])
+def test_an_end_tells_the_result_and_the_last_progress(result):
+    exited = replace(CODE_0, result=result, progress=0.5)
+    after = transition(record("running"), exited)
+    assert (after.result, after.progress, after.error) == (result, 0.5, None)
+
+
+def test_what_is_no_result_is_told_unless_there_is_more_to_say():
+    wrong = {"result_error": "its result is no JSON"}
+    after = transition(record("running"), replace(CODE_0, **wrong))
+    assert (after.status, after.error) == ("finished", "its result is no JSON")
+    after = transition(record("running"), replace(CODE_3, **wrong))
+    assert (after.status, after.error) == ("failed", "exit code 3")
+
+
+def test_an_end_by_a_limit_names_it_unless_the_job_was_stopped():
+    killed = replace(KILLED, limit="used more than 1 MB")
+    after = transition(record("running"), killed)
+    assert (after.status, after.error) == ("failed", "used more than 1 MB")
+    stopping = transition(record("running"), StopRequested(error="took too long"))
+    assert transition(stopping, killed).error == "took too long"
+    assert transition(transition(record("running"), StopRequested()), killed).error is None
+
+
 def test_each_loss_is_added_to_the_recovery_history():
     first = transition(record("running", metadata={"a": 1}, attempt=2), AGAIN["Lost again"])
     second = transition(first.changed({"status": Status.starting}), EXAMPLES["Lost failing"])
@@ -623,6 +647,7 @@ def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run(opening):
         "retry": {"kind": "fixed", "delay": 1.0},
         "restart": "never",
         "restart_policy": None,
+        "limits": {"memory_bytes": 1},
         "timeout": 1.5,
         "host": "h",
     }
