@@ -36,6 +36,7 @@ PUBLIC = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
     "Parameter",
