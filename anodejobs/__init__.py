@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from anodejobs.jobs import (
         Jobs,
     )
+    from anodejobs.limits import (
+        Limits,
+    )
     from anodejobs.logs import (
         LogChunk,
     )
@@ -88,6 +91,7 @@ __all__ = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
     "Parameter",
@@ -119,6 +123,7 @@ _HOMES = {
         "WaitTimeout",
     ),
     "anodejobs.jobs": ("Jobs",),
+    "anodejobs.limits": ("Limits",),
     "anodejobs.logs": ("LogChunk",),
     "anodejobs.records": (
         "AttemptRecord",
