@@ -907,6 +907,7 @@ def _full_record() -> JobRecord:
         retry={"kind": "fixed", "delay": 1.5},
         restart="on-failure",
         restart_policy={"give_up_after": None},
+        limits={"open_files": 64, "user": "nobody"},
         timeout=0.1,
         started_at=NOON + timedelta(microseconds=1),
         finished_at=NOON + timedelta(days=1),

@@ -77,6 +77,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "restart": st.sampled_from(get_args(Restart)),
     "restart_policy": st.none() | st.dictionaries(text, values, max_size=3),
     "attempt": whole,
+    "limits": st.none() | st.dictionaries(text, st.integers() | text, max_size=3),
     "timeout": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
     "created_at": st.none() | set_moments,
     "started_at": st.none() | moments,
