@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from anodejobs import Status
 from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
-from anodejobs.jobfiles import JobFiles, Result
+from anodejobs.jobfiles import JobFiles
 
 TASKS = """
 import asyncio, sys
@@ -206,11 +205,9 @@ def test_an_exit_passes(call, files):
 
 async def test_a_call_runs_as_a_job(jobs, app, files):
     argv = call_argv("shop.tasks:add_slowly", [str(app), *sys.path])
-    envs = await asyncio.to_thread(files.prepare, "sum", 1, {"a": 1, "b": 2})
-    await jobs.run(command=argv, job_id="sum", envs=envs)
+    await jobs.run(command=argv, job_id="sum", payload={"a": 1, "b": 2})
     record = await jobs.wait(job_id="sum", timeout=20)
-    assert record.status == Status.finished
-    assert await asyncio.to_thread(files.result, "sum", 1) == Result(3)
+    assert (record.status, record.result) == (Status.finished, 3)
 
 
 # The command.
