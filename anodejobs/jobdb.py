@@ -154,8 +154,8 @@ class JobDB:
         # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
         # write with a higher number is known, but another process's may lie between.
         self._cursor = 0
-        self._newer: dict[str, int] | None = None
-        """While other processes' records are fetched: the revisions of what is written here."""
+        self._newer: set[str] | None = None
+        """While other processes' records are fetched: the ids of what is written here."""
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
@@ -303,6 +303,8 @@ class JobDB:
         """Tell those who wait of a write that is on disk."""
         record = write.record
         job_id = record.self_id
+        if self._newer is not None:
+            self._newer.add(job_id)
         if isinstance(write, Delete):
             self._forget(job_id)
             self.on_deleted(job_id)
@@ -313,8 +315,6 @@ class JobDB:
                 waiter.consider(record)
         if self.on_record is not None:
             self.on_record(record)
-        if self._newer is not None:
-            self._newer[job_id] = record.revision
         if seq == self._cursor + 1:
             self._cursor = seq
             self._recent.append((seq, write))
@@ -374,13 +374,13 @@ class JobDB:
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
-        self._newer = {}
+        self._newer = set()
         try:
             filter = JobFilter(self_id=job_ids)
             records = await self._store.page(Query(filter=filter, sort_by="self_id"))
             for record in records:
-                is_newest = record.revision > self._newer.get(record.self_id, 0)
-                if is_newest and self.on_record is not None:
+                # Where another process has come after what is written here, the history goes on.
+                if record.self_id not in self._newer and self.on_record is not None:
                     self.on_record(record)
         finally:
             self._newer = None

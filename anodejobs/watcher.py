@@ -346,10 +346,11 @@ class Watcher:
         rest_s = _FIRST_RETRY_S
         while True:
             try:
+                known = event
                 if isinstance(event, Exited | StartFailed | Lost):
                     stored = await self._jobdb.stored(job_id)
-                    event = await self._with_sequel(stored.record, event)
-                await self._jobdb.apply(job_id, event, token=token)
+                    known = await self._with_sequel(stored.record, event)
+                await self._jobdb.apply(job_id, known, token=token)
                 return
             except (InvalidTransition, JobNotFound):
                 return  # it is on record already, or came too late to matter

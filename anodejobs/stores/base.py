@@ -43,7 +43,10 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class InsertAll:
-    """Records for ids that have none: all of them, or none where one of the ids is taken."""
+    """Records for ids that have none, one or more: all of them, or none of them.
+
+    They are refused where one of the ids is taken, or named twice.
+    """
 
     inserts: tuple[Insert, ...]
 
@@ -203,6 +206,15 @@ class JobStore(ABC):
         """
 
 
+def attempt_told(write: Insert | Save) -> int:
+    """Return the number of the attempt that the history tells of with an applied write.
+
+    What happens to an attempt is told of that one, also where the record has gone on to the next.
+    """
+    ended = write.ended if isinstance(write, Save) else None
+    return write.record.attempt if ended is None else ended.attempt
+
+
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:
     """Return what the history says of an applied write."""
     record = write.record
@@ -211,7 +223,7 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         kind="status",
         at=record.last_update or utc_now(),
         job_id=record.self_id,
-        attempt=record.attempt,
+        attempt=attempt_told(write),
         previous=write.previous if isinstance(write, Save) else None,
         status=record.status,
         why=write.why,

@@ -42,7 +42,8 @@ class MemoryJobStore(JobStore):
 
     def _apply(self, write: Write) -> int | None:
         if isinstance(write, InsertAll):
-            if any(insert.record.self_id in self._jobs for insert in write.inserts):
+            job_ids = {insert.record.self_id for insert in write.inserts}
+            if len(job_ids) < len(write.inserts) or not job_ids.isdisjoint(self._jobs):
                 return None
             return [self._apply(insert) for insert in write.inserts][-1]
         job_id = write.record.self_id

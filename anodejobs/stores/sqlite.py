@@ -230,6 +230,7 @@ class SqliteJobStore(JobStore):
         # aiosqlite sends each of its calls to the thread of the connection and back. The one
         # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
         await self._writer.commit()
+        batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(
@@ -367,7 +368,6 @@ class SqliteJobStore(JobStore):
             batch.apply(connection)
             connection.execute("COMMIT")
         except BaseException:
-            self._environments.forget()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
