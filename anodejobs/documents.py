@@ -9,7 +9,7 @@ import json
 from typing import Any, TypeVar
 
 from anodejobs.records import JobSpec
-from anodejobs.retries import RestartPolicy, check_retry, retry_from_json, retry_to_json
+from anodejobs.retries import check_restart, check_retry, retry_from_json, retry_to_json
 
 Spec = TypeVar("Spec", bound=JobSpec)
 
@@ -19,10 +19,8 @@ def spec_to_json(spec: JobSpec) -> dict[str, Any]:
     fields = spec.model_dump(mode="json", exclude_unset=True, exclude={"retry", "restart"})
     if spec.retry is not None:
         fields["retry"] = retry_to_json(check_retry(spec.retry))
-    if isinstance(spec.restart, RestartPolicy):
-        fields["restart"] = spec.restart.model_dump(mode="json")
-    elif spec.restart != "never":
-        fields["restart"] = spec.restart
+    if spec.restart != "never":
+        fields["restart"] = check_restart(spec.restart).model_dump(mode="json")
     return fields
 
 

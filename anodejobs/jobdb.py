@@ -221,10 +221,15 @@ class JobDB:
                 return record
             self._forget(job_id)  # another writer was quicker: look again
 
-    async def delete(self, job_id: str) -> Stored | None:
-        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
+    async def delete(self, job_id: str, revision: int | None = None) -> Stored | None:
+        """Remove the job and its history; return it, None if there was none. Raises JobActive.
+
+        With ``revision`` it is there no more where its record is another one.
+        """
         while stored := await self._store.get(job_id):
             record = stored.record
+            if revision not in (None, record.revision):
+                return None
             if not record.is_done:
                 raise JobActive(job_id, record.status)
             if await self._write(Delete(record=record)):
