@@ -452,6 +452,7 @@ class JobDB:
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document, None: none any more; other processes are told."""
         await self._store.put_document(kind, name, body)
+        self._has_foreign.set()  # it may be news to us as well
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""

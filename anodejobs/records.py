@@ -589,7 +589,7 @@ class Scheduled(_Model):
     """The fields of its ``Schedule``, as JSON."""
     command: str | list[str]
     next_at: Moment | None = None
-    """When it fires next; None: never any more."""
+    """When it fires next, which may be a moment ago; None: never any more."""
     last_job: str | None = None
     """The id of the last job that it made."""
 

@@ -197,7 +197,7 @@ class Timetable:
             name=entry.name,
             schedule=_schedule_to_json(entry.times),
             command=entry.spec["command"],
-            next_at=next_after(entry.times, max(progress.until, self._now())),
+            next_at=next_after(entry.times, progress.until),
             last_job=progress.last_job,
         )
 
