@@ -20,7 +20,9 @@ def spec_to_json(spec: JobSpec) -> dict[str, Any]:
     if spec.retry is not None:
         fields["retry"] = retry_to_json(check_retry(spec.retry))
     if spec.restart != "never":
-        fields["restart"] = check_restart(spec.restart).model_dump(mode="json")
+        policy = check_restart(spec.restart)
+        is_named = isinstance(spec.restart, str)
+        fields["restart"] = policy.when if is_named else policy.model_dump(mode="json")
     return fields
 
 
@@ -29,6 +31,8 @@ def spec_from_json(kind: type[Spec], fields: dict[str, Any]) -> Spec:
     fields = dict(fields)
     if "retry" in fields:
         fields["retry"] = retry_from_json(fields["retry"])
+    if isinstance(fields.get("restart"), dict):
+        fields["restart"] = check_restart(fields["restart"])
     return kind(fields)
 
 
