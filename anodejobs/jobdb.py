@@ -40,7 +40,7 @@ from anodejobs.events import (
     utc_now,
 )
 from anodejobs.executors.base import Launch, new_token
-from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
@@ -457,6 +457,10 @@ class JobDB:
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
         return await self._store.count(filter)
+
+    async def tally(self) -> Metrics:
+        """Return how many jobs there are of what."""
+        return await self._store.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first."""

