@@ -80,7 +80,7 @@ class _Entry:
                 mark=kept["mark"],
                 since=datetime.fromisoformat(kept["since"]),
                 schedule=Schedule(kept["schedule"]),
-                spec=kept["spec"],
+                spec={**kept["spec"], "command": kept["spec"]["command"]},
                 env=kept["env"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -111,15 +111,26 @@ class _Progress:
 
     @classmethod
     def of(cls, entry: _Entry, text: str | None) -> _Progress:
-        """Return how far the entry is; ``text`` is what is kept of the last one of its name."""
-        kept = {} if text is None else documents.decoded(text)
-        last_job = kept.get("last_job")
-        if kept.get("mark") != entry.mark:
-            until = entry.since - timedelta.resolution
-            return cls(mark=entry.mark, until=until, last_job=last_job)
-        making = kept["making"] and datetime.fromisoformat(kept["making"])
-        until = datetime.fromisoformat(kept["until"])
-        return cls(mark=entry.mark, until=until, last_job=last_job, making=making)
+        """Return how far the entry is; ``text`` is what is kept of the last one of its name.
+
+        Raises InvalidJob.
+        """
+        start = cls(mark=entry.mark, until=entry.since - timedelta.resolution)
+        if text is None:
+            return start
+        try:
+            kept = documents.decoded(text)
+            if kept["mark"] != entry.mark:
+                return dataclasses.replace(start, last_job=kept["last_job"])
+            return cls(
+                mark=entry.mark,
+                until=datetime.fromisoformat(kept["until"]),
+                last_job=kept["last_job"],
+                making=kept["making"] and datetime.fromisoformat(kept["making"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"how far {entry.name!r} is cannot be read: {error!r}"
+            raise InvalidJob("schedule", problem) from error
 
 
 class Timetable:
@@ -167,11 +178,15 @@ class Timetable:
             raise InvalidJob(field, "is over: it would never fire")
         await self._jobdb.put_document(SCHEDULE, name, entry.to_text())
         self._woken.set()
-        return self._told(entry, await self._jobdb.documents(PROGRESS))
+        progress = await self._jobdb.documents(PROGRESS)
+        return _told(entry, _Progress.of(entry, progress.get(name)))
 
     async def _find(self, name: str) -> _Entry | None:
         text = (await self._jobdb.documents(SCHEDULE)).get(name)
-        return _read(name, text) if text is not None else None
+        try:
+            return None if text is None else _Entry.from_text(name, text)
+        except InvalidJob:
+            return None  # it is replaced
 
     async def remove(self, name: str) -> bool:
         """Forget a schedule; return whether there was one. None of its jobs is made any more."""
@@ -187,19 +202,8 @@ class Timetable:
         """Return all schedules by name."""
         kept = await self._jobdb.documents(SCHEDULE)
         progress = await self._jobdb.documents(PROGRESS)
-        entries = [entry for name, text in kept.items() if (entry := _read(name, text))]
-        return {entry.name: self._told(entry, progress) for entry in entries}
-
-    def _told(self, entry: _Entry, texts: Mapping[str, str]) -> Scheduled:
-        """Return what is told of a schedule: nothing of the environment."""
-        progress = _Progress.of(entry, texts.get(entry.name))
-        return Scheduled(
-            name=entry.name,
-            schedule=_schedule_to_json(entry.times),
-            command=entry.spec["command"],
-            next_at=next_after(entry.times, progress.until),
-            last_job=progress.last_job,
-        )
+        known = [_read(name, text, progress.get(name)) for name, text in kept.items()]
+        return {pair[0].name: _told(*pair) for pair in known if pair is not None}
 
     # Seeing to them.
 
@@ -242,11 +246,11 @@ class Timetable:
         for name in progress.keys() - kept.keys():  # it was removed while we saw to it
             await self._jobdb.put_document(PROGRESS, name, None)
         for name, text in kept.items():
-            entry = _read(name, text)
-            if entry is None:
+            known = _read(name, text, progress.get(name))
+            if known is None:
                 continue
+            entry, state = known
             now = self._now()
-            state = _Progress.of(entry, progress.get(name))
             following = next_after(entry.times, state.until)
             if following is not None and following <= now:
                 await self._see_to(entry, text, state, now)
@@ -325,13 +329,25 @@ def _check(name: str, spec: JobSpec, schedule: Schedule) -> None:
         raise InvalidJob("overlap", f"{problem}: the job before may have failed")
 
 
-def _read(name: str, text: str) -> _Entry | None:
-    """Return the schedule, None for one that a newer anodejobs, or a machine unlike this, kept."""
+def _read(name: str, text: str, progress: str | None) -> tuple[_Entry, _Progress] | None:
+    """Return a schedule and how far it is, None where a newer anodejobs has kept it."""
     try:
-        return _Entry.from_text(name, text)
+        entry = _Entry.from_text(name, text)
+        return entry, _Progress.of(entry, progress)
     except InvalidJob as error:
         LOG.error("%s; it is left out", error)
         return None
+
+
+def _told(entry: _Entry, progress: _Progress) -> Scheduled:
+    """Return what is told of a schedule: nothing of the environment."""
+    return Scheduled(
+        name=entry.name,
+        schedule=_schedule_to_json(entry.times),
+        command=entry.spec["command"],
+        next_at=next_after(entry.times, progress.until),
+        last_job=progress.last_job,
+    )
 
 
 def _schedule_to_json(schedule: Schedule) -> dict[str, Any]:

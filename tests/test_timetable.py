@@ -685,6 +685,25 @@ async def test_a_schedule_that_cannot_be_read_holds_up_no_other_one(
     assert await jobs.unschedule("strange")
 
 
+async def test_a_progress_that_cannot_be_read_holds_up_no_other_schedule(
+    jobs: Jobs, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await jobs.schedule("true", "s", at=at(1))
+    await jobs.schedule("true", "t", at=at(1))
+    await jobs._jobdb.put_document(PROGRESS, "s", '{"mark": 5}')
+    await look(jobs, clock, at(1))
+    assert (await made(jobs, "s"), await made(jobs, "t")) == ([], ["1"])
+    assert "how far 's' is cannot be read" in caplog.text
+    assert list(await jobs.schedules()) == ["t"]
+
+
+async def test_a_schedule_that_cannot_be_read_is_replaced(jobs: Jobs, clock: Clock) -> None:
+    await jobs._jobdb.put_document(SCHEDULE, "s", "{}")
+    await jobs.schedule("true", "s", at=at(0))
+    await look(jobs, clock)
+    assert await made(jobs, "s") == ["0"]
+
+
 async def test_a_policy_that_is_not_there_any_more_costs_its_own_jobs_only(
     jobs: Jobs, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -873,6 +892,15 @@ async def test_when_the_process_that_acts_is_killed_another_one_goes_on(tmp_path
             if host.returncode is None:
                 host.kill()
             await host.communicate()
+
+
+async def test_the_progress_of_what_is_forgotten_is_forgotten(jobs: Jobs, clock: Clock) -> None:
+    """Another process may forget a schedule while this one keeps how far it is."""
+    await jobs.schedule("true", "s", cron="*/5 * * * *")
+    await look(jobs, clock)
+    await jobs._jobdb.put_document(SCHEDULE, "s", None)
+    await look(jobs, clock, at(5))
+    assert "s" not in await jobs._jobdb.documents(PROGRESS)
 
 
 async def test_what_others_write_is_no_reason_to_read_all_schedules_anew(
