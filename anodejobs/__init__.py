@@ -9,9 +9,7 @@ Names are resolved when they are first used: who needs the records only imports 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's own costs a program that runs as a job half of its start
 if TYPE_CHECKING:
     from anodejobs.errors import (
         AnodeJobsError,
@@ -27,6 +25,9 @@ if TYPE_CHECKING:
     )
     from anodejobs.jobs import (
         Jobs,
+    )
+    from anodejobs.limits import (
+        Limits,
     )
     from anodejobs.logs import (
         LogChunk,
@@ -93,6 +94,7 @@ __all__ = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
     "Metrics",
@@ -125,6 +127,7 @@ _HOMES = {
         "WaitTimeout",
     ),
     "anodejobs.jobs": ("Jobs",),
+    "anodejobs.limits": ("Limits",),
     "anodejobs.logs": ("LogChunk",),
     "anodejobs.records": (
         "AttemptRecord",
@@ -166,6 +169,8 @@ def __getattr__(name: str) -> object:
         home = _HOME_OF[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    from importlib import import_module
+
     value = globals()[name] = getattr(import_module(home), name)
     return value
 

@@ -34,6 +34,7 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
+    Exited,
     Lost,
     Relinked,
     Started,
@@ -96,6 +97,7 @@ class Listener:
     def __init__(self) -> None:
         self.woken = asyncio.Event()
         self.growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
+        self.progress: dict[str, tuple[int, float, str]] = {}
 
     def take_growth(self, job_id: str | None, seq: int) -> list[JobEvent]:
         """Return how the logs of the job have grown since the last call."""
@@ -103,6 +105,23 @@ class Listener:
         return [
             JobEvent(seq=seq, kind="log", at=utc_now(), job_id=job, stream=stream, offset=offset)
             for (job, stream), offset in growth.items()
+            if job_id in (None, job)
+        ]
+
+    def take_progress(self, job_id: str | None, seq: int) -> list[JobEvent]:
+        """Return what the job has said of its progress since the last call."""
+        progress, self.progress = self.progress, {}
+        return [
+            JobEvent(
+                seq=seq,
+                kind="progress",
+                at=utc_now(),
+                job_id=job,
+                attempt=attempt,
+                progress=fraction,
+                text=text or None,
+            )
+            for job, (attempt, fraction, text) in progress.items()
             if job_id in (None, job)
         ]
 
@@ -214,7 +233,7 @@ class JobDB:
                 attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
                 ended=ended,
-                is_respecified=isinstance(event, (Relinked, Lost)),
+                is_respecified=_respecifies(event),
             )
             if await self._write(save):
                 self._log(save)
@@ -526,6 +545,7 @@ class JobDB:
                 listener.woken.clear()
                 fresh, position = await self._after(position, job_id)
                 fresh += listener.take_growth(job_id, position)
+                fresh += listener.take_progress(job_id, position)
                 for event in fresh:
                     yield event
                     quiet_since = time.monotonic()
@@ -553,6 +573,12 @@ class JobDB:
         """Tell the listeners that a log has grown."""
         for listener in self._listeners:
             listener.growth[job_id, stream] = offset
+            listener.woken.set()
+
+    def progressed(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
+        """Tell the listeners how far a job says it is."""
+        for listener in self._listeners:
+            listener.progress[job_id] = attempt, fraction, text
             listener.woken.set()
 
     async def _after(self, position: int, job_id: str | None) -> tuple[list[JobEvent], int]:
@@ -586,6 +612,12 @@ def unstarted() -> Attempt:
 
 def _attempt_of(event: Event) -> Attempt | None:
     return event.attempt if isinstance(event, (Admitted, Started, Adopted)) else None
+
+
+def _respecifies(event: Event) -> bool:
+    """Return whether the event changes more of a record than what happens to every job."""
+    is_answer = isinstance(event, Exited) and event.result is not None
+    return is_answer or isinstance(event, (Relinked, Lost))
 
 
 def _job_of(entry: Insert | Save | JobEvent) -> str | None:

@@ -26,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from pydantic import JsonValue
+
 from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import (
@@ -40,14 +42,16 @@ from anodejobs.errors import (
     WaitTimeout,
 )
 from anodejobs.events import Relinked, Submitted, utc_now
-from anodejobs.executors.base import STREAMS, Executor, Stream, remove_attempts
+from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.follower import Follower
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
 from anodejobs.logs import LogChunk, LogTail
-from anodejobs.planner import Plan, Planner
+from anodejobs.planner import Plan, Planner, spec_of
+from anodejobs.progress import last_progress
+from anodejobs.progressfeed import ProgressFeed
 from anodejobs.records import (
     ALIVE,
     WAITING,
@@ -58,7 +62,6 @@ from anodejobs.records import (
     JobOptions,
     JobRecord,
     JobRecordDict,
-    JobSpec,
     Metrics,
     Scheduled,
     Status,
@@ -75,7 +78,7 @@ from anodejobs.succession import Succession
 from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
-from anodejobs.watcher import Watcher
+from anodejobs.watcher import Watcher, remove_attempts
 
 LOG = logging.getLogger("anodejobs")
 
@@ -170,6 +173,7 @@ class Jobs:
         self._catalogue = Catalogue(self._jobdb)
         self._retention = Retention(self._jobdb, self._delete_old)
         self._given_executor = executor
+        self._progress: ProgressFeed | None = None
         self._root: asyncio.Task[None] | None = None
         self._pid = 0
         """The process that opened it: a fork of that has the memory, and nothing that works."""
@@ -237,6 +241,8 @@ class Jobs:
         finally:
             self._closing.set()
             self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
+            if self._progress is not None:
+                self._progress.close()
             try:
                 await executor.close()
             finally:
@@ -255,6 +261,7 @@ class Jobs:
         def make() -> None:
             for folder in (self.db_path, self._planner.log_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._planner.files.open()
 
         try:
             await asyncio.to_thread(make)
@@ -266,7 +273,13 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        watcher = Watcher(self._jobdb, executor, tasks, self._recovery)
+        watcher = Watcher(
+            self._jobdb,
+            executor,
+            tasks,
+            files=self.db_path / "job_files",
+            recovery=self._recovery,
+        )
         scheduler = self._scheduler(watcher)
         try:
             async with tasks:
@@ -305,7 +318,7 @@ class Jobs:
 
     async def run(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -314,7 +327,9 @@ class Jobs:
     ) -> JobRecord:
         """Start a job now, and return its record once the program is exec'd.
 
-        A string goes to ``/bin/sh -c``, a list is executed directly. ``spec``: see ``JobOptions``.
+        A string goes to ``/bin/sh -c``, a list is executed directly; ``call`` names a Python
+        function in its place, ``"package.module:function"``, which is called with the ``payload``
+        in a process of its own, and whose value is the result. ``spec``: see ``JobOptions``.
         A program that cannot be exec'd gives a record in ``failed_start`` with ``error``. Where
         ``job_id`` names a job that ended, it is run anew, its logs replaced; with
         ``if_exists="skip"`` the old record is returned instead (``fresh_for``: only if it finished
@@ -324,7 +339,8 @@ class Jobs:
         stored or started then. Cancelling gives up the answer, not the job.
         """
         may_replace = _replacement(if_exists, fresh_for)
-        plan = self._planner.plan(JobSpec({"command": command, "job_id": job_id, **spec}), "start")
+        checked = spec_of({"command": command, "job_id": job_id, **spec})
+        plan = self._planner.plan(checked, "start")
         watcher, _ = await self._open()
         return await watcher.start(plan, may_replace)
 
@@ -332,7 +348,7 @@ class Jobs:
 
     async def create(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -349,7 +365,7 @@ class Jobs:
 
     async def submit(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -366,13 +382,13 @@ class Jobs:
 
     async def _enlist(
         self,
-        command: str | list[str],
+        command: str | list[str] | None,
         job_id: str | None,
         spec: JobOptions,
         opening: Opening,
         may_replace: Callable[[JobRecord], bool],
     ) -> JobRecord:
-        checked = JobSpec({"command": command, "job_id": job_id, **spec})
+        checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
         watcher, _ = await self._open()
         await self._check_dependencies(plan.record.self_id, plan.record.depends_on)
@@ -484,7 +500,7 @@ class Jobs:
 
         Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
         """
-        checked = [JobSpec(spec) for spec in specs]
+        checked = [spec_of(spec) for spec in specs]
         if not checked:
             raise InvalidJob("specs", "names no job")
         ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
@@ -557,7 +573,7 @@ class Jobs:
         ``every``, the first job comes at ``start``, or at once. The environment is the
         application's present one. Raises InvalidJob, also where it would never fire.
         """
-        checked = JobSpec(spec if isinstance(spec, Mapping) else {"command": spec})
+        checked = spec_of(spec if isinstance(spec, Mapping) else {"command": spec})
         given = {"cron": cron, "every": every, "at": at, **schedule}
         when = Schedule({field: value for field, value in given.items() if value is not None})
         if name is None:
@@ -742,7 +758,7 @@ class Jobs:
         if deleted is None:
             return False
         try:
-            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record.attempt)
+            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record)
         except OSError as error:
             raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
         return True
@@ -768,13 +784,29 @@ class Jobs:
     async def get_status(self, job_id: str) -> JobRecord | None:
         """Return the job's record as it is now, None for an unknown id."""
         await self._open()
-        return await self._jobdb.get(job_id)
+        record = await self._jobdb.get(job_id)
+        return record and self._as_of_now(record)
+
+    def _as_of_now(self, record: JobRecord) -> JobRecord:
+        """Return the record with how far a running job says it is: a look at a small file."""
+        if record.status not in ALIVE:
+            return record
+        files = self._planner.files
+        progress = last_progress(files.progress(record.logfile, record.attempt))
+        return record if progress is None else record.changed({"progress": progress[0]})
+
+    async def get_results(self, job_id: str) -> JsonValue:
+        """Return the JSON value that the job wrote to ``$ANODEJOBS_RESULT``, None where none.
+
+        Where it wrote what is no JSON, the record's ``error`` says so. Raises JobNotFound.
+        """
+        return (await self._known(job_id)).result
 
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""
         await self._open()
         records = await self._jobdb.page(Query(filter=_filter(filter)))
-        return JobRecordDict((record.self_id, record) for record in records)
+        return JobRecordDict((record.self_id, self._as_of_now(record)) for record in records)
 
     async def list_jobs(
         self,
@@ -804,7 +836,7 @@ class Jobs:
             after=after,
         )
         await self._open()
-        return await self._jobdb.page(query)
+        return [self._as_of_now(record) for record in await self._jobdb.page(query)]
 
     async def count(self, filter: AnyFilter | None = None) -> int:
         """Return how many records match."""
@@ -905,7 +937,7 @@ class Jobs:
         after: int | None = None,
         heartbeat: float | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Give what happens to the job, or to all: changes of status, and the growth of logs.
+        """Give what happens to the job, or to all: changes of status, growth of logs, progress.
 
         From now on, or from after the event with ``seq`` ``after``; 0 is the very beginning. With
         ``heartbeat`` an event of that kind comes whenever nothing else did for so many seconds.
@@ -914,15 +946,21 @@ class Jobs:
         if heartbeat is not None:
             check_seconds("heartbeat", heartbeat)
         _check_count("after", after, least=0)
-        _, executor = await self._open()
+        watcher, executor = await self._open()
         executor.report_growth(self._jobdb.grown)
+        if self._progress is None:
+            folder = self._planner.files.progress_folder
+            self._progress = ProgressFeed(self._jobdb, folder, watcher.own)
+        self._progress.open()
         try:
             async with aclosing(self._jobdb.events(job_id, after, heartbeat)) as events:
                 async for event in events:
                     yield event
         finally:
-            if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
-                executor.report_growth(None)
+            if not self._jobdb.has_listeners:
+                self._progress.close()
+                if self._parts and not self._closing.is_set():
+                    executor.report_growth(None)
 
     async def on(
         self,

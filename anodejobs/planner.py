@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
 from anodejobs.events import utc_now
 from anodejobs.executors.base import Launch, LogPlan, Stream
+from anodejobs.jobfiles import JobFiles
+from anodejobs.limits import check_limits
 from anodejobs.logs import log_name
 from anodejobs.records import JobRecord, JobSpec
 from anodejobs.retries import FixedDelay, RestartPolicy, check_restart, check_retry, retry_to_json
@@ -41,6 +45,8 @@ class Planner:
         log_backups: int,
     ) -> None:
         self.log_dir = db_path / "job_logs"
+        self.files = JobFiles(db_path / "job_files")
+        self._files = str(db_path / "job_files")
         self._db_path = str(db_path)
         self._log_dir = str(self.log_dir)
         self._stop_grace = stop_grace
@@ -77,7 +83,11 @@ class Planner:
             else tuple(spec.command),
             cwd=cwd,
             base_env=base_env,
-            envs=spec.envs,
+            envs=spec.envs
+            if spec.payload is None
+            else {**spec.envs, "ANODEJOBS_PAYLOAD": self.files.payload(name)},
+            files=self._files,
+            limits=_limits(spec),
             logs=LogPlan(
                 stdout=f"{self._log_dir}/{name}_out.txt",
                 stderr=f"{self._log_dir}/{name}_errors.txt",
@@ -108,6 +118,7 @@ class Planner:
             user_id=spec.user_id,
             workflow_id=spec.workflow_id,
             timeout=spec.timeout,
+            limits=launch.limits,
             host=self._host,
             **(_of_its_turn(spec, opening) if spec.model_fields_set - _PLAIN else {}),
             batch_id=batch_id,
@@ -128,6 +139,7 @@ class Planner:
         if encoded is None or encoded != self._encoded_environment:
             self._encoded_environment = dict(encoded or {})
             present = dict(os.environ)
+            present.pop("ANODEJOBS_PAYLOAD", None)  # of the job that we may be
             if present != self._environment:
                 self._environment = present
         return self._environment
@@ -169,6 +181,25 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
         if restart == RestartPolicy(when=restart.when)
         else restart.model_dump(mode="json"),
     }
+
+
+def spec_of(fields: Mapping[str, Any]) -> JobSpec:
+    """Return the spec of arguments as callers give them; ``call`` stands for a command."""
+    fields = dict(fields)
+    call = fields.pop("call", None)
+    if call is None:
+        return JobSpec(fields)
+    if fields.get("command") is not None:
+        raise InvalidJob("call", "goes without a command")
+    if not isinstance(call, str):
+        raise InvalidJob("call", "must be like 'package.module:function'")
+    return JobSpec({**fields, "command": call_argv(call)})
+
+
+def _limits(spec: JobSpec) -> dict[str, Any] | None:
+    if spec.limits is None:
+        return None
+    return check_limits(spec.limits).model_dump(exclude_none=True) or None
 
 
 def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:

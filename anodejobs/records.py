@@ -369,6 +369,8 @@ class JobRecord(_Model):
     restart: Restart = "never"
     restart_policy: dict[str, JsonValue] | None = None
     """How a service is restarted, where that is not as usual."""
+    limits: dict[str, JsonValue] | None = None
+    """The fields of ``Limits`` that are set, if any is."""
     timeout: float | None = None
     """Seconds the attempt may take."""
     created_at: Moment | None = None
@@ -515,6 +517,7 @@ class JobSpec(_Model):
     retry_delay: Seconds | None = None
     retry: Any = None
     restart: Any = "never"
+    limits: Any = None
 
     if TYPE_CHECKING:
 
@@ -539,7 +542,7 @@ class JobOptions(TypedDict, total=False):
     ``run_at`` when it may start at the earliest (a naive time is UTC), ``start_deadline`` how long
     it may wait. A failed attempt is followed by up to ``max_retries`` others, after ``retry_delay``
     or as a ``RetryPolicy`` says (``retry``). ``restart`` is for services: ``"on-failure"``,
-    ``"always"`` or a ``RestartPolicy``.
+    ``"always"`` or a ``RestartPolicy``. ``limits`` are ``Limits``, or a mapping of their fields.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -567,6 +570,8 @@ class JobOptions(TypedDict, total=False):
     retry_delay: float | None
     retry: object
     restart: object
+    limits: object
+    call: str
 
 
 class AttemptRecord(_Model):
@@ -643,13 +648,14 @@ class JobEvent(_Model):
     """One thing that happened, as ``Jobs.events`` and ``Jobs.history`` tell it.
 
     ``kind`` is ``status`` (the job went from ``previous`` to ``status``), ``log`` (``stream`` has
-    grown to ``offset`` bytes) or ``heartbeat`` (nothing happened). Only status events are kept;
+    grown to ``offset`` bytes), ``progress`` (it says how far it is) or ``heartbeat`` (nothing
+    happened). Only status events are kept;
     the others carry the ``seq`` of the last status event before them, so that any ``seq`` can be
     given as ``after``.
     """
 
     seq: int
-    kind: Literal["status", "log", "heartbeat"]
+    kind: Literal["status", "log", "progress", "heartbeat"]
     at: Moment
     job_id: str | None = None
     attempt: int | None = None
@@ -660,6 +666,10 @@ class JobEvent(_Model):
     """The attempt that has ended, where another one is to follow."""
     stream: Literal["stdout", "stderr"] | None = None
     offset: int | None = None
+    progress: float | None = None
+    """From 0.0 to 1.0."""
+    text: str | None = None
+    """What the job says beside it, one line."""
 
 
 class Usage(_Model):

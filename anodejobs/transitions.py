@@ -306,7 +306,9 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
                 "finished_at": event.at,
                 "exit_code": event.exit_code,
                 "evidence": event.evidence,
-                "error": event.log_error or _end_line(record, event, status),
+                "error": event.log_error or _end_line(record, event, status) or event.result_error,
+                "result": event.result,
+                "progress": event.progress,
                 **_another(record, event.retry_at),
             }
         case Adopted():
@@ -383,6 +385,8 @@ def _end_line(record: JobRecord, event: Exited, status: Status) -> str | None:
 def _failure_line(record: JobRecord, event: Exited) -> str:
     if record.error and not event.ended_by_itself:
         return record.error  # why we stopped it
+    if event.limit:
+        return event.limit
     exit_code = event.exit_code
     if exit_code >= 0:
         return f"exit code {exit_code}"

@@ -13,6 +13,8 @@ import logging
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -43,9 +45,12 @@ from anodejobs.events import (
     StopRequested,
     Withdrawn,
 )
-from anodejobs.executors.base import Executor, Host, Launch, new_token, remove_attempts
+from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
 from anodejobs.jobdb import JobDB, unstarted
+from anodejobs.jobfiles import JobFiles
+from anodejobs.logs import remove_logs
 from anodejobs.planner import Plan
+from anodejobs.progress import last_progress
 from anodejobs.records import WAITING, JobRecord, Status
 from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import Stored, Unfinished
@@ -67,9 +72,16 @@ class Watcher:
     """Starts, follows, adopts and ends attempts."""
 
     def __init__(
-        self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup, recovery: Recovery
+        self,
+        jobdb: JobDB,
+        executor: Executor,
+        tasks: asyncio.TaskGroup,
+        *,
+        files: Path,
+        recovery: Recovery,
     ) -> None:
         self._jobdb = jobdb
+        self._files = files
         self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
@@ -247,7 +259,7 @@ class Watcher:
             if old is not None and not may_replace(old):
                 return old
         if old is not None:
-            await asyncio.to_thread(remove_attempts, launch, old.attempt)
+            await asyncio.to_thread(remove_attempts, launch, old)
         return None
 
     async def _start(
@@ -255,7 +267,11 @@ class Watcher:
     ) -> Started | StartFailed | Lost:
         try:
             number = record.attempt
+            if record.payload is not None:
+                await asyncio.to_thread(_hand_out, launch, record)
             return await self._executor.start(launch.of_attempt(number), attempt, number)
+        except OSError as error:
+            return StartFailed(error=f"its payload cannot be written: {error}")
         except Exception as error:  # an executor's fault; the record must not stay `starting`
             LOG.exception("job %s could not be started", record.self_id)
             return StartFailed(error=f"the executor failed: {error!r}")
@@ -347,12 +363,27 @@ class Watcher:
         """Return the end of an attempt with what follows it, as the job's policies say."""
         if event.retry_at is not None:
             return event
+        if isinstance(event, Exited):
+            event = await self._with_answer(record, event)
         if record.max_retries or record.restart != "never":
             events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
             event = with_sequel(record, event, events, random.random())
         if isinstance(event, Lost):
             return recovered(record, event, self._recovery)
         return event
+
+    async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
+        """Return the end of an attempt with what it had to say for itself."""
+        files, logfile, number = JobFiles(self._files), record.logfile, record.attempt
+        progress = last_progress(files.progress(logfile, number))
+        if progress is not None:
+            exit = replace(exit, progress=progress[0])
+        if not files.has_result(logfile, number):
+            return exit
+        result = await asyncio.to_thread(files.result, logfile, number)
+        if result is None:
+            return exit
+        return replace(exit, result=result.value, result_error=result.error)
 
     # What callers ask for.
 
@@ -584,6 +615,20 @@ class Watcher:
         self._lives -= 1
         if not self._lives:
             self._is_idle.set()
+
+
+def _hand_out(launch: Launch, record: JobRecord) -> None:
+    """Write the payload of an attempt that is about to start. Waits for the disk."""
+    JobFiles(launch.files).prepare(record.logfile, record.attempt, record.payload)
+
+
+def remove_attempts(launch: Launch, record: JobRecord) -> None:
+    """Remove the logs and files of a job that has ended. Waits for the disk."""
+    for number in range(1, record.attempt + 1):
+        logs = launch.logs.of_attempt(number)
+        remove_logs(map(logs.path, STREAMS))
+    if launch.files:
+        JobFiles(launch.files).remove(record.logfile, record.attempt)
 
 
 async def _unheard(event: Event) -> None:

@@ -16,6 +16,7 @@ from anodejobs import (
     InvalidJob,
     JobNotFound,
     Jobs,
+    Limits,
     Parameter,
     RestartPolicy,
     RetryPolicy,
@@ -73,6 +74,7 @@ TEMPLATES: dict[str, Template] = {
     "a service": Template(
         name="t", command="true", restart=RestartPolicy(when="always", initial=0.5)
     ),
+    "a limited job": Template(name="t", command="true", limits=Limits(niceness=5, open_files=64)),
     "a job of its own": Template(
         name="t",
         command=["echo", "{{}}"],
@@ -197,6 +199,7 @@ async def test_a_template_that_there_is_not_is_not_found(jobs: Jobs, call: str) 
         ("colour", {"name": "t", "command": "true", "colour": "red"}),
         ("restart", {"name": "t", "command": "true", "restart": "sometimes"}),
         ("restart", {"name": "t", "command": "true", "restart": object()}),
+        ("limits", {"name": "t", "command": "true", "limits": object()}),
         ("retry", {"name": "t", "command": "true", "retry": object(), "max_retries": 1}),
         ("max_retries", {"name": "t", "command": "true", "retry_delay": 1}),
         ("depends_on", {"name": "t", "command": "true", "depends_on": [0]}),

@@ -37,6 +37,7 @@ PUBLIC = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
     "Metrics",
@@ -58,20 +59,18 @@ PUBLIC = [
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
     ["errors", "events", "faults"],
-    ["dependencies", "jobqueue"],
+    ["dependencies", "jobqueue", "folderwatch", "this_job"],
+    ["executors.limited", "executors.limits", "calling", "calls", "jobfiles", "progress"],
     [
         *("logs", "records", "executors.marks", "executors.first_step", "executors.inheritance"),
         *("shim.peers", "shim.protocol"),
     ],
+    ["limits"],
     [
-        "executors.base",
-        "executors.pidfds",
-        "executors.dedication",
-        "retries",
-        "schedules",
-        "templates",
+        *("executors.base", "executors.pidfds", "executors.dedication", "retries", "schedules"),
         "transitions",
     ],
+    ["templates"],
     [
         "executors.tree",
         "executors.children",
@@ -90,7 +89,7 @@ LAYERS = [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
         "retention",
     ],
-    ["watcher", "timetable", "catalogue"],
+    ["watcher", "timetable", "catalogue", "progressfeed"],
     ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus"],
@@ -135,8 +134,8 @@ def test_the_package_is_typed():
 
 
 _PURE = [
-    *("dependencies", "errors", "jobqueue", "records", "retries", "schedules", "templates"),
-    "transitions",
+    *("calls", "dependencies", "errors", "jobfiles", "jobqueue", "limits", "progress", "records"),
+    *("retries", "schedules", "templates", "this_job", "transitions"),
 ]
 
 
@@ -184,7 +183,13 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
     assert not imported & {*STORES_AND_WEB, "psutil", "anodejobs.jobs", "anodejobs.testing"}
 
 
-@pytest.mark.parametrize("module", ["", "dependencies", "errors", "events", "jobqueue"])
+_SMALL = [
+    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits", "jobfiles"),
+    *("jobqueue", "progress", "this_job"),
+]
+
+
+@pytest.mark.parametrize("module", _SMALL)
 def test_the_smallest_modules_import_the_standard_library_only(module):
     imported = imported_by(f"import anodejobs.{module}".rstrip("."))
     strangers = {name.partition(".")[0] for name in imported}
@@ -263,7 +268,7 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
             # The package itself: it tells the interpreter that it starts where that lies.
             is_said = module == "executors.shim" and known in ("", "shim.peers", "shim.protocol")
             assert is_below or is_said or known.startswith("executors"), (module, known)
@@ -273,7 +278,7 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
     """It is of its own version: what it knows of others is what is said over its socket."""
     for module in _modules("shim"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
             is_executor = known.startswith("executors") and known != "executors.shim"
             assert is_below or is_executor or known.startswith("shim"), (module, known)
 
@@ -389,7 +394,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
-    owners = {"shim.main"}
+    owners = {"shim.main", "calling"}
     taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
     for module in set(_modules()) - owners:
         for text in _calls(module):

@@ -23,6 +23,7 @@ from anodejobs import (
     Failure,
     InvalidJob,
     Jobs,
+    Limits,
     MemoryJobStore,
     RestartPolicy,
     RetryPolicy,
@@ -260,6 +261,9 @@ async def test_a_restart_policy_goes_with_the_job(jobs: Jobs, clock: Clock) -> N
         {"cwd": Path("/"), "tags": {"a"}, "priority": 7, "queue": "default"},
         {"envs": {"BYTES": os.fsdecode(b"\xff")}},
         {"command": ["echo", "ü", "🚀\n"]},
+        {"limits": Limits(niceness=5, user=0)},
+        {"limits": {"memory_bytes": 2**30}},
+        {"command": None, "call": "json:dumps", "payload": {"obj": 1}},
     ],
     ids=str,
 )

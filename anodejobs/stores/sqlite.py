@@ -216,21 +216,21 @@ class SqliteJobStore(JobStore):
                 await connection.close()
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
-        async with self._translated("write to"):
+        async with self._turn, self._translated("write to"):
+            # In its turn: it leaves out the environments that the one before has written.
             batch = Batch(writes, self._environments)
-        await self._apply(batch)
+            await self._apply(batch)
         self._checkpoints.note(len(writes))
         return batch.results
 
     async def _apply(self, batch: Batch | DocumentWrite) -> None:
-        """Apply the batch in a transaction of its own."""
+        """Apply the batch in a transaction of its own; it must be its turn."""
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
-        async with self._turn, self._translated("write to"):
-            self._batch = batch
-            # aiosqlite sends each of its calls to the thread of the connection and back. The one
-            # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
-            await self._writer.commit()
+        self._batch = batch
+        # aiosqlite sends each of its calls to the thread of the connection and back. The one
+        # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
+        await self._writer.commit()
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(
@@ -238,12 +238,13 @@ class SqliteJobStore(JobStore):
             " USING (job_id) JOIN environments ON digest = environment WHERE job_id = ?",
             (job_id,),
         )
-        for attempt, launch, body, *columns in rows:
-            return Stored(
-                record=record_of(columns),
-                attempt=Attempt.from_json(json.loads(attempt)),
-                launch=Launch.from_json(json.loads(launch), json.loads(body)),
-            )
+        async with self._translated("read"):
+            for attempt, launch, body, *columns in rows:
+                return Stored(
+                    record=record_of(columns),
+                    attempt=Attempt.from_json(json.loads(attempt)),
+                    launch=Launch.from_json(json.loads(launch), json.loads(body)),
+                )
         return None
 
     async def unfinished(self) -> list[Unfinished]:
@@ -251,17 +252,20 @@ class SqliteJobStore(JobStore):
         rows = await self._read(
             f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", UNFINISHED
         )
-        return [
-            Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
-            for job_id, status, attempt in rows
-        ]
+        async with self._translated("read"):
+            return [
+                Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
+                for job_id, status, attempt in rows
+            ]
 
     async def page(self, query: Query) -> list[JobRecord]:
         last = None
         if query.after is not None:
             last = await self._sort_value(query)
         sql, parameters = page(query, last)
-        return [record_of(row) for row in await self._read(sql, parameters)]
+        rows = await self._read(sql, parameters)
+        async with self._translated("read"):
+            return [record_of(row) for row in rows]
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(
@@ -282,7 +286,8 @@ class SqliteJobStore(JobStore):
             clause, parameters = where(filter)
             sql = f"SELECT status, count(*) FROM jobs{clause} GROUP BY status"
             rows = await self._read(sql, parameters)
-        return {Status(status): n for status, n in rows if n}
+        async with self._translated("read"):
+            return {Status(status): n for status, n in rows if n}
 
     async def tally(self) -> Metrics:
         groups: list[Group] = []
@@ -307,20 +312,21 @@ class SqliteJobStore(JobStore):
             f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
-        return [
-            JobEvent(
-                seq=seq,
-                kind="status",
-                at=moment(at),
-                job_id=job,
-                attempt=attempt,
-                previous=previous,
-                status=status,
-                why=why,
-                ended=ended and AttemptRecord.model_validate_json(ended),
-            )
-            for seq, job, attempt, at, previous, status, why, ended in rows
-        ]
+        async with self._translated("read"):
+            return [
+                JobEvent(
+                    seq=seq,
+                    kind="status",
+                    at=moment(at),
+                    job_id=job,
+                    attempt=attempt,
+                    previous=previous,
+                    status=status,
+                    why=why,
+                    ended=ended and AttemptRecord.model_validate_json(ended),
+                )
+                for seq, job, attempt, at, previous, status, why, ended in rows
+            ]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
@@ -336,7 +342,8 @@ class SqliteJobStore(JobStore):
         return {row[0]: row[1] for row in rows}
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
-        await self._apply(DocumentWrite(kind, name, body))
+        async with self._turn, self._translated("write to"):
+            await self._apply(DocumentWrite(kind, name, body))
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Iterable[Sequence[Any]]:
         if self._reader is None:
@@ -356,7 +363,7 @@ class SqliteJobStore(JobStore):
     async def _translated(self, what: str) -> AsyncIterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
 
     def apply_next(self, connection: _Writer) -> None:
