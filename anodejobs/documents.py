@@ -8,21 +8,26 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
+from anodejobs.limits import check_limits
 from anodejobs.records import JobSpec
-from anodejobs.retries import RestartPolicy, check_retry, retry_from_json, retry_to_json
+from anodejobs.retries import check_restart, check_retry, retry_from_json, retry_to_json
 
 Spec = TypeVar("Spec", bound=JobSpec)
 
 
 def spec_to_json(spec: JobSpec) -> dict[str, Any]:
     """Return the spec as JSON values: what was given, and no more. Raises InvalidJob."""
-    fields = spec.model_dump(mode="json", exclude_unset=True, exclude={"retry", "restart"})
+    fields = spec.model_dump(
+        mode="json", exclude_unset=True, exclude={"retry", "restart", "limits"}
+    )
     if spec.retry is not None:
         fields["retry"] = retry_to_json(check_retry(spec.retry))
-    if isinstance(spec.restart, RestartPolicy):
-        fields["restart"] = spec.restart.model_dump(mode="json")
-    elif spec.restart != "never":
-        fields["restart"] = spec.restart
+    if spec.restart != "never":
+        policy = check_restart(spec.restart)
+        is_named = isinstance(spec.restart, str)
+        fields["restart"] = policy.when if is_named else policy.model_dump(mode="json")
+    if spec.limits is not None:
+        fields["limits"] = check_limits(spec.limits).model_dump(mode="json", exclude_unset=True)
     return fields
 
 
@@ -31,6 +36,10 @@ def spec_from_json(kind: type[Spec], fields: dict[str, Any]) -> Spec:
     fields = dict(fields)
     if "retry" in fields:
         fields["retry"] = retry_from_json(fields["retry"])
+    if isinstance(fields.get("restart"), dict):
+        fields["restart"] = check_restart(fields["restart"])
+    if "limits" in fields:
+        fields["limits"] = check_limits(fields["limits"])
     return kind(fields)
 
 

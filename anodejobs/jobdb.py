@@ -38,7 +38,7 @@ from anodejobs.events import (
     utc_now,
 )
 from anodejobs.executors.base import Launch, new_token
-from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
@@ -237,10 +237,15 @@ class JobDB:
                 return record
             self._forget(job_id)  # another writer was quicker: look again
 
-    async def delete(self, job_id: str) -> Stored | None:
-        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
+    async def delete(self, job_id: str, revision: int | None = None) -> Stored | None:
+        """Remove the job and its history; return it, None if there was none. Raises JobActive.
+
+        With ``revision`` it is there no more where its record is another one.
+        """
         while stored := await self._store.get(job_id):
             record = stored.record
+            if revision not in (None, record.revision):
+                return None
             if not record.is_done:
                 raise JobActive(job_id, record.status)
             if await self._write(Delete(record=record)):
@@ -463,10 +468,15 @@ class JobDB:
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document, None: none any more; other processes are told."""
         await self._store.put_document(kind, name, body)
+        self._has_foreign.set()  # it may be news to us as well
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
         return await self._store.count(filter)
+
+    async def tally(self) -> Metrics:
+        """Return how many jobs there are of what."""
+        return await self._store.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first."""

@@ -37,12 +37,14 @@ __all__ = [
     "WAITING",
     "AttemptRecord",
     "BatchProgress",
+    "Durations",
     "JobEvent",
     "JobFilter",
     "JobOptions",
     "JobRecord",
     "JobRecordDict",
     "JobSpec",
+    "Metrics",
     "Priority",
     "Scheduled",
     "Status",
@@ -594,7 +596,7 @@ class Scheduled(_Model):
     """The fields of its ``Schedule``, as JSON."""
     command: str | list[str]
     next_at: Moment | None = None
-    """When it fires next; None: never any more."""
+    """When it fires next, which may be a moment ago; None: never any more."""
     last_job: str | None = None
     """The id of the last job that it made."""
 
@@ -611,6 +613,35 @@ class BatchProgress(_Model):
     def fraction(self) -> float:
         """The part that has ended, from 0.0 to 1.0."""
         return self.ended / self.total
+
+
+class Durations(_Model):
+    """How long jobs ran, each from the start of its last attempt to its end, in seconds."""
+
+    count: int = 0
+    """How many they are."""
+    mean: float | None = None
+    """None where there is none."""
+    max: float | None = None
+
+
+class Metrics(_Model):
+    """How many jobs there are of what, as ``Jobs.metrics`` tells it: all of one moment."""
+
+    by_status: dict[Status, int]
+    """With every status."""
+    by_tag: dict[str, int]
+    """A job counts for each of its tags."""
+    by_queue: dict[str, int]
+    by_priority: dict[int, int]
+    durations: Durations
+    """Of the jobs that have ended, as far as they have started."""
+    queue_depth: dict[str, int]
+    """How many jobs wait for a slot, for each queue in which there are any."""
+    occupied_slots: dict[str, int]
+    """How many jobs are under way, likewise: each holds a slot, however it was started."""
+    retries: int
+    """Attempts after the first, restarts included, and those that wait for their time."""
 
 
 class JobEvent(_Model):

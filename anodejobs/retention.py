@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from anodejobs.errors import AnodeJobsError
+from anodejobs.errors import AnodeJobsError, ExecutorError, JobNotFound
 from anodejobs.events import utc_now
 from anodejobs.jobdb import JobDB
-from anodejobs.records import TERMINAL, JobFilter
+from anodejobs.records import TERMINAL, WAITING, JobFilter, JobRecord
 from anodejobs.stores.base import Query
 
 LOG = logging.getLogger("anodejobs")
@@ -20,9 +20,12 @@ _EVERY_S = 3600.0
 
 
 class Retention:
-    """Removes what has ended long ago; ``delete`` removes one job with its logs."""
+    """Removes what has ended long ago.
 
-    def __init__(self, jobdb: JobDB, delete: Callable[[str], Awaitable[bool]]) -> None:
+    ``delete`` removes a job with its logs if this is still its record, and returns whether it was.
+    """
+
+    def __init__(self, jobdb: JobDB, delete: Callable[[JobRecord], Awaitable[bool]]) -> None:
         self._jobdb = jobdb
         self._delete = delete
 
@@ -31,35 +34,60 @@ class Retention:
 
         A job that others wait for is kept: what became of it is what they wait to learn.
         """
-        before = utc_now() - timedelta(days=older_than_days)
-        query = Query(filter=JobFilter(status=list(TERMINAL)), sort_by="finished_at", limit=_PAGE)
-        removed = kept = 0
-        while True:
-            page = await self._jobdb.page(
-                Query(filter=query.filter, sort_by=query.sort_by, limit=_PAGE, offset=kept)
-            )
-            for record in page:
-                if record.finished_at is None or record.finished_at > before:
-                    return removed
-                if await self._is_awaited(record.self_id):
-                    kept += 1
-                else:
-                    removed += await self._delete(record.self_id)
-            if len(page) < _PAGE:
-                return removed
+        before = _days_ago(older_than_days)
+        if before is None:
+            return 0
+        removed = 0
+        page = await self._page(before, None)
+        while page:
+            # The next page is found by the last job of this one, which therefore must still be
+            # there. Where somebody else has deleted that, it is found from the beginning.
+            try:
+                following = await self._page(before, page[-1].self_id)
+            except JobNotFound:
+                following = await self._page(before, None)
+            old = [record for record in page if _ended_at(record) <= before]
+            # At once: deletions share commits.
+            removed += sum(await asyncio.gather(*map(self._remove, old)))
+            page = following
+        return removed
+
+    async def _page(self, before: datetime, after: str | None) -> list[JobRecord]:
+        # What was created later cannot have ended before.
+        filter = JobFilter(status=list(TERMINAL), created_before=before)
+        return await self._jobdb.page(Query(filter=filter, limit=_PAGE, after=after))
+
+    async def _remove(self, record: JobRecord) -> bool:
+        return not await self._is_awaited(record.self_id) and await self._delete(record)
 
     async def _is_awaited(self, job_id: str) -> bool:
         for dependent in await self._jobdb.dependents(job_id):
             record = await self._jobdb.get(dependent)
-            if record is not None and not record.is_done:
+            if record is not None and record.status in WAITING:
                 return True
         return False
 
     async def serve(self, days: float) -> None:
-        """Clean up now and every hour, until cancelled."""
+        """Clean up now and every hour, until cancelled or all is closed."""
         while True:
             try:
                 await self.clean_up(days)
+            except ExecutorError:  # nothing is deleted any more
+                return
             except AnodeJobsError as error:
-                LOG.error("what has ended long ago is not removed: %s", error)
+                LOG.error("what has ended long ago is not all removed: %s", error)
             await asyncio.sleep(_EVERY_S)
+
+
+def _days_ago(days: float) -> datetime | None:
+    """Return the moment, None where it lies before all years."""
+    try:
+        return utc_now() - timedelta(days=days)
+    except OverflowError:
+        return None
+
+
+def _ended_at(record: JobRecord) -> datetime:
+    ended_at = record.finished_at or record.last_update
+    assert ended_at is not None  # it has ended
+    return ended_at

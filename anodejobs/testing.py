@@ -29,7 +29,16 @@ import pytest_asyncio
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan, new_token
-from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import (
+    ALIVE,
+    AttemptRecord,
+    Durations,
+    JobEvent,
+    JobFilter,
+    JobRecord,
+    Metrics,
+    Status,
+)
 from anodejobs.stores.base import (
     SORT_KEYS,
     Delete,
@@ -886,6 +895,56 @@ class StoreContract:
                 expected = _expected_counts(records.values(), _FILTERS[name])
                 assert await _counts(store, _FILTERS[name]) == expected, name
 
+    # Metrics.
+
+    async def test_an_empty_store_has_nothing_to_tell(self, store: JobStore) -> None:
+        metrics = await store.tally()
+        assert metrics == _expected_metrics([])
+        assert metrics.by_status == dict.fromkeys(Status, 0)
+        assert (metrics.durations.mean, metrics.durations.max) == (None, None)
+
+    async def test_metrics_agree_with_a_model(self, store: JobStore) -> None:
+        records = await _put_varied(store)
+        assert await store.tally() == _expected_metrics(records)
+
+    async def test_metrics_follow_saves_renewals_and_deletes(self, store: JobStore) -> None:
+        rng = random.Random(1)
+        records = {record.self_id: record for record in await _put_varied(store)}
+        for _ in range(20):
+            writes = [_random_write(rng, r) for r in rng.sample(list(records.values()), 5)]
+            await store.commit(writes)
+            for change in chain.from_iterable(map(changes_of, writes)):
+                records[change.record.self_id] = change.record
+                if isinstance(change, Delete):
+                    del records[change.record.self_id]
+            assert await store.tally() == _expected_metrics(records.values())
+
+    async def test_a_job_counts_once_for_a_tag(self, store: JobStore) -> None:
+        await _put(store, make_record("a", tags=["red", "it's", "red"]))
+        await _put(store, make_record("b", tags=["red"]))
+        assert (await store.tally()).by_tag == {"red": 2, "it's": 1}
+
+    async def test_what_has_not_ended_has_no_duration(self, store: JobStore) -> None:
+        moments = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=5)}
+        for status in Status:
+            # Also one that waits for its next attempt has the times of the last.
+            await _put(store, make_record(status.value, status=status, **moments))
+        durations = (await store.tally()).durations
+        ended = sum(status.is_terminal for status in Status)
+        assert (durations.count, durations.mean, durations.max) == (ended, 5.0, 5.0)
+
+    async def test_what_never_started_has_no_duration(self, store: JobStore) -> None:
+        await _put(store, make_record("a", status="cancelled", finished_at=NOON))
+        assert (await store.tally()).durations.count == 0
+
+    async def test_a_clock_that_was_set_back_makes_no_duration_negative(
+        self, store: JobStore
+    ) -> None:
+        moments = {"started_at": NOON, "finished_at": NOON - timedelta(hours=1)}
+        await _put(store, make_record("a", status="finished", **moments))
+        durations = (await store.tally()).durations
+        assert (durations.count, durations.mean, durations.max) == (1, 0.0, 0.0)
+
     # History.
 
     async def test_the_history_tells_each_change_of_a_status(self, store: JobStore) -> None:
@@ -1377,6 +1436,48 @@ def _expected(records: Iterable[JobRecord], query: Query) -> list[JobRecord]:
 
 def _expected_counts(records: Iterable[JobRecord], filter: JobFilter) -> dict[Status, int]:
     return Counter(record.status for record in records if filter.matches(record))
+
+
+async def _put_varied(store: JobStore) -> list[JobRecord]:
+    """Put in jobs that differ in whatever metrics tell apart."""
+    rng = random.Random(2)
+    records = [
+        make_record(
+            f"varied-{number}",
+            status=rng.choice(list(Status)),
+            queue=rng.choice(["default", "gpu", "it's"]),
+            priority=rng.choice([-(2**63), 0, 20, 2**63 - 1]),
+            attempt=rng.choice([1, 1, 2, 7]),
+            **_random_fields(rng),
+        )
+        for number in range(80)
+    ]
+    assert None not in await store.commit([make_insert(record) for record in records])
+    return records
+
+
+def _expected_metrics(records: Iterable[JobRecord]) -> Metrics:
+    """Return the metrics as plain Python has them."""
+    records = list(records)
+    took = [
+        max(0, (record.finished_at - record.started_at) // timedelta(microseconds=1))
+        for record in records
+        if record.is_done and record.started_at and record.finished_at
+    ]
+    return Metrics(
+        by_status={status: sum(r.status is status for r in records) for status in Status},
+        by_tag=Counter(tag for record in records for tag in set(record.tags)),
+        by_queue=Counter(record.queue for record in records),
+        by_priority=Counter(record.priority for record in records),
+        durations=Durations(
+            count=len(took),
+            mean=sum(took) / len(took) / 1e6 if took else None,
+            max=max(took) / 1e6 if took else None,
+        ),
+        queue_depth=Counter(r.queue for r in records if r.status is Status.queued),
+        occupied_slots=Counter(r.queue for r in records if r.status in ALIVE),
+        retries=sum(record.attempt - 1 for record in records),
+    )
 
 
 def _ids(records: Sequence[JobRecord]) -> list[str]:

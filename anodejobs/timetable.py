@@ -2,6 +2,9 @@
 
 The job of a firing has an id that tells the schedule and the moment, so however often a firing is
 seen to, by whomever, it makes one job.
+
+What users ask for and how far it has been seen to are documents of their own: whoever replaces a
+schedule, in any process, and the one who sees to it never write over each other.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,14 +22,16 @@ from anodejobs import documents
 from anodejobs.errors import AnodeJobsError, InvalidJob
 from anodejobs.events import utc_now
 from anodejobs.jobdb import JobDB, unstarted
-from anodejobs.planner import Planner
+from anodejobs.planner import Plan, Planner
 from anodejobs.records import JobSpec, Scheduled
 from anodejobs.schedules import Schedule, due, next_after
 
 LOG = logging.getLogger("anodejobs")
 
 SCHEDULE: Final = "schedule"
-"""The kind of the documents."""
+"""The kind of the documents that hold what users have asked for."""
+PROGRESS: Final = "schedule progress"
+"""The kind of those that say how far it has been seen to."""
 _LONGEST_NAME = 160
 _LONGEST_SLEEP_S = 30.0
 """How late a moment may be noticed after somebody has set the clock forward."""
@@ -35,98 +41,169 @@ _RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """A schedule, what it runs, and how far it has been seen to."""
+    """A schedule, and what it runs."""
 
     name: str
+    mark: str
+    """Tells it from others of its name."""
+    since: datetime
+    """From when on it fires."""
     schedule: Schedule
     spec: dict[str, Any]
     env: dict[str, str]
-    until: datetime
-    """Firings up to here have been seen to."""
-    last_job: str | None = None
+
+    @property
+    def times(self) -> Schedule:
+        """The schedule with the moment from which its intervals are counted."""
+        if self.schedule.every is None or self.schedule.start is not None:
+            return self.schedule
+        return self.schedule.model_copy(update={"start": self.since})
 
     def to_text(self) -> str:
         return documents.encoded(
             {
-                "schedule": self.schedule.model_dump(mode="json", exclude_none=True),
+                "mark": self.mark,
+                "since": self.since.isoformat(),
+                "schedule": _schedule_to_json(self.schedule),
                 "spec": self.spec,
                 "env": self.env,
-                "until": self.until.isoformat(),
-                "last_job": self.last_job,
             }
         )
 
     @classmethod
     def from_text(cls, name: str, text: str) -> _Entry:
-        kept = documents.decoded(text)
-        return cls(
-            name=name,
-            schedule=Schedule(kept["schedule"]),
-            spec=kept["spec"],
-            env=kept["env"],
-            until=datetime.fromisoformat(kept["until"]),
-            last_job=kept["last_job"],
+        """Return what ``to_text`` has written. Raises InvalidJob, as it may be of another time."""
+        try:
+            kept = documents.decoded(text)
+            return cls(
+                name=name,
+                mark=kept["mark"],
+                since=datetime.fromisoformat(kept["since"]),
+                schedule=Schedule(kept["schedule"]),
+                spec={**kept["spec"], "command": kept["spec"]["command"]},
+                env=kept["env"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidJob("schedule", f"{name!r} cannot be read: {error!r}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Progress:
+    """How far a schedule has been seen to."""
+
+    mark: str
+    """That of the entry."""
+    until: datetime
+    """Firings up to here have been seen to."""
+    last_job: str | None = None
+    making: datetime | None = None
+    """The firing whose job is being made, and perhaps is there already."""
+
+    def to_text(self) -> str:
+        return documents.encoded(
+            {
+                "mark": self.mark,
+                "until": self.until.isoformat(),
+                "last_job": self.last_job,
+                "making": self.making and self.making.isoformat(),
+            }
         )
 
-    def told(self) -> Scheduled:
-        """Return what is told of it: nothing of the environment."""
-        return Scheduled(
-            name=self.name,
-            schedule=self.schedule.model_dump(mode="json", exclude_none=True),
-            command=self.spec["command"],
-            next_at=next_after(self.schedule, max(self.until, utc_now())),
-            last_job=self.last_job,
-        )
+    @classmethod
+    def of(cls, entry: _Entry, text: str | None) -> _Progress:
+        """Return how far the entry is; ``text`` is what is kept of the last one of its name.
+
+        Raises InvalidJob.
+        """
+        start = cls(mark=entry.mark, until=entry.since - timedelta.resolution)
+        if text is None:
+            return start
+        try:
+            kept = documents.decoded(text)
+            if kept["mark"] != entry.mark:
+                return dataclasses.replace(start, last_job=kept["last_job"])
+            return cls(
+                mark=entry.mark,
+                until=datetime.fromisoformat(kept["until"]),
+                last_job=kept["last_job"],
+                making=kept["making"] and datetime.fromisoformat(kept["making"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"how far {entry.name!r} is cannot be read: {error!r}"
+            raise InvalidJob("schedule", problem) from error
 
 
 class Timetable:
     """Keeps schedules; ``serve`` makes their jobs, in the one process that acts."""
 
-    def __init__(self, jobdb: JobDB, planner: Planner, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, jobdb: JobDB, planner: Planner, now: Callable[[], datetime] = utc_now
+    ) -> None:
         self._jobdb = jobdb
         self._planner = planner
         self._now = now
         self._woken = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Held while a job is made and while a schedule goes: none is made after that."""
+        self._seen: Mapping[str, str] | None = None
+        """The schedules as they were when all of them had been seen to."""
+        self._next_at: datetime | None = None
+        """When there is something to do for these."""
 
     # Keeping them.
 
     async def add(self, name: str, spec: JobSpec, schedule: Schedule) -> Scheduled:
-        """Keep a schedule, in place of one of that name. Raises InvalidJob."""
-        if not 1 <= len(name) <= _LONGEST_NAME:
-            raise InvalidJob("name", f"must have 1 to {_LONGEST_NAME} characters")
-        plan = self._planner.plan(spec, "submit")  # whatever is wrong with it is to be said now
+        """Keep a schedule, in place of one of that name. Raises InvalidJob.
+
+        One that is there already goes on as it was, with the application's present environment.
+        """
+        _check(name, spec, schedule)
+        plan = self._planner.plan(spec, "submit")
         now = self._now()
-        if schedule.every is not None and schedule.start is None:
-            schedule = schedule.model_copy(update={"start": now})
         entry = _Entry(
             name=name,
+            mark=uuid.uuid4().hex,
+            since=now,
             schedule=schedule,
             spec={**documents.spec_to_json(spec), "cwd": plan.launch.cwd},
             env=plan.launch.base_env,
-            until=now - timedelta.resolution,
         )
-        await self._put(entry)
-        return entry.told()
+        # As it will be read and made: whatever is wrong with it is to be said now.
+        self._plan(_Entry.from_text(name, entry.to_text()), now)
+        old = await self._find(name)
+        if old is not None and (old.schedule, old.spec) == (schedule, entry.spec):
+            entry = dataclasses.replace(entry, mark=old.mark, since=old.since)
+        elif next_after(entry.times, now - timedelta.resolution) is None:
+            field = "end" if schedule.at is None else "at"
+            raise InvalidJob(field, "is over: it would never fire")
+        await self._jobdb.put_document(SCHEDULE, name, entry.to_text())
+        self._woken.set()
+        progress = await self._jobdb.documents(PROGRESS)
+        return _told(entry, _Progress.of(entry, progress.get(name)))
+
+    async def _find(self, name: str) -> _Entry | None:
+        text = (await self._jobdb.documents(SCHEDULE)).get(name)
+        try:
+            return None if text is None else _Entry.from_text(name, text)
+        except InvalidJob:
+            return None  # it is replaced
 
     async def remove(self, name: str) -> bool:
-        """Forget a schedule; return whether there was one."""
-        if name not in await self._jobdb.documents(SCHEDULE):
-            return False
-        await self._jobdb.put_document(SCHEDULE, name, None)
+        """Forget a schedule; return whether there was one. None of its jobs is made any more."""
+        async with self._turn:
+            if name not in await self._jobdb.documents(SCHEDULE):
+                return False
+            await self._jobdb.put_document(SCHEDULE, name, None)
+            await self._jobdb.put_document(PROGRESS, name, None)
         self._woken.set()
         return True
 
     async def all(self) -> dict[str, Scheduled]:
         """Return all schedules by name."""
-        return {entry.name: entry.told() for entry in await self._entries()}
-
-    async def _entries(self) -> list[_Entry]:
         kept = await self._jobdb.documents(SCHEDULE)
-        return [_Entry.from_text(name, text) for name, text in kept.items()]
-
-    async def _put(self, entry: _Entry) -> None:
-        await self._jobdb.put_document(SCHEDULE, entry.name, entry.to_text())
-        self._woken.set()
+        progress = await self._jobdb.documents(PROGRESS)
+        known = [_read(name, text, progress.get(name)) for name, text in kept.items()]
+        return {pair[0].name: _told(*pair) for pair in known if pair is not None}
 
     # Seeing to them.
 
@@ -139,7 +216,7 @@ class Timetable:
         while True:
             self._woken.clear()
             try:
-                rest_s = await self._see_to_all()
+                rest_s = await self._look()
             except AnodeJobsError as error:
                 LOG.error("the schedules wait: %s", error)
                 rest_s = _RETRY_S
@@ -149,58 +226,135 @@ class Timetable:
             except TimeoutError:
                 pass
 
-    async def _see_to_all(self) -> float | None:
+    async def _look(self) -> float | None:
         """Make what is due; return for how many seconds nothing is, None: nothing ever will be."""
-        rests: list[float] = []
-        for entry in await self._entries():
-            now = self._now()
-            following = next_after(entry.schedule, entry.until)
-            if following is not None and following <= now:
-                await self._see_to(entry, now)
-                following = next_after(entry.schedule, now)
-            if following is not None:
-                rests.append((following - self._now()).total_seconds())
-        return max(0.0, min(*rests, _LONGEST_SLEEP_S)) if rests else None
+        kept = await self._jobdb.documents(SCHEDULE)
+        # Others wake us whenever they write anything: mostly there is nothing for us.
+        if kept != self._seen or (self._next_at is not None and self._next_at <= self._now()):
+            self._seen = None
+            self._next_at = await self._see_to_all(kept)
+            self._seen = kept
+        if self._next_at is None:
+            return None
+        rest_s = (self._next_at - self._now()).total_seconds()
+        return max(0.0, min(rest_s, _LONGEST_SLEEP_S))
 
-    async def _see_to(self, entry: _Entry, now: datetime) -> None:
+    async def _see_to_all(self, kept: Mapping[str, str]) -> datetime | None:
+        """Make what is due; return when something is again."""
+        moments: list[datetime] = []
+        progress = await self._jobdb.documents(PROGRESS)
+        for name in progress.keys() - kept.keys():  # it was removed while we saw to it
+            await self._jobdb.put_document(PROGRESS, name, None)
+        for name, text in kept.items():
+            known = _read(name, text, progress.get(name))
+            if known is None:
+                continue
+            entry, state = known
+            now = self._now()
+            following = next_after(entry.times, state.until)
+            if following is not None and following <= now:
+                await self._see_to(entry, text, state, now)
+                following = next_after(entry.times, now)
+            if following is not None:
+                moments.append(following)
+        return min(moments, default=None)
+
+    async def _see_to(self, entry: _Entry, text: str, progress: _Progress, now: datetime) -> None:
+        """Make the jobs that are due of one schedule, for as long as this is its text."""
+        progress = await self._resumed(entry, progress)
         # In a thread: after a long pause there may be very many.
-        missed = await asyncio.to_thread(due, entry.schedule, entry.until, now)
+        missed = await asyncio.to_thread(due, entry.times, progress.until, now)
         if missed.left_out:
             LOG.warning("schedule %s: %s", entry.name, missed.left_out)
-        last_job = entry.last_job
+        if missed.firings:
+            making = missed.firings[-1]
+            await self._keep(entry, dataclasses.replace(progress, making=making))
+        last_job = progress.last_job
         for firing in missed.firings:
-            try:
+            async with self._turn:
+                if (await self._jobdb.documents(SCHEDULE)).get(entry.name) != text:
+                    return
                 last_job = await self._fire(entry, firing, last_job)
-            except InvalidJob as error:  # it was right when it was kept
-                LOG.error("schedule %s: its job cannot be made: %s", entry.name, error)
-        kept = await self._jobdb.documents(SCHEDULE)
-        if entry.name in kept:  # nobody has removed it meanwhile
-            done = dataclasses.replace(entry, until=now, last_job=last_job)
-            await self._jobdb.put_document(SCHEDULE, entry.name, done.to_text())
+        await self._keep(entry, _Progress(mark=entry.mark, until=now, last_job=last_job))
+
+    async def _resumed(self, entry: _Entry, progress: _Progress) -> _Progress:
+        """Return how far it is where somebody may have died before that was kept."""
+        if progress.making is None:
+            return progress
+        job_id = _job_id(entry, progress.making)
+        if await self._jobdb.get(job_id) is None:
+            return progress
+        return dataclasses.replace(progress, until=progress.making, last_job=job_id)
+
+    async def _keep(self, entry: _Entry, progress: _Progress) -> None:
+        await self._jobdb.put_document(PROGRESS, entry.name, progress.to_text())
 
     async def _fire(self, entry: _Entry, firing: datetime, last_job: str | None) -> str | None:
         """Submit the job of a firing, as the schedule allows; return the id of the last job."""
-        spec: dict[str, Any] = {**entry.spec, "job_id": f"{entry.name}@{_told(firing)}"}
         last = None if last_job is None else await self._jobdb.get(last_job)
-        if last is not None and not last.is_done:
-            match entry.schedule.overlap:
-                case "skip":
-                    LOG.info(
-                        "schedule %s: %s still runs; %s is left out", entry.name, last_job, firing
-                    )
-                    return last_job
-                case "queue":
-                    depends_on = [*spec.get("depends_on", ()), last_job]
-                    spec |= {"depends_on": depends_on, "on_dependency_failure": "run"}
-                case "allow":
-                    pass
-        made = documents.spec_from_json(JobSpec, spec)
-        plan = self._planner.plan(made, "submit", base_env=entry.env)
+        awaited = None if last is None or last.is_done else last_job
+        if awaited is not None and entry.schedule.overlap == "skip":
+            LOG.info("schedule %s: %s still runs; %s is left out", entry.name, awaited, firing)
+            return last_job
+        try:
+            plan = self._plan(entry, firing, awaited if entry.schedule.overlap == "queue" else None)
+        except InvalidJob as error:  # it was right when it was kept
+            LOG.error("schedule %s: its job cannot be made: %s", entry.name, error)
+            return last_job
+        # Where there is one of that id, it was made before.
         await self._jobdb.create(plan.record, plan.launch, unstarted(), replace=None)
         return plan.record.self_id
 
+    def _plan(self, entry: _Entry, firing: datetime, after_job: str | None = None) -> Plan:
+        """Return the job of a firing; with ``after_job`` it waits for the end of that."""
+        spec = {**entry.spec, "job_id": _job_id(entry, firing)}
+        if after_job is not None:
+            depends_on = [*spec.get("depends_on", ()), after_job]
+            spec |= {"depends_on": depends_on, "on_dependency_failure": "run"}
+        made = documents.spec_from_json(JobSpec, spec)
+        return self._planner.plan(made, "submit", base_env=entry.env)
 
-def _told(firing: datetime) -> str:
+
+def _check(name: str, spec: JobSpec, schedule: Schedule) -> None:
+    """Raise InvalidJob where the three do not go together."""
+    if not isinstance(name, str) or not 1 <= len(name) <= _LONGEST_NAME:
+        raise InvalidJob("name", f"must have 1 to {_LONGEST_NAME} characters")
+    if not name.isprintable():
+        raise InvalidJob("name", "must be printable: no control characters")
+    if spec.run_at is not None:
+        raise InvalidJob("run_at", "is for the schedule to say")
+    waits = bool(spec.depends_on) and spec.on_dependency_failure != "run"
+    if waits and schedule.overlap == "queue":
+        problem = "'queue' goes with depends_on only where on_dependency_failure is 'run'"
+        raise InvalidJob("overlap", f"{problem}: the job before may have failed")
+
+
+def _read(name: str, text: str, progress: str | None) -> tuple[_Entry, _Progress] | None:
+    """Return a schedule and how far it is, None where a newer anodejobs has kept it."""
+    try:
+        entry = _Entry.from_text(name, text)
+        return entry, _Progress.of(entry, progress)
+    except InvalidJob as error:
+        LOG.error("%s; it is left out", error)
+        return None
+
+
+def _told(entry: _Entry, progress: _Progress) -> Scheduled:
+    """Return what is told of a schedule: nothing of the environment."""
+    return Scheduled(
+        name=entry.name,
+        schedule=_schedule_to_json(entry.times),
+        command=entry.spec["command"],
+        next_at=next_after(entry.times, progress.until),
+        last_job=progress.last_job,
+    )
+
+
+def _schedule_to_json(schedule: Schedule) -> dict[str, Any]:
+    return schedule.model_dump(mode="json", exclude_none=True)
+
+
+def _job_id(entry: _Entry, firing: datetime) -> str:
     firing = firing.astimezone(UTC)
     precision = "microseconds" if firing.microsecond else "seconds"
-    return firing.replace(tzinfo=None).isoformat(timespec=precision) + "Z"
+    return f"{entry.name}@{firing.replace(tzinfo=None).isoformat(timespec=precision)}Z"

@@ -20,6 +20,7 @@ PUBLIC = [
     "AttemptRecord",
     "BatchProgress",
     "DependencyCycle",
+    "Durations",
     "ExecutorError",
     "ExponentialBackoff",
     "Failure",
@@ -39,6 +40,7 @@ PUBLIC = [
     "Limits",
     "LogChunk",
     "MemoryJobStore",
+    "Metrics",
     "Parameter",
     "Priority",
     "RestartPolicy",
@@ -75,6 +77,7 @@ LAYERS = [
         "stores.base",
         "stores.doorbell",
         "stores.rows",
+        "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
@@ -89,7 +92,7 @@ LAYERS = [
     ["watcher", "timetable", "catalogue", "progressfeed"],
     ["scheduler"],
     ["shim.main", "jobs"],
-    ["doctor"],
+    ["doctor", "prometheus"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -145,7 +148,10 @@ def test_what_a_module_calls_public_is_there(module):
 
 # What an import costs.
 
-STORES_AND_WEB = {"sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"}
+STORES_AND_WEB = {
+    *("sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"),
+    "prometheus_client",
+}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -213,7 +219,9 @@ def test_a_record_by_its_public_name_imports_no_database():
 
 def test_the_facade_imports_no_web_and_no_tests():
     imported = imported_by("from anodejobs import Jobs")
-    assert not imported & {"fastapi", "starlette", "aiohttp", "pytest", "anodejobs.testing"}
+    assert not imported & {
+        *("fastapi", "starlette", "aiohttp", "prometheus_client", "pytest", "anodejobs.testing"),
+    }
 
 
 # Who knows whom.

@@ -16,7 +16,15 @@ from typing import Literal, get_args
 from anodejobs.errors import InvalidJob
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import TERMINAL, AttemptRecord, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import (
+    TERMINAL,
+    AttemptRecord,
+    JobEvent,
+    JobFilter,
+    JobRecord,
+    Metrics,
+    Status,
+)
 
 SortKey = Literal[
     "created_at",
@@ -179,6 +187,10 @@ class JobStore(ABC):
     @abstractmethod
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status; a status without any may be missing."""
+
+    @abstractmethod
+    async def tally(self) -> Metrics:
+        """Return how many jobs there are of what, all of one moment."""
 
     @abstractmethod
     async def history(

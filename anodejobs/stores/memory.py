@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anodejobs.errors import JobNotFound
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
@@ -20,6 +20,7 @@ from anodejobs.stores.base import (
     Write,
     history_entry,
 )
+from anodejobs.stores.tally import group_of, metrics_of
 
 
 class MemoryJobStore(JobStore):
@@ -102,6 +103,11 @@ class MemoryJobStore(JobStore):
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         records = (stored.record for stored in self._jobs.values())
         return Counter(record.status for record in records if filter.matches(record))
+
+    async def tally(self) -> Metrics:
+        records = [stored.record for stored in self._jobs.values()]
+        by_tag = Counter(tag for record in records for tag in set(record.tags))
+        return metrics_of(map(group_of, records), by_tag)
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None

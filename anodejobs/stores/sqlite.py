@@ -24,12 +24,13 @@ import aiosqlite
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
-from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of
-from anodejobs.stores.sqlite_queries import LARGEST, column, page, where
+from anodejobs.stores.sqlite_queries import LARGEST, TALLY, column, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Environments
+from anodejobs.stores.tally import Group, metrics_of
 
 Durability = Literal["process", "power"]
 
@@ -288,6 +289,18 @@ class SqliteJobStore(JobStore):
             rows = await self._read(sql, parameters)
         async with self._translated("read"):
             return {Status(status): n for status, n in rows if n}
+
+    async def tally(self) -> Metrics:
+        groups: list[Group] = []
+        by_tag: dict[str, int] = {}
+        rows = await self._read(TALLY, ())
+        async with self._translated("read"):
+            for tag, status, *rest in rows:
+                if status is None:
+                    by_tag[tag] = rest[-1]
+                else:
+                    groups.append(Group(Status(status), *rest))
+            return metrics_of(groups, by_tag)
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
