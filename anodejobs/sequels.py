@@ -82,8 +82,8 @@ def _runs(
 def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRecord]:
     """Return the attempts of the job's last run, oldest first, from its record and history."""
     ended = [entry.ended for entry in events if entry.ended and _is_of(record, entry.at)]
-    if record.status in WAITING or (record.status is Status.cancelled and not record.started_at):
-        return ended
+    if record.status in WAITING or record.status is Status.cancelled:
+        return ended  # the next one had not been started
     last = AttemptRecord(
         attempt=record.attempt,
         status=record.status,
