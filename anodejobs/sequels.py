@@ -34,6 +34,8 @@ def with_sequel(
     below 1. A user's policy that fails counts as one that says no.
     """
     answer: float | GaveUp | None
+    if record.status in (Status.stopping, Status.failed_stop) and not record.error:
+        return event  # a caller has stopped it
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
     else:

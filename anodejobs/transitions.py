@@ -305,7 +305,7 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
                 "exit_code": event.exit_code,
                 "evidence": event.evidence,
                 "error": event.log_error or _end_line(record, event, status),
-                **_another(record, event.retry_at),
+                **_another(record, event.retry_at, status),
             }
         case Adopted():
             found = {"last_pid": event.attempt.pid}
@@ -316,7 +316,7 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
             return {
                 "finished_at": event.at,
                 "error": error,
-                **_another(record, event.retry_at),
+                **_another(record, event.retry_at, status),
             }
         case Submitted():
             return {"submitted_at": event.at}
@@ -342,9 +342,9 @@ _UNSTARTED: Final = {
 }
 
 
-def _another(record: JobRecord, retry_at: datetime | None) -> dict[str, Any]:
+def _another(record: JobRecord, retry_at: datetime | None, status: Status) -> dict[str, Any]:
     """Return what is to be said of the attempt that follows, if one does."""
-    if retry_at is None:
+    if status is not Status.pending:
         return {}
     return {"attempt": record.attempt + 1, "due_at": retry_at, "reached": [Status.pending]}
 
