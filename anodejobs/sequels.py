@@ -39,6 +39,8 @@ def with_sequel(
     if not _may_go_on(record, event):
         return event
     answer: float | GaveUp | None
+    if record.status in (Status.stopping, Status.failed_stop) and not record.error:
+        return event  # a caller has stopped it
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
     else:
@@ -109,7 +111,7 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
     """Return the attempts of the job's last run, oldest first, from its record and history."""
     ended = [entry.ended for entry in events if entry.ended and _is_of(record, entry.at)]
     if record.status in WAITING or record.status is Status.cancelled:
-        return ended  # the one that was to come has not begun
+        return ended  # the next one had not been started
     last = AttemptRecord(
         attempt=record.attempt,
         status=record.status,

@@ -1444,11 +1444,13 @@ async def _put_varied(store: JobStore) -> list[JobRecord]:
     records = [
         make_record(
             f"varied-{number}",
-            status=rng.choice(list(Status)),
-            queue=rng.choice(["default", "gpu", "it's"]),
-            priority=rng.choice([-(2**63), 0, 20, 2**63 - 1]),
-            attempt=rng.choice([1, 1, 2, 7]),
-            **_random_fields(rng),
+            **{
+                **_random_fields(rng),
+                "status": rng.choice(list(Status)),
+                "queue": rng.choice(["default", "gpu", "it's"]),
+                "priority": rng.choice([-(2**63), 0, 20, 2**63 - 1]),
+                "attempt": rng.choice([1, 1, 2, 7]),
+            },
         )
         for number in range(80)
     ]

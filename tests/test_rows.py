@@ -78,7 +78,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "restart_policy": st.none() | st.dictionaries(text, values, max_size=3),
     "limits": st.none() | st.dictionaries(text, values, max_size=3),
     "attempt": whole,
-    "limits": st.none() | st.dictionaries(text, st.integers() | text, max_size=3),
     "timeout": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
     "created_at": st.none() | set_moments,
     "started_at": st.none() | moments,

@@ -8,7 +8,7 @@ from, and is refused where the record has another one by now.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -176,9 +176,17 @@ class JobStore(ABC):
     async def get(self, job_id: str) -> Stored | None:
         """Return the job as it is kept."""
 
+    async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
+        """Return those of the jobs that there are, in any order.
+
+        To be made better where a store can give many at once in less time than one by one.
+        """
+        found = [await self.get(job_id) for job_id in job_ids]
+        return [stored for stored in found if stored is not None]
+
     @abstractmethod
-    async def unfinished(self) -> list[Unfinished]:
-        """Return every job that has not ended."""
+    async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
+        """Return every job that is in one of the statuses; by default: that has not ended."""
 
     @abstractmethod
     async def page(self, query: Query) -> list[JobRecord]:

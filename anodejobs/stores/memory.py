@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from anodejobs.errors import JobNotFound
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
+    UNFINISHED,
     Delete,
     Insert,
     InsertAll,
@@ -77,11 +78,11 @@ class MemoryJobStore(JobStore):
     async def get(self, job_id: str) -> Stored | None:
         return self._jobs.get(job_id)
 
-    async def unfinished(self) -> list[Unfinished]:
+    async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         return [
             Unfinished(stored.record.self_id, stored.record.status, stored.attempt)
             for stored in self._jobs.values()
-            if not stored.record.is_done
+            if stored.record.status in statuses
         ]
 
     async def page(self, query: Query) -> list[JobRecord]:
