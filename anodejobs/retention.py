@@ -15,7 +15,7 @@ from anodejobs.stores.base import Query
 
 LOG = logging.getLogger("anodejobs")
 
-_PAGE = 200
+_PAGE = 100
 _EVERY_S = 3600.0
 
 

@@ -133,6 +133,35 @@ class _Progress:
             raise InvalidJob("schedule", problem) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A schedule as it was read from its documents."""
+
+    text: str
+    progress_text: str | None
+    entry: _Entry
+    progress: _Progress
+    following: datetime | None
+    """When it fires next."""
+
+    @classmethod
+    def of(cls, name: str, text: str, progress_text: str | None) -> _Known | None:
+        """Return what documents say, None where a newer anodejobs has kept them."""
+        try:
+            entry = _Entry.from_text(name, text)
+            progress = _Progress.of(entry, progress_text)
+        except InvalidJob as error:
+            LOG.error("%s; it is left out", error)
+            return None
+        return cls(
+            text=text,
+            progress_text=progress_text,
+            entry=entry,
+            progress=progress,
+            following=next_after(entry.times, progress.until),
+        )
+
+
 class Timetable:
     """Keeps schedules; ``serve`` makes their jobs, in the one process that acts."""
 
@@ -147,6 +176,8 @@ class Timetable:
         """Held while a job is made and while a schedule goes: none is made after that."""
         self._seen: Mapping[str, str] | None = None
         """The schedules as they were when all of them had been seen to."""
+        self._known: dict[str, _Known] = {}
+        """What is known of them: to read one costs a thousand times what it costs to keep it."""
         self._next_at: datetime | None = None
         """When there is something to do for these."""
 
@@ -202,8 +233,8 @@ class Timetable:
         """Return all schedules by name."""
         kept = await self._jobdb.documents(SCHEDULE)
         progress = await self._jobdb.documents(PROGRESS)
-        known = [_read(name, text, progress.get(name)) for name, text in kept.items()]
-        return {pair[0].name: _told(*pair) for pair in known if pair is not None}
+        known = [_Known.of(name, text, progress.get(name)) for name, text in kept.items()]
+        return {k.entry.name: _told(k.entry, k.progress) for k in known if k is not None}
 
     # Seeing to them.
 
@@ -245,18 +276,22 @@ class Timetable:
         progress = await self._jobdb.documents(PROGRESS)
         for name in progress.keys() - kept.keys():  # it was removed while we saw to it
             await self._jobdb.put_document(PROGRESS, name, None)
+        known: dict[str, _Known] = {}
         for name, text in kept.items():
-            known = _read(name, text, progress.get(name))
-            if known is None:
+            state = self._known.get(name)
+            if state is None or (state.text, state.progress_text) != (text, progress.get(name)):
+                state = _Known.of(name, text, progress.get(name))
+                await asyncio.sleep(0)  # of so many, others have a turn in between
+            if state is None:
                 continue
-            entry, state = known
-            now = self._now()
-            following = next_after(entry.times, state.until)
+            known[name] = state
+            following, now = state.following, self._now()
             if following is not None and following <= now:
-                await self._see_to(entry, text, state, now)
-                following = next_after(entry.times, now)
+                await self._see_to(state.entry, text, state.progress, now)
+                following = next_after(state.entry.times, now)
             if following is not None:
                 moments.append(following)
+        self._known = known
         return min(moments, default=None)
 
     async def _see_to(self, entry: _Entry, text: str, progress: _Progress, now: datetime) -> None:
@@ -327,16 +362,6 @@ def _check(name: str, spec: JobSpec, schedule: Schedule) -> None:
     if waits and schedule.overlap == "queue":
         problem = "'queue' goes with depends_on only where on_dependency_failure is 'run'"
         raise InvalidJob("overlap", f"{problem}: the job before may have failed")
-
-
-def _read(name: str, text: str, progress: str | None) -> tuple[_Entry, _Progress] | None:
-    """Return a schedule and how far it is, None where a newer anodejobs has kept it."""
-    try:
-        entry = _Entry.from_text(name, text)
-        return entry, _Progress.of(entry, progress)
-    except InvalidJob as error:
-        LOG.error("%s; it is left out", error)
-        return None
 
 
 def _told(entry: _Entry, progress: _Progress) -> Scheduled:

@@ -898,6 +898,27 @@ async def test_when_the_process_that_acts_is_killed_another_one_goes_on(tmp_path
             await host.communicate()
 
 
+async def test_where_one_fires_the_others_are_not_read_anew(
+    jobs: Jobs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(20):
+        await jobs.schedule("true", f"t{n}", cron="@yearly")
+    await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="allow")
+    await look(jobs, clock, at(1))
+    read: list[str] = []
+    entry = jobs._timetable._known["s"].entry
+
+    def noted(name: str, text: str) -> Any:
+        read.append(name)
+        return from_text(name, text)
+
+    from_text = type(entry).from_text
+    monkeypatch.setattr(type(entry), "from_text", noted)
+    await look(jobs, clock, at(5))
+    assert await made(jobs, "s") == ["0", "5"]
+    assert not [name for name in read if name.startswith("t")]
+
+
 async def test_the_progress_of_what_is_forgotten_is_forgotten(jobs: Jobs, clock: Clock) -> None:
     """Another process may forget a schedule while this one keeps how far it is."""
     await jobs.schedule("true", "s", cron="*/5 * * * *")
