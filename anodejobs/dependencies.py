@@ -111,6 +111,10 @@ class Dependencies:
         """Return the jobs that wait for this one, which need not be known here."""
         return tuple(self._dependents.get(job_id, ()))
 
+    def awaited(self) -> Collection[str]:
+        """Return the jobs that any others wait for."""
+        return self._dependents.keys()
+
     def add(self, *jobs: Dependent) -> list[Consequence]:
         """Add jobs, all or none, in place of what was said of them before; each is ready or waits.
 

@@ -12,6 +12,8 @@ from typing import Final
 
 STEPS: Final = (
     "host: a run was asked for",
+    "host: a change of the queue was decided",
+    "host: a job was admitted",
     "host: the start is on record",
     "shim: a start was asked for",
     "shim: a start was begun",

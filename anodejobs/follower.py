@@ -9,6 +9,7 @@ from contextlib import ExitStack, aclosing
 from anodejobs.executors.base import Executor, Stream
 from anodejobs.jobdb import JobDB
 from anodejobs.logs import LogChunk, LogTail
+from anodejobs.records import JobRecord
 from anodejobs.stores.base import Stored
 
 _LIVE_BYTES = 64 * 1024
@@ -16,21 +17,27 @@ _CATCH_UP_BYTES = 256 * 1024
 
 
 class Follower:
-    """Reads the logs of one job from given offsets on, until the job has ended and all is read.
+    """Reads the logs of one attempt from given offsets on, until it has ended and all is read.
 
-    It reads the files, so a slow reader costs the job nothing; rotated files are kept until it has
-    read them.
+    ``record`` tells of the attempt, ``stored`` is how the job is now. It reads the files, so a slow
+    reader costs the job nothing; rotated files are kept until it has read them.
     """
 
     def __init__(
-        self, jobdb: JobDB, executor: Executor, stored: Stored, offsets: Mapping[Stream, int]
+        self,
+        jobdb: JobDB,
+        executor: Executor,
+        stored: Stored,
+        record: JobRecord,
+        offsets: Mapping[Stream, int],
     ) -> None:
         self._jobdb = jobdb
         self._executor = executor
         self._stored = stored
+        self._record = record
+        logs = stored.launch.logs.of_attempt(record.attempt)
         self._tails = {
-            stream: LogTail(stored.launch.logs.path(stream), offset)
-            for stream, offset in offsets.items()
+            stream: LogTail(logs.path(stream), offset) for stream, offset in offsets.items()
         }
 
     async def chunks(self) -> AsyncGenerator[LogChunk, None]:
@@ -41,7 +48,7 @@ class Follower:
                 stack.callback(tail.close)
                 follow = self._executor.follow
                 stack.enter_context(follow(self._stored.attempt.token, stream, tail, woken.set))
-            (end,) = stack.enter_context(self._jobdb.waiting([self._stored.record.self_id]))
+            end = stack.enter_context(self._jobdb.waiting_for_attempt(self._record))
             end.future.add_done_callback(lambda _: woken.set())
             end.consider(self._stored.record)
             while True:

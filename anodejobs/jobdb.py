@@ -23,6 +23,7 @@ from typing import Literal
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
+    InvalidTransition,
     JobActive,
     JobNotFound,
     StatusUnreachable,
@@ -65,19 +66,27 @@ _MOST_RECENT = 10_000
 """How many events are at hand for listeners; one that is further behind reads the store."""
 _MOST_ENDED = 1_000
 """How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
+_MOST_WAITING = 1_000
+"""How many jobs that have not started are at hand: those written last, which may start at once."""
 _PAGE = 500
 _RETRY_S = 0.2
 """How long a store that could not be read is left alone."""
 
 
 class Waiter:
-    """One wait for one job: a future, resolved by the record that ends the wait."""
+    """One wait for one job: a future, resolved by the record that ends the wait.
 
-    __slots__ = ("future", "job_id", "wanted")
+    With ``of`` it waits for the end of the attempt that this record tells of.
+    """
 
-    def __init__(self, job_id: str, wanted: frozenset[Status] | None) -> None:
+    __slots__ = ("future", "job_id", "of", "wanted")
+
+    def __init__(
+        self, job_id: str, wanted: frozenset[Status] | None, of: JobRecord | None = None
+    ) -> None:
         self.job_id = job_id
         self.wanted = wanted
+        self.of = of
         self.future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
 
     def consider(self, record: JobRecord) -> None:
@@ -85,10 +94,15 @@ class Waiter:
         if self.future.done():
             return
         try:
-            if has_reached(record, self.wanted):
+            if has_reached(record, self.wanted) or (self.of and not _is_same(self.of, record)):
                 self.future.set_result(record)
         except StatusUnreachable as error:
             self.future.set_exception(error)
+
+
+def _is_same(one: JobRecord, other: JobRecord) -> bool:
+    """Return whether the records tell of the same attempt."""
+    return (one.attempt, one.created_at) == (other.attempt, other.created_at)
 
 
 class Listener:
@@ -148,14 +162,15 @@ class JobDB:
         self.on_deleted: Callable[[str], None] = lambda job_id: None
         """Called with the id of a job that was deleted here."""
         self._active: dict[str, Stored] = {}
+        self._waiting: OrderedDict[str, Stored] = OrderedDict()
         self._ended: OrderedDict[str, JobRecord] = OrderedDict()
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._listeners: set[Listener] = set()
         # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
         # write with a higher number is known, but another process's may lie between.
         self._cursor = 0
-        self._newer: dict[str, int] | None = None
-        """While other processes' records are fetched: the revisions of what is written here."""
+        self._newer: set[str] | None = None
+        """While other processes' records are fetched: the ids of what is written here."""
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
@@ -211,20 +226,45 @@ class JobDB:
         self._log(save)
         return Stored(record=record, launch=stored.launch, attempt=attempt)
 
-    async def apply(self, job_id: str, event: Event, *, token: str | None = None) -> JobRecord:
+    async def apply(
+        self,
+        job_id: str,
+        event: Event | Callable[[JobRecord], Event],
+        *,
+        token: str | None = None,
+    ) -> JobRecord:
         """Make the record what it is after the event, and return it.
 
-        With ``token`` the event is about that attempt, and nothing to a later one. Raises
-        InvalidTransition where the status does not allow it. Cancelling may come too late: an
-        event that is being written stays written.
+        The event may depend on the record. With ``token`` it is about that attempt, and nothing to
+        a later one. Raises InvalidTransition where the status does not allow it. Cancelling may
+        come too late: an event that is being written stays written.
         """
+        return (await self._changed(job_id, event, token)).record
+
+    async def admit(self, job_id: str, attempt: Attempt) -> Stored:
+        """Make a queued job one whose attempt is about to be started; as ``apply``."""
+        return await self._changed(job_id, Admitted(attempt=attempt), None)
+
+    async def _changed(
+        self, job_id: str, asked: Event | Callable[[JobRecord], Event], token: str | None
+    ) -> Stored:
+        waiting = self._waiting.get(job_id)
         while True:
-            stored = self._active.get(job_id) or await self.stored(job_id)
+            stored = self._active.get(job_id) or waiting or await self.stored(job_id)
             if token is not None and stored.attempt.token != token:
-                return stored.record
-            record = transition(stored.record, event)
+                return stored
+            try:
+                event = asked if isinstance(asked, Event) else asked(stored.record)
+                record = transition(stored.record, event)
+            except InvalidTransition:
+                if stored is not waiting:
+                    raise
+                record = stored.record
             if record is stored.record:
-                return record
+                if stored is not waiting:
+                    return stored
+                waiting = None  # another process may have changed it: look at the store
+                continue
             ended = ended_attempt(stored.record, event, record)
             save = Save(
                 record=record,
@@ -237,7 +277,9 @@ class JobDB:
             )
             if await self._write(save):
                 self._log(save)
-                return record
+                attempt = save.attempt or stored.attempt
+                return Stored(record=record, launch=stored.launch, attempt=attempt)
+            waiting = None
             self._forget(job_id)  # another writer was quicker: look again
 
     async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
@@ -313,6 +355,8 @@ class JobDB:
         """Tell those who wait of a write that is on disk."""
         record = write.record
         job_id = record.self_id
+        if self._newer is not None:
+            self._newer.add(job_id)
         if isinstance(write, Delete):
             self._forget(job_id)
             self.on_deleted(job_id)
@@ -323,8 +367,6 @@ class JobDB:
                 waiter.consider(record)
         if self.on_record is not None:
             self.on_record(record)
-        if self._newer is not None:
-            self._newer[job_id] = record.revision
         if seq == self._cursor + 1:
             self._cursor = seq
             self._recent.append((seq, write))
@@ -334,23 +376,33 @@ class JobDB:
     def _remember(self, write: Insert | Save) -> None:
         """Keep at hand what will be asked for again, above all by those who supervise it."""
         job_id = write.record.self_id
-        old = self._active.pop(job_id, None)
+        old = self._active.pop(job_id, None) or self._waiting.pop(job_id, None)
         if write.record.is_done:
             self._ended[job_id] = write.record
             if len(self._ended) > _MOST_ENDED:
                 self._ended.popitem(last=False)
             return
         self._ended.pop(job_id, None)
-        if write.record.status in WAITING:
-            return  # there may be very many, and nothing will be asked of them soon
         launch = write.launch or (old and old.launch)
         attempt = write.attempt or (old and old.attempt)
-        if launch and attempt:
-            self._active[job_id] = Stored(record=write.record, launch=launch, attempt=attempt)
+        if not (launch and attempt):
+            return
+        stored = Stored(record=write.record, launch=launch, attempt=attempt)
+        if write.record.status in WAITING:
+            self._keep_waiting(stored)
+        else:
+            self._active[job_id] = stored
+
+    def _keep_waiting(self, stored: Stored) -> None:
+        """Have a job that has not started at hand for a while: there may be very many."""
+        self._waiting[stored.record.self_id] = stored
+        if len(self._waiting) > _MOST_WAITING:
+            self._waiting.popitem(last=False)
 
     def _forget(self, job_id: str) -> None:
         """Have nothing of the job at hand: the store knows better."""
         self._active.pop(job_id, None)
+        self._waiting.pop(job_id, None)
         self._ended.pop(job_id, None)
 
     async def serve_foreign(self) -> None:
@@ -384,19 +436,20 @@ class JobDB:
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
-        self._newer = {}
+        self._newer = set()
         try:
             filter = JobFilter(self_id=job_ids)
             records = await self._store.page(Query(filter=filter, sort_by="self_id"))
             for record in records:
-                is_newest = record.revision > self._newer.get(record.self_id, 0)
-                if is_newest and self.on_record is not None:
+                # Where another process has come after what is written here, the history goes on.
+                if record.self_id not in self._newer and self.on_record is not None:
                     self.on_record(record)
         finally:
             self._newer = None
 
     async def _refresh(self, job_id: str) -> None:
         """Look again at a job that another process may have changed."""
+        self._waiting.pop(job_id, None)
         waiters = self._waiters.get(job_id)
         known = self._ended.get(job_id)
         if job_id in self._active:
@@ -457,13 +510,25 @@ class JobDB:
             self.on_stranger(stored)
         return stored
 
+    async def bring(self, job_ids: Iterable[str]) -> None:
+        """Have jobs that have not started at hand: they are about to be changed."""
+        wanted = [job_id for job_id in job_ids if job_id not in self._waiting]
+        for stored in await self._store.get_all(wanted) if wanted else ():
+            job_id, status = stored.record.self_id, stored.record.status
+            if status in WAITING and job_id not in self._waiting and job_id not in self._active:
+                self._keep_waiting(stored)
+
+    async def about_to_start(self, job_id: str) -> Stored:
+        """Return a job that waits, as it was a moment ago at least. Raises JobNotFound."""
+        return self._waiting.get(job_id) or await self.stored(job_id)
+
     async def page(self, query: Query) -> list[JobRecord]:
         """Return a page of records."""
         return await self._store.page(query)
 
     async def under_way(self) -> list[Unfinished]:
         """Return every job that has an attempt which has not ended."""
-        return [job for job in await self._store.unfinished() if job.status in ALIVE]
+        return await self._store.unfinished(ALIVE)
 
     async def dependents(self, job_id: str) -> list[str]:
         """Return the ids of the jobs whose record says that they depend on this one."""
@@ -497,7 +562,7 @@ class JobDB:
 
         Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
         """
-        waiter = self._listen(job_id, wanted)
+        waiter = self._listen(Waiter(job_id, wanted))
         try:
             # After we listen, so that nothing falls in between.
             record = self._ended.get(job_id) or await self.get(job_id)
@@ -513,15 +578,24 @@ class JobDB:
         self, job_ids: Iterable[str], wanted: frozenset[Status] | None = None
     ) -> Iterator[list[Waiter]]:
         """Listen for several jobs while the context is open."""
-        waiters = [self._listen(job_id, wanted) for job_id in job_ids]
+        waiters = [self._listen(Waiter(job_id, wanted)) for job_id in job_ids]
         try:
             yield waiters
         finally:
             for waiter in waiters:
                 self._stop_waiting(waiter)
 
-    def _listen(self, job_id: str, wanted: frozenset[Status] | None) -> Waiter:
-        waiter = Waiter(job_id, wanted)
+    @contextmanager
+    def waiting_for_attempt(self, record: JobRecord) -> Iterator[Waiter]:
+        """Listen for the end of this attempt of the job, which another one may follow."""
+        waiter = self._listen(Waiter(record.self_id, None, of=record))
+        try:
+            yield waiter
+        finally:
+            self._stop_waiting(waiter)
+
+    def _listen(self, waiter: Waiter) -> Waiter:
+        job_id = waiter.job_id
         self._waiters.setdefault(job_id, {})[waiter] = None
         if self._failure is not None:
             waiter.future.set_exception(_own(self._failure))

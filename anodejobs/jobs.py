@@ -36,13 +36,14 @@ from anodejobs.errors import (
     DependencyCycle,
     ExecutorError,
     InvalidJob,
+    InvalidTransition,
     JobActive,
     JobNotFound,
     StatusUnreachable,
     StoreError,
     WaitTimeout,
 )
-from anodejobs.events import Relinked, Submitted, utc_now
+from anodejobs.events import Event, Relinked, Submitted, utc_now
 from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
@@ -288,10 +289,13 @@ class Jobs:
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
                 await watcher.open()
                 duties = (self._timetable.serve, self._retain)
-                tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
+                serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
-                self._jobdb.on_record = None  # what waits now waits for another application
+                serving.cancel()  # what waits now waits for another application
+                await asyncio.wait((serving,))
+                await watcher.settle()
+                await self._resign(scheduler)
                 if self._on_close == "stop" or not executor.outlives_host:
                     await watcher.end_all("the application closed")
                 raise _Closed
@@ -299,8 +303,11 @@ class Jobs:
             pass
         finally:
             watcher.refuse_all()
-            with contextlib.suppress(StoreError):  # who comes next looks by itself
-                await scheduler.resign()
+            await self._resign(scheduler)
+
+    async def _resign(self, scheduler: Scheduler) -> None:
+        with contextlib.suppress(StoreError):  # who comes next looks by itself
+            await scheduler.resign()
 
     def _scheduler(self, watcher: Watcher) -> Scheduler:
         lock = self._jobdb.lock_path
@@ -408,12 +415,15 @@ class Jobs:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
             await self._check_dependencies(job_id, record.depends_on)
             return await watcher.owned(watcher.enlist, plan, lambda old: True)
-        if record.status not in WAITING:
-            raise JobActive(job_id, record.status)
-        if record.submitted_at is not None:
+
+        def submitted(record: JobRecord) -> Event:
+            if record.status not in WAITING:
+                raise JobActive(job_id, record.status)
+            return Submitted(is_ready=not record.depends_on and record.due_at is None)
+
+        if record.status in WAITING and record.submitted_at is not None:
             return record
-        is_ready = not record.depends_on and record.due_at is None
-        return await self._jobdb.apply(job_id, Submitted(is_ready=is_ready))
+        return await self._jobdb.apply(job_id, submitted)
 
     async def cancel(self, job_id: str) -> JobRecord | None:
         """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``."""
@@ -442,16 +452,24 @@ class Jobs:
         Raises JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
         ``depends_on``, DependencyCycle.
         """
-        record = await self._known(job_id)
-        wanted = tuple(dict.fromkeys((*record.depends_on, depends_on)))
+        await self._known(job_id)
         await self._check_dependencies(job_id, [depends_on])
-        return await self._jobdb.apply(job_id, Relinked(depends_on=wanted))
+        return await self._relink(job_id, lambda known: dict.fromkeys((*known, depends_on)))
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for that one no more, if it did; as the above."""
-        record = await self._known(job_id)
-        wanted = tuple(other for other in record.depends_on if other != depends_on)
-        return await self._jobdb.apply(job_id, Relinked(depends_on=wanted))
+        await self._known(job_id)
+        return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
+
+    async def _relink(
+        self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]
+    ) -> JobRecord:
+        def relinked(record: JobRecord) -> Event:
+            if record.attempt > 1:  # it has started, and waits for a retry
+                raise InvalidTransition(job_id, record.status, Relinked.__name__)
+            return Relinked(depends_on=tuple(wanted(record.depends_on)))
+
+        return await self._jobdb.apply(job_id, relinked)
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -472,13 +490,14 @@ class Jobs:
         """Raise InvalidJob where there is no such job, DependencyCycle where one waits for it."""
         unseen = [other for other in depends_on if other not in known]
         paths: dict[str, str | None] = dict.fromkeys(unseen)
-        is_first_look = True
-        while unseen:
-            found = await self.list_status({"self_id": unseen})
-            if is_first_look and len(found) < len(unseen):
-                missing = next(other for other in unseen if other not in found)
-                raise InvalidJob("depends_on", f"there is no job {missing!r}")
-            is_first_look = False
+        found = await self.list_status({"self_id": unseen}) if unseen else {}
+        for other in unseen:
+            if other not in found:
+                raise InvalidJob("depends_on", f"there is no job {other!r}")
+        # A chain may be long, and is only looked along where it may lead back to the job.
+        if not found or not await self._jobdb.dependents(job_id):
+            return
+        while found:
             unseen = []
             for record in found.values():
                 if record.self_id == job_id:
@@ -488,6 +507,7 @@ class Jobs:
                     fresh = [other for other in record.depends_on if other not in paths]
                     paths.update(dict.fromkeys(fresh, record.self_id))
                     unseen += fresh
+            found = await self.list_status({"self_id": unseen}) if unseen else {}
 
     # Batches.
 
@@ -915,19 +935,22 @@ class Jobs:
         """Give what the job writes as it writes it, from its beginning or ``offset`` on.
 
         It ends when the attempt has ended and all was given. One that has not started is waited
-        for. To resume without a gap or a repeat, give
-        as ``offset`` the ``end`` of the last chunk; with both streams a mapping,
+        for; where no attempt begins any more, there is nothing to give. To resume without a gap or
+        a repeat, give as ``offset`` the ``end`` of the last chunk; with both streams a mapping,
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
         offsets = _offsets(offset, wanted)
         _, executor = await self._open()
         stored = await self._jobdb.stored(job_id)
-        if stored.record.status in WAITING:
+        record = stored.record
+        if record.status in WAITING:
             with contextlib.suppress(StatusUnreachable):
-                await self._jobdb.wait_for(job_id, ALIVE)
+                record = await self._jobdb.wait_for(job_id, ALIVE)
             stored = await self._jobdb.stored(job_id)
-        follower = Follower(self._jobdb, executor, stored, offsets)
+        elif record.status is Status.cancelled:
+            record = record.changed({"attempt": _begun_attempt(record)})
+        follower = Follower(self._jobdb, executor, stored, record, offsets)
         async with aclosing(follower.chunks()) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -1069,7 +1092,8 @@ async def _remove_files(deleted: Sequence[Stored]) -> None:
 
 def _begun_attempt(record: JobRecord) -> int:
     """Return the last attempt that was started."""
-    return record.attempt - (record.status in WAITING and record.attempt > 1)
+    is_begun = record.status not in WAITING and record.status is not Status.cancelled
+    return record.attempt if is_begun else max(1, record.attempt - 1)
 
 
 def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:

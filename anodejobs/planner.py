@@ -157,7 +157,7 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
     """Return the fields that say when a job is started, and when again."""
     if opening == "start":
         for field in ("depends_on", "run_at", "start_deadline"):
-            if spec[field]:
+            if spec[field] not in (None, []):
                 raise InvalidJob(field, "is of no use to a job that starts at once: submit it")
     for dependency in spec.depends_on:
         if not isinstance(dependency, str):
@@ -213,7 +213,10 @@ def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
     if restart.when != "never":
         raise InvalidJob("restart", "goes without max_retries: it has limits of its own")
     if spec.retry is None:
-        return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
+        try:
+            return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
+        except InvalidJob as error:
+            raise InvalidJob("retry_delay", error.problem) from None
     if spec.retry_delay is not None:
         raise InvalidJob("retry_delay", "goes without retry, which says it")
     return retry_to_json(check_retry(spec.retry))

@@ -16,16 +16,21 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
+from itertools import count
 from typing import Final
 
+from anodejobs import faults
 from anodejobs.dependencies import Consequence, Dependencies, Dependent, Fate
 from anodejobs.errors import AnodeJobsError, DependencyCycle, InvalidTransition, JobNotFound
 from anodejobs.events import Event, Readied, Withdrawn
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import JobQueue, Waiting
-from anodejobs.records import TERMINAL, JobFilter, JobRecord, Status
+from anodejobs.records import ALIVE, JobFilter, JobRecord, Status
 from anodejobs.stores.base import UNFINISHED, Query
 from anodejobs.succession import Succession
 from anodejobs.watcher import Watcher
@@ -42,6 +47,8 @@ _LONGEST_SLEEP_S = 30.0
 """How late a moment may be noticed after somebody has set the clock forward."""
 _RETRY_S = 1.0
 """How long a store that could not be written is left alone."""
+_RECOUNT_S = 1.0
+"""How long after a sign of another process it is seen whether it has deleted something."""
 
 
 class Scheduler:
@@ -73,8 +80,7 @@ class Scheduler:
 
     async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
         """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
-        if self._succession is not None:
-            await self._succession.succeed()
+        await self._succeed()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for duty in duties:
@@ -83,11 +89,21 @@ class Scheduler:
         finally:
             self._jobdb.on_record = None
 
+    async def _succeed(self) -> None:
+        """Return when it is our turn."""
+        while self._succession is not None:
+            try:
+                await self._succession.succeed()
+                return
+            except OSError as error:
+                LOG.error("the queue waits: whose turn it is cannot be said: %s", error)
+            await asyncio.sleep(_RETRY_S)
+
     def attend(self) -> None:
         """Take note that another process has written something, or has let go of its turn."""
         if self._succession is not None:
             self._succession.nudge()
-        self._stock.must_look_for_pauses = True
+        self._stock.heed_others()
         self._woken.set()
 
     async def resign(self) -> None:
@@ -97,6 +113,8 @@ class Scheduler:
 
     async def _schedule(self) -> None:
         while True:
+            # What is about to start is not on record yet, and has its slot all the same.
+            await self._watcher.settle()
             self._stock = self._new_stock()
             # Listening before the records are read: what is written meanwhile is heard twice.
             self._jobdb.on_record = self._note
@@ -115,21 +133,23 @@ class Scheduler:
         """Learn of every job that has not ended."""
         after: str | None = None
         filter = JobFilter(status=list(UNFINISHED))
-        while True:
-            query = Query(filter=filter, limit=_PAGE, after=after)
-            try:
-                page = await self._jobdb.page(query)
-            except JobNotFound:  # the last one of the page before was deleted
-                after = None
-                continue
-            for record in page:
-                self._stock.take(record, is_stock=True)
-            if len(page) < _PAGE:
-                return
-            after = page[-1].self_id
+        with self._stock.reading() as heard:
+            while True:
+                query = Query(filter=filter, limit=_PAGE, after=after)
+                try:
+                    page = await self._jobdb.page(query)
+                except JobNotFound:  # the last one of the page before was deleted
+                    after = None
+                    continue
+                for record in page:
+                    if record.self_id not in heard:
+                        self._stock.take(record)
+                if len(page) < _PAGE:
+                    return
+                after = page[-1].self_id
 
     def _note(self, record: JobRecord) -> None:
-        if self._stock.take(record):
+        if self._stock.hear(record):
             self._woken.set()
 
     def _note_deletion(self, job_id: str) -> None:
@@ -142,8 +162,9 @@ class Scheduler:
         if stock.must_look_for_pauses:
             stock.must_look_for_pauses = False
             stock.pause_these(await self._jobdb.documents(PAUSED))
-        while stock.unknown:
-            await self._look_up(stock.take_unknown())
+        if stock.must_recount(time.monotonic()):
+            await self._look_up(stock.relied_on())
+        await self._look_up(stock.take_unknown())
         now = time.time()
         stock.ready_due(now)
         for waiting in stock.queue.expired(now):
@@ -151,35 +172,54 @@ class Scheduler:
             stock.withdraw(waiting.job_id, error)
         while stock.changes:
             await self._apply(stock.take_changes())
-        for waiting in stock.queue.admit(time.time()):
-            self._watcher.admit(waiting.job_id, self._start_later)
+        await self._admit(stock.queue.admit(time.time()))
 
-    async def _look_up(self, job_ids: list[str]) -> None:
-        """Learn how jobs that others depend on have ended, if they have."""
-        filter = JobFilter(self_id=job_ids)
-        found = {r.self_id: r for r in await self._jobdb.page(Query(filter=filter))}
-        for job_id in job_ids:
-            record = found.get(job_id)
-            if record is None:
-                self._stock.lose(job_id)
-            elif record.is_done:
-                self._stock.take(record)
+    async def _look_up(self, wanted: list[str]) -> None:
+        """Learn how jobs that others rely on have ended, if they have."""
+        for job_ids in _pages(wanted):
+            filter = JobFilter(self_id=job_ids)
+            with self._stock.reading() as heard:
+                found = {r.self_id: r for r in await self._jobdb.page(Query(filter=filter))}
+                for job_id in job_ids:
+                    record = found.get(job_id)
+                    if job_id in heard:
+                        continue
+                    if record is None:
+                        self._stock.lose(job_id)
+                    elif record.is_done:
+                        self._stock.take(record)
 
     async def _apply(self, changes: list[tuple[str, Event]]) -> None:
+        faults.reached("host: a change of the queue was decided")
+        await self._jobdb.bring(job_id for job_id, _ in changes)
         await asyncio.gather(*(self._apply_one(job_id, event) for job_id, event in changes))
 
     async def _apply_one(self, job_id: str, event: Event) -> None:
         try:
             await self._jobdb.apply(job_id, event)
-        except (InvalidTransition, JobNotFound) as error:
+        except InvalidTransition as error:
             LOG.debug("job %s: somebody was quicker: %s", job_id, error)
+        except JobNotFound:
+            self._note_deletion(job_id)
 
-    def _start_later(self, job_id: str) -> None:
+    async def _admit(self, admitted: list[Waiting]) -> None:
+        """Have these started."""
+        # Together: one by one, each would wait for a turn of the store's thread.
+        for job_ids in _pages([waiting.job_id for waiting in admitted]):
+            await self._jobdb.bring(job_ids)
+            for job_id in job_ids:
+                self._watcher.admit(job_id, partial(self._refused, self._stock))
+
+    def _refused(self, stock: _Stock, job_id: str, error: BaseException) -> None:
         """Let a job that could not be started keep its place, and try again after a while."""
-        asyncio.get_running_loop().call_later(_RETRY_S, self._requeue, job_id)
+        if isinstance(error, JobNotFound):
+            self._note_deletion(job_id)
+        elif not isinstance(error, InvalidTransition):  # of which its record tells more
+            LOG.error("job %s: its start waits: %s", job_id, error)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._requeue, stock, job_id)
 
-    def _requeue(self, job_id: str) -> None:
-        self._stock.requeue(job_id)
+    def _requeue(self, stock: _Stock, job_id: str) -> None:
+        stock.requeue(job_id)
         self._woken.set()
 
     async def _sleep(self) -> None:
@@ -189,6 +229,21 @@ class Scheduler:
                 await self._woken.wait()
         except TimeoutError:
             pass
+
+
+def _pages(job_ids: list[str]) -> Iterator[list[str]]:
+    """Give so many at once as are worth their while."""
+    for start in range(0, len(job_ids), _MOST_AT_ONCE):
+        yield job_ids[start : start + _MOST_AT_ONCE]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    """What is to be known of a job that waits for something else than a slot."""
+
+    job_id: str
+    attempt: int
+    due_at: float | None
 
 
 class _Stock:
@@ -201,52 +256,70 @@ class _Stock:
         self.queue = queue
         self.changes: deque[tuple[str, Event]] = deque()
         """What is to be applied to which job."""
-        self.unknown: dict[str, None] = {}
-        """Jobs that others depend on, of which it is not known whether they have ended."""
         self.must_look_for_pauses = True
+        self._unknown: dict[str, None] = {}
+        """Jobs that others depend on, of which it is not known whether they have ended."""
+        self._heard: set[str] | None = None
+        """While records are read: the jobs that were heard of meanwhile."""
+        self._recount_at: float | None = None
+        """When to see, by a clock that nobody sets, whether all are still there."""
         self._graph = Dependencies()
-        self._pending: dict[str, JobRecord] = {}
+        self._pending: dict[str, _Pending] = {}
         """Those that were submitted and wait for something else than a slot."""
         self._queued: dict[str, Waiting] = {}
         """Those that wait for a slot, or have got one a moment ago."""
         self._active: set[str] = set()
-        self._moments: list[tuple[float, str]] = []
+        self._entries = count()
+        self._moments: list[tuple[float, int, _Pending]] = []
         """When which pending job is due, by the clock on the wall."""
-        self._delays: list[tuple[float, str]] = []
+        self._delays: list[tuple[float, int, _Pending]] = []
         """The same for retries, by a clock that nobody sets."""
 
-    def take(self, record: JobRecord, *, is_stock: bool = False) -> bool:
-        """Take note of a record; return whether there may be something to do now.
+    @contextmanager
+    def reading(self) -> Iterator[Set[str]]:
+        """Give the jobs that are heard of in the context: what is read of them may be older."""
+        self._heard = set()
+        try:
+            yield self._heard
+        finally:
+            self._heard = None
 
-        ``is_stock``: it was read, and may be older than what was heard of the job already.
-        """
+    def hear(self, record: JobRecord) -> bool:
+        """Take note of a record that was written just now; as ``take``."""
+        if self._heard is not None:
+            self._heard.add(record.self_id)
+        return self.take(record)
+
+    def take(self, record: JobRecord) -> bool:
+        """Take note of a record; return whether there may be something to do now."""
         job_id, status = record.self_id, record.status
-        if is_stock and (job_id in self._active or job_id in self._queued):
+        if status in ALIVE:
+            if job_id not in self._active:
+                self._active.add(job_id)
+                self._queued.pop(job_id, None)
+                self._pending.pop(job_id, None)
+                self._graph.started(job_id)
+                self.queue.occupy(job_id, record.queue)
             return False
-        if status in TERMINAL:
-            return self._end(job_id, succeeded=status is Status.finished, how=str(status))
         if status is Status.pending:
             self._leave(job_id)
             self._pend(record)
             return True
-        self._pending.pop(job_id, None)
         if status is Status.queued:
             self._leave(job_id)
             self._queue(record)
             return True
-        if job_id not in self._active:
-            self._active.add(job_id)
-            self._queued.pop(job_id, None)
-            self._graph.started(job_id)
-            self.queue.occupy(job_id, record.queue)
-        return False
+        return self._end(job_id, succeeded=status is Status.finished, how=str(status))
 
     def lose(self, job_id: str) -> bool:
-        """Take note that there is no such job; as ``take``."""
+        """Take note that there is no such job any more; as ``take``."""
+        if self._heard is not None:
+            self._heard.add(job_id)
         return self._end(job_id, succeeded=False, how="is not there")
 
     def _leave(self, job_id: str) -> None:
         self._active.discard(job_id)
+        self._pending.pop(job_id, None)
         self._queued.pop(job_id, None)
         self.queue.remove(job_id)
         self.queue.release(job_id)
@@ -254,8 +327,7 @@ class _Stock:
     def _end(self, job_id: str, *, succeeded: bool, how: str) -> bool:
         was_known = job_id in self._active or job_id in self._queued
         self._leave(job_id)
-        self._pending.pop(job_id, None)
-        self.unknown.pop(job_id, None)
+        self._unknown.pop(job_id, None)
         if self._graph.dependents_of(job_id) or job_id in self._graph:
             self._conclude(self._graph.ended(job_id, succeeded=succeeded, how=_HOW.get(how, how)))
             return True
@@ -277,15 +349,18 @@ class _Stock:
     def requeue(self, job_id: str) -> None:
         """Let a job that was admitted in vain wait again, in its place."""
         waiting = self._queued.get(job_id)
-        if waiting is not None and job_id not in self._active:
+        if waiting is not None:
             self.queue.release(job_id)
             self.queue.add(waiting)
 
     def _pend(self, record: JobRecord) -> None:
         job_id = record.self_id
         if record.submitted_at is None:
+            self._graph.started(job_id)
             return
-        self._pending[job_id] = record
+        due_at = record.due_at
+        pending = _Pending(job_id, record.attempt, None if due_at is None else due_at.timestamp())
+        self._pending[job_id] = pending
         # A later attempt is not kept waiting by what its first has waited for.
         depends_on = record.depends_on if record.attempt == 1 else ()
         dependent = Dependent(
@@ -298,9 +373,7 @@ class _Stock:
         except DependencyCycle as cycle:  # two processes have each made half of it
             self.withdraw(job_id, str(cycle))
             return
-        for dependency in depends_on:
-            if not (dependency in self._active or dependency in self._queued):
-                self.unknown[dependency] = None
+        self._unknown.update(dict.fromkeys(depends_on))
 
     def _conclude(self, consequences: Iterable[Consequence]) -> None:
         for consequence in consequences:
@@ -309,22 +382,25 @@ class _Stock:
             elif consequence.fate is Fate.ready and consequence.job_id in self._pending:
                 self._wait_until_due(self._pending[consequence.job_id])
 
-    def _wait_until_due(self, record: JobRecord) -> None:
-        job_id, due_at = record.self_id, record.due_at
+    def _wait_until_due(self, pending: _Pending) -> None:
+        due_at = pending.due_at
         if due_at is None:
-            self.changes.append((job_id, Readied()))
-        elif record.attempt == 1:
-            heappush(self._moments, (due_at.timestamp(), job_id))
+            self.changes.append((pending.job_id, Readied()))
+        elif pending.attempt == 1:
+            heappush(self._moments, (due_at, next(self._entries), pending))
         else:
-            rest_s = due_at.timestamp() - time.time()
-            heappush(self._delays, (time.monotonic() + rest_s, job_id))
+            clear_at = time.monotonic() + due_at - time.time()
+            heappush(self._delays, (clear_at, next(self._entries), pending))
 
     def ready_due(self, now: float) -> None:
         """Have those queued whose moment has come."""
         for heap, clock in ((self._moments, now), (self._delays, time.monotonic())):
             while heap and heap[0][0] <= clock:
-                _, job_id = heappop(heap)
-                if job_id in self._pending and not self._graph.dependencies_of(job_id):
+                *_, pending = heappop(heap)
+                job_id = pending.job_id
+                # It may have been changed meanwhile, and wait for another moment.
+                is_current = self._pending.get(job_id) is pending
+                if is_current and not self._graph.dependencies_of(job_id):
                     self.changes.append((job_id, Readied()))
 
     def withdraw(self, job_id: str, error: str | None) -> None:
@@ -337,11 +413,37 @@ class _Stock:
         return [self.changes.popleft() for _ in range(min(_MOST_AT_ONCE, len(self.changes)))]
 
     def take_unknown(self) -> list[str]:
-        """Return some of the jobs that are to be looked up."""
-        unknown = list(self.unknown)[:_MOST_AT_ONCE]
-        for job_id in unknown:
-            del self.unknown[job_id]
-        return unknown
+        """Return the jobs that are to be looked up."""
+        unknown, self._unknown = self._unknown, {}
+        return [job_id for job_id in unknown if not self._knows(job_id)]
+
+    def _knows(self, job_id: str) -> bool:
+        """Return whether the job has not ended, and will be heard of when it does."""
+        return job_id in self._active or job_id in self._queued or job_id in self._pending
+
+    def heed_others(self) -> None:
+        """Take note that another process has written something."""
+        self.must_look_for_pauses = True
+        if self._recount_at is None:
+            self._recount_at = time.monotonic() + _RECOUNT_S
+
+    def must_recount(self, now: float) -> bool:
+        """Return, once, whether it is time to see that all are still there.
+
+        What another process deletes as soon as it has ended leaves no trace to be heard of.
+        """
+        if self._recount_at is None or self._recount_at > now:
+            return False
+        self._recount_at = None
+        return True
+
+    def relied_on(self) -> list[str]:
+        """Return the jobs of which somebody here waits to hear that they have ended."""
+        awaited = self._graph.awaited()
+        if self._queued:
+            return [*self._active, *(job_id for job_id in awaited if not self._knows(job_id))]
+        known = self._queued.keys() | self._pending.keys()
+        return [job_id for job_id in awaited if job_id not in known]
 
     def pause_these(self, documents: Mapping[str, str]) -> None:
         """Have just these queues paused."""
@@ -353,9 +455,12 @@ class _Stock:
 
     def rest_s(self, now: float) -> float | None:
         """Return for how long there is nothing to do, None: until something happens."""
-        rests = [] if not self._delays else [self._delays[0][0] - time.monotonic()]
+        clear = [self._delays[0][0]] if self._delays else []
+        if self._recount_at is not None and (self._queued or self._pending):
+            clear.append(self._recount_at)
         moments = [m for m in (self.queue.next_deadline(),) if m is not None]
         moments += [self._moments[0][0]] if self._moments else []
+        rests = [min(clear) - time.monotonic()] if clear else []
         if moments:
             rests.append(min(min(moments) - now, _LONGEST_SLEEP_S))
         return max(0.0, min(rests)) if rests else None

@@ -19,6 +19,7 @@ from anodejobs.retries import (
     next_restart,
     retry_from_json,
 )
+from anodejobs.transitions import transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -33,11 +34,13 @@ def with_sequel(
     """Return the end of the record's attempt with the moment of the next one, if there is one.
 
     ``events`` are the job's history, where it has a restart policy; ``fraction`` is a random number
-    below 1. A user's policy that fails counts as one that says no.
+    below 1. A user's policy that fails counts as one that says no. Raises InvalidTransition.
     """
+    if not _may_go_on(record, event):
+        return event
     answer: float | GaveUp | None
-    if record.status in _ENDING and not record.error:
-        return event  # a caller wants it to end
+    if record.status in (Status.stopping, Status.failed_stop) and not record.error:
+        return event  # a caller has stopped it
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
     else:
@@ -51,12 +54,9 @@ def with_sequel(
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
 
 
-_ENDING = (Status.stopping, Status.failed_stop)
-
-
 def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
     """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
-    if event.retry_at is not None or (record.status in _ENDING and not record.error):
+    if event.retry_at is not None or not _may_go_on(record, event):
         return event
     match recovery:
         case "lost":
@@ -67,12 +67,17 @@ def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
             return replace(event, retry_at=event.at)
 
 
+def _may_go_on(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+    """Return whether another attempt can follow this end: not where a caller has stopped it."""
+    return transition(record, replace(event, retry_at=event.at)).status is Status.pending
+
+
 def _retry_delay(
     record: JobRecord, event: Exited | StartFailed | Lost, fraction: float
 ) -> float | None:
-    exit_code = event.exit_code if isinstance(event, Exited) else None
-    if exit_code == 0 and not record.error:
+    if not _has_failed(record, event):
         return None
+    exit_code = event.exit_code if isinstance(event, Exited) else None
     failure = Failure(record.attempt, exit_code, isinstance(event, Lost), fraction)
     try:
         policy = retry_from_json(record.retry or {"kind": "fixed"})
@@ -80,6 +85,10 @@ def _retry_delay(
     except Exception:
         LOG.exception("job %s: its retry policy fails; it is not retried", record.self_id)
         return None
+
+
+def _has_failed(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+    return transition(record, event).status is not Status.finished
 
 
 def _restart_policy(record: JobRecord) -> RestartPolicy:
@@ -91,19 +100,18 @@ def _runs(
 ) -> list[Run]:
     """Return all attempts of this run of the job, the one that has just ended last."""
     runs = [
-        Run(ended.started_at or entry.at, entry.at, ended.exit_code != 0)
+        Run(ended.started_at or entry.at, entry.at, ended.status is not Status.finished)
         for entry in events
         if (ended := entry.ended) is not None and _is_of(record, entry.at)
     ]
-    failed = not isinstance(event, Exited) or event.exit_code != 0 or bool(record.error)
-    return [*runs, Run(record.started_at or event.at, event.at, failed)]
+    return [*runs, Run(record.started_at or event.at, event.at, _has_failed(record, event))]
 
 
 def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRecord]:
     """Return the attempts of the job's last run, oldest first, from its record and history."""
     ended = [entry.ended for entry in events if entry.ended and _is_of(record, entry.at)]
-    if record.status in WAITING or (record.status is Status.cancelled and not record.started_at):
-        return ended
+    if record.status in WAITING or record.status is Status.cancelled:
+        return ended  # the next one had not been started
     last = AttemptRecord(
         attempt=record.attempt,
         status=record.status,

@@ -44,6 +44,9 @@ class Succession:
         except BlockingIOError:
             with open(fd) as file:
                 return file.read()
+        except BaseException:
+            os.close(fd)
+            raise
         os.truncate(fd, 0)
         os.pwrite(fd, self._supervisor.encode(), 0)
         self._fd = fd

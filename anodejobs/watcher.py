@@ -31,7 +31,6 @@ from anodejobs.errors import (
     StoreError,
 )
 from anodejobs.events import (
-    Admitted,
     Adopted,
     Attempt,
     Event,
@@ -94,6 +93,8 @@ class Watcher:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._answers: set[asyncio.Future[Any]] = set()
+        self._admissions: set[Answer] = set()
+        """Of queued jobs whose start is not on record yet, or has not been given up."""
         self._heeded: set[str] = set()
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
@@ -181,32 +182,53 @@ class Watcher:
                 if await self._jobdb.get(plan.record.self_id) is not None:
                     raise InvalidJob("job_id", f"there is a job {plan.record.self_id!r} already")
 
-    def admit(self, job_id: str, on_failure: Callable[[str], None]) -> None:
+    def admit(self, job_id: str, on_refusal: Callable[[str, BaseException], None]) -> None:
         """Start the next attempt of a queued job.
 
-        ``on_failure`` is called with the id where the store did not let us.
+        ``on_refusal`` is called where that is not on record, with the id and the reason.
         """
-        self.own(self._admitted_life(job_id, on_failure), job_id)
-
-    async def _admitted_life(self, job_id: str, on_failure: Callable[[str], None]) -> None:
         answer: Answer = asyncio.get_running_loop().create_future()
-        try:
-            stored = await self._jobdb.stored(job_id)
-        except AnodeJobsError as error:
-            LOG.error("job %s: its start waits: %s", job_id, error)
-            on_failure(job_id)
-            return
+        self.own(self._admitted_life(job_id, answer, on_refusal), job_id)
+        self._admissions.add(answer)
+        answer.add_done_callback(self._admissions.discard)
+
+    async def _admitted_life(
+        self, job_id: str, answer: Answer, on_refusal: Callable[[str, BaseException], None]
+    ) -> None:
+        is_doubtful = False
 
         async def opened(attempt: Attempt) -> JobRecord | None:
+            nonlocal is_doubtful
             refused = await self._executor.prepare()
-            record = await self._jobdb.apply(job_id, Admitted(attempt=attempt))
-            return await self._begun(record, stored.launch, attempt, answer, refused)
+            faults.reached("host: a job was admitted")
+            try:
+                admitted = await self._jobdb.admit(job_id, attempt)
+            except StoreError:
+                is_doubtful = True
+                raise
+            self._watched[attempt.token] = admitted.launch
+            return await self._begun(admitted.record, admitted.launch, attempt, answer, refused)
 
-        await self._life(stored.launch, opened, answer)
-        problem = answer.exception() if answer.done() else None
-        if isinstance(problem, StoreError):
-            LOG.error("job %s: its start waits: %s", job_id, problem)
-            on_failure(job_id)
+        try:
+            stored = await self._jobdb.about_to_start(job_id)
+        except AnodeJobsError as error:
+            _refuse(answer, error)
+        else:
+            await self._life(stored.launch, opened, answer)
+        refusal = answer.exception() if answer.done() else None
+        if refusal is not None:
+            on_refusal(job_id, refusal)
+        if is_doubtful:  # should it be on record all the same, then we are to do it
+            await asyncio.sleep(_FIRST_RETRY_S)
+            await self._reconcile_soon()
+
+    async def settle(self) -> None:
+        """Return when every admitted job is on record as started, or is not to be started.
+
+        Or when that takes too long.
+        """
+        if self._admissions:
+            await asyncio.wait(self._admissions, timeout=_CLOSING_S)
 
     async def _life(
         self,
@@ -346,10 +368,11 @@ class Watcher:
         rest_s = _FIRST_RETRY_S
         while True:
             try:
+                known = event
                 if isinstance(event, Exited | StartFailed | Lost):
                     stored = await self._jobdb.stored(job_id)
-                    event = await self._with_sequel(stored.record, event)
-                await self._jobdb.apply(job_id, event, token=token)
+                    known = await self._with_sequel(stored.record, event)
+                await self._jobdb.apply(job_id, known, token=token)
                 return
             except (InvalidTransition, JobNotFound):
                 return  # it is on record already, or came too late to matter
@@ -387,13 +410,24 @@ class Watcher:
 
     # What callers ask for.
 
-    async def stop(self, job_id: str, grace: float | None, reason: str | None) -> JobRecord:
-        """End the job, and return its record when nothing of it is left."""
+    async def stop(
+        self,
+        job_id: str,
+        grace: float | None,
+        reason: str | None,
+        *,
+        withdraws: bool = True,
+    ) -> JobRecord:
+        """End the job, and return its record when nothing of it is left.
+
+        One that waits for its start is withdrawn, or left alone without ``withdraws``.
+        """
         while True:
             stored = await self._jobdb.stored(job_id)
-            if stored.record.is_done:
+            is_waiting = stored.record.status in WAITING
+            if stored.record.is_done or (is_waiting and not withdraws):
                 return stored.record
-            if stored.record.status in WAITING:
+            if is_waiting:
                 with contextlib.suppress(InvalidTransition):  # it has just been started
                     return await self._jobdb.apply(job_id, Withdrawn())
                 continue
@@ -410,13 +444,13 @@ class Watcher:
     async def _stop_attempt(
         self, stored: Stored, grace: float | None, reason: str | None
     ) -> JobRecord | None:
-        """End this attempt; None where the job was run anew before it could be asked to end."""
+        """End this attempt; None where the job is run anew all the same."""
         job_id, attempt = stored.record.self_id, stored.attempt
         # Listening before it ends: when it has, somebody else may run it anew at once.
-        with self._jobdb.waiting([job_id]) as (end,):
+        with self._jobdb.waiting_for_attempt(stored.record) as end:
             await self._jobdb.apply(job_id, StopRequested(reason=reason), token=attempt.token)
             if end.future.done():
-                return await end.future
+                return _unless_it_goes_on(stored.record, await end.future)
             now = await self._jobdb.stored(job_id)
             if now.attempt.token != attempt.token:
                 return None
@@ -425,7 +459,7 @@ class Watcher:
             if await self._end(
                 job_id, attempt, stored.launch.stop_grace if grace is None else grace
             ):
-                return await end.future
+                return _unless_it_goes_on(stored.record, await end.future)
             return (await self._jobdb.stored(job_id)).record
 
     async def pause(self, job_id: str) -> JobRecord:
@@ -601,7 +635,8 @@ class Watcher:
 
     async def _stop_quietly(self, job_id: str, reason: str) -> None:
         try:
-            await self.stop(job_id, None, reason)
+            # What waits for its next attempt waits on, for another application.
+            await self.stop(job_id, None, reason, withdraws=False)
         except AnodeJobsError as error:
             LOG.warning("job %s could not be stopped: %s", job_id, error)
 
@@ -629,6 +664,11 @@ def remove_attempts(launch: Launch, record: JobRecord) -> None:
         remove_logs(map(logs.path, STREAMS))
     if launch.files:
         JobFiles(launch.files).remove(record.logfile, record.attempt)
+
+
+def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:
+    """Return the record after an attempt, None where another one of the same run follows."""
+    return after if after.is_done or after.created_at != record.created_at else None
 
 
 async def _unheard(event: Event) -> None:

@@ -33,7 +33,7 @@ from anodejobs.executors import shim
 shim.LINGER_S = 0.05
 shim._HOLD_AFTER_S = 0.0
 shim._BOOTSTRAP = {reaped!r} + shim._BOOTSTRAP
-command, moment_to_arm = sys.argv[1:]
+command, moment_to_arm, how = sys.argv[1:]
 
 def arm(moment):
     if moment == moment_to_arm:
@@ -43,7 +43,15 @@ async def main():
     arm("opening")
     async with Jobs("job_db") as jobs:
         arm("running")
-        await jobs.run(command, "job")
+        if how == "run":
+            await jobs.run(command, "job")
+        else:
+            # What it depends on has ended already, so it is queued by what the queue decides.
+            await jobs.run("true", "before")
+            await jobs.wait("before")
+            arm("submitting")
+            await jobs.submit(command, "job", depends_on=["before"], max_retries=1)
+            await jobs.wait("job", "running")
         arm("ending")
         Path("go").touch()
         record = await jobs.wait("job")
@@ -80,10 +88,12 @@ CASES = [
 ]
 
 
-def printed_at_death(directory: Path, step: str, moment: str, job: str) -> str:
+def printed_at_death(
+    directory: Path, step: str, moment: str, job: str, how: Literal["run", "submit"] = "run"
+) -> str:
     """Run the application while it or its shim dies, and return what it has printed."""
     application = subprocess.run(
-        [sys.executable, "-c", APPLICATION.format(reaped=REAPED), job, moment],
+        [sys.executable, "-c", APPLICATION.format(reaped=REAPED), job, moment, how],
         cwd=directory,
         env={**os.environ, "ANODEJOBS_DIE_AT": f"{step}@{directory / 'fault'}"},
         stdout=subprocess.PIPE,
@@ -129,7 +139,45 @@ async def test_a_death_at_a_step_leaves_a_job_that_ran_once_at_most_and_a_true_r
     assert stdout == "out\n"
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS[1:] if step.startswith("host: ")])
+OF_THE_QUEUE = ("host: a change of the queue was decided", "host: a job was admitted")
+QUEUE_MOMENTS = [
+    ("host: a change of the queue was decided", "submitting"),
+    ("host: a job was admitted", "submitting"),
+    ("host: the start is on record", "submitting"),
+    ("shim: a start was asked for", "submitting"),
+    ("host: the process is known", "submitting"),
+    ("host: the process is on record", "submitting"),
+    ("host: the end is known", "submitting"),
+    ("host: the end is known", "ending"),
+    ("host: the end is on record", "ending"),
+    ("host: a change of the queue was decided", "ending"),
+    ("host: a job was admitted", "ending"),
+    ("shim: an end was acknowledged", "ending"),
+]
+
+
+@pytest.mark.parametrize(("step", "moment"), QUEUE_MOMENTS)
+async def test_a_death_at_a_step_neither_loses_nor_repeats_an_attempt_of_a_queued_job(
+    tmp_path: Path, step: str, moment: str
+) -> None:
+    printed_at_death(tmp_path, step, moment, LONG_JOB, "submit")
+    (tmp_path / "go").touch()
+    async with Jobs(tmp_path / "job_db") as jobs:
+        record = await jobs.wait("job", timeout=20)
+        attempts = await jobs.attempts("job")
+        logs = [await jobs.job_logs("job", attempt=attempt.attempt) for attempt in attempts]
+    assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 2)
+    assert [(a.attempt, a.status, a.exit_code) for a in attempts] == [
+        (1, Status.failed, 7),
+        (2, Status.failed, 7),
+    ]
+    assert logs == [("out\n", ""), ("out\n", "")]
+    assert (tmp_path / "starts").read_text() == "x\nx\n"
+
+
+@pytest.mark.parametrize(
+    "step", [step for step in STEPS[1:] if step.startswith("host: ") and step not in OF_THE_QUEUE]
+)
 async def test_another_application_sees_to_a_job_whose_own_dies_at_a_step(
     tmp_path: Path, step: str
 ) -> None:
@@ -175,4 +223,4 @@ def test_every_step_is_reached_in_the_package_and_has_a_name() -> None:
 
 
 def test_every_step_is_one_that_somebody_dies_at_here() -> None:
-    assert {step for step, *_ in MOMENTS} == set(STEPS)
+    assert {step for step, *_ in (*MOMENTS, *QUEUE_MOMENTS)} == set(STEPS)

@@ -27,6 +27,14 @@ pytestmark = [
 ]
 
 SHOW = ("/bin/cat", "/proc/self/environ")
+PLAIN: dict[str, Any] = {
+    "argv": SHOW,
+    "cwd": "/",
+    "base_env": {},
+    "envs": {},
+    "stop_grace": 1.0,
+    "logs": LogPlan(stdout="/o", stderr="/e"),
+}
 ODD = b"na\xefve \xff\n\x01\x7f = \xe4\xbb\xbb\xe5\x8a\xa1"
 LONGEST = 131_071 - len("LONG=")
 """As many bytes as Linux takes for the value of that variable, the byte at its end aside."""
@@ -70,6 +78,17 @@ async def test_each_job_has_its_own_marks(app: App) -> None:
     shown = [await app.shown({}, f"job-{n}", token=token) for n, token in enumerate(tokens)]
     assert [s[b"ANODEJOBS_TOKEN"].decode() for s in shown] == tokens
     assert [s[b"ANODEJOBS_JOB_ID"] for s in shown] == [b"job-%d" % n for n in range(5)]
+
+
+async def test_jobs_that_are_told_of_files_and_such_that_are_not_take_turns(
+    app: App, tmp_path: Path
+) -> None:
+    await app.told({"A": "a"})
+    for files in (str(tmp_path), "", str(tmp_path), ""):
+        token = new_token()
+        told = Launch(job_id="a", files=files, **PLAIN).marks(7, token)
+        shown = await app.shown(None, files=files, token=token)
+        assert shown == {b"A": b"a", **encoded(told)}
 
 
 async def test_two_applications_that_take_turns_have_each_their_own(
@@ -173,18 +192,19 @@ names = st.text(st.characters(exclude_characters="=\0", exclude_categories=["Cs"
 values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | (
     st.binary().map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
 )
+owns = st.dictionaries(st.sampled_from(["OWN", "OTHER", "PATH"]), values)
 environments = st.dictionaries(names | st.sampled_from(["PATH", "OWN", "HOME"]), values, max_size=8)
 
 
 @settings(max_examples=200)
-@given(st.lists(st.tuples(environments, values, values), min_size=1, max_size=4))
-@example([({}, "", ""), ({"PATH": ""}, "x" * 5000, "")])
+@given(st.lists(st.tuples(environments, owns, owns), min_size=1, max_size=4))
+@example([({}, {"OWN": ""}, {"OWN": "", "OTHER": ""}), ({"PATH": ""}, {"OWN": "x" * 5000}, {})])
 def test_whatever_was_offered_before_there_is_what_is_offered_now(offers):
     with inheriting() as inheritance:
         for base, first, second in offers:
-            for value in (first, second):
-                assert inheritance.offers(base, {"OWN": value})
-                assert present() == encoded({**base, "OWN": value})
+            for own in (first, second):
+                assert inheritance.offers(base, own)
+                assert present() == encoded({**base, **own})
 
 
 def test_what_is_offered_is_what_a_child_has():
@@ -273,18 +293,8 @@ class App:
         """Return the answer to a start; with no ``base`` it is the one that was told before."""
         if base is not None:
             await self.told(base)
-        launch = Launch(
-            **{
-                "job_id": name,
-                "argv": SHOW,
-                "cwd": "/",
-                "base_env": {},
-                "envs": {},
-                "logs": LogPlan(stdout=f"{self._folder}/out", stderr=f"{self._folder}/err"),
-                "stop_grace": 1.0,
-                **fields,
-            }
-        )
+        logs = LogPlan(stdout=f"{self._folder}/out", stderr=f"{self._folder}/err")
+        launch = Launch(job_id=name, **{**PLAIN, "logs": logs, **fields})
         attempt = Attempt(token=token or new_token(), supervisor="")
         return await self._client.ask_by(start_request("start", 7, attempt, launch.parts()))
 

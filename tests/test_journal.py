@@ -78,7 +78,14 @@ EVENTS = [
     Lost(at=NOON, error=ODD),
 ]
 SECRET = "hunter2"
-NOT_KEPT: dict[str, Any] = {"argv": (), "cwd": "/", "base_env": {}, "envs": {}}
+NOT_KEPT: dict[str, Any] = {
+    "argv": (),
+    "cwd": "/",
+    "base_env": {},
+    "envs": {},
+    "files": "",
+    "limits": None,
+}
 
 text = st.one_of(st.text(), st.binary().map(os.fsdecode))
 moments = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
@@ -127,6 +134,8 @@ launches = st.builds(
     start_grace=seconds,
     leftovers=st.sampled_from(["kill", "leave"]),
     on_host_death=st.sampled_from(["leave", "stop"]),
+    files=text,
+    limits=st.none() | st.dictionaries(text, st.integers() | text, min_size=1, max_size=2),
 )
 MARKS = 'x","exec":{"begin":{,"exec":"begin":\\",\\"exec\\":\\'
 """What would mislead who looks for the marks in a request, were it not escaped."""

@@ -76,6 +76,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "retry": st.none() | st.dictionaries(text, values, max_size=3),
     "restart": st.sampled_from(get_args(Restart)),
     "restart_policy": st.none() | st.dictionaries(text, values, max_size=3),
+    "limits": st.none() | st.dictionaries(text, values, max_size=3),
     "attempt": whole,
     "timeout": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
     "created_at": st.none() | set_moments,

@@ -692,6 +692,29 @@ async def test_a_commit_that_waited_in_vain_harms_no_later_one(tmp_path, monkeyp
         assert stored == Stored(record=second.record, launch=second.launch, attempt=second.attempt)
 
 
+async def test_a_cancelled_commit_that_fails_harms_no_later_one(tmp_path):
+    env = {"COLOUR": "red"}
+    odd = make_insert(make_record("odd", revision=2**70), base_env=env)
+    plain = make_insert(make_record("plain"), base_env=env)
+    async with opened(tmp_path / "jobs.db") as store:
+        with process(sys.executable, "-c", LOCK_HOLDER, folder=tmp_path) as holder:
+            assert holder.stdout.readline() == "locked\n"
+            cancelled = asyncio.create_task(store.commit([odd]))
+            await asyncio.sleep(0)
+            while store._batch is not None:  # noqa: ASYNC110  # until the thread has taken it
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            commit = asyncio.create_task(store.commit([plain]))
+            await asyncio.sleep(0)
+            holder.stdin.write("let go\n")
+            assert await commit == [1]
+            assert ends_well(holder)
+        assert await store.get("odd") is None
+        stored = await store.get("plain")
+        assert stored == Stored(record=plain.record, launch=plain.launch, attempt=plain.attempt)
+
+
 async def test_many_processes_can_make_the_database_at_once(tmp_path):
     open_at_once = """
     say("ready")

@@ -27,6 +27,7 @@ class Inheritance:
         self._former = self._environ.value
         self._former_path = os.environ.get("PATH")
         self._base: dict[str, str] | None = None
+        self._names: frozenset[str] = frozenset()
         self._entries: ctypes.Array[ctypes.c_char_p] = (ctypes.c_char_p * 1)()
         self._shared = 0
         """How many of the entries last as long as the base."""
@@ -34,12 +35,12 @@ class Inheritance:
     def offers(self, base: dict[str, str], own: Mapping[str, str]) -> bool:
         """Make both what is inherited, ``own`` over ``base``; return whether that was possible.
 
-        It holds until the next call. ``own`` must have the same names each time.
+        It holds until the next call.
         """
         if self._former is None:
             return False
         try:
-            if base is not self._base:
+            if base is not self._base or own.keys() != self._names:
                 self._take_on(base, own)
             for place, (name, value) in enumerate(own.items(), self._shared):
                 self._entries[place] = _entry(name, value)
@@ -53,7 +54,7 @@ class Inheritance:
         self._search(base.get("PATH"))
         self._entries = (ctypes.c_char_p * (len(shared) + len(own) + 1))(*shared)
         self._shared = len(shared)
-        self._base = base
+        self._base, self._names = base, frozenset(own)
 
     def _search(self, path: str | None) -> None:
         """Have programs looked for there: that is asked of ``os.environ``, before they inherit."""

@@ -8,7 +8,7 @@ from, and is refused where the record has another one by now.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -51,7 +51,10 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class InsertAll:
-    """Records for ids that have none: all of them, or none where one of the ids is taken."""
+    """Records for ids that have none, one or more: all of them, or none of them.
+
+    They are refused where one of the ids is taken, or named twice.
+    """
 
     inserts: tuple[Insert, ...]
 
@@ -173,9 +176,17 @@ class JobStore(ABC):
     async def get(self, job_id: str) -> Stored | None:
         """Return the job as it is kept."""
 
+    async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
+        """Return those of the jobs that there are, in any order.
+
+        To be made better where a store can give many at once in less time than one by one.
+        """
+        found = [await self.get(job_id) for job_id in job_ids]
+        return [stored for stored in found if stored is not None]
+
     @abstractmethod
-    async def unfinished(self) -> list[Unfinished]:
-        """Return every job that has not ended."""
+    async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
+        """Return every job that is in one of the statuses; by default: that has not ended."""
 
     @abstractmethod
     async def page(self, query: Query) -> list[JobRecord]:
@@ -215,6 +226,15 @@ class JobStore(ABC):
         """
 
 
+def attempt_told(write: Insert | Save) -> int:
+    """Return the number of the attempt that the history tells of with an applied write.
+
+    What happens to an attempt is told of that one, also where the record has gone on to the next.
+    """
+    ended = write.ended if isinstance(write, Save) else None
+    return write.record.attempt if ended is None else ended.attempt
+
+
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:
     """Return what the history says of an applied write."""
     record = write.record
@@ -223,7 +243,7 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         kind="status",
         at=record.last_update or utc_now(),
         job_id=record.self_id,
-        attempt=record.attempt,
+        attempt=attempt_told(write),
         previous=write.previous if isinstance(write, Save) else None,
         status=record.status,
         why=write.why,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from anodejobs.errors import JobNotFound
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
+    UNFINISHED,
     Delete,
     Insert,
     InsertAll,
@@ -43,7 +44,8 @@ class MemoryJobStore(JobStore):
 
     def _apply(self, write: Write) -> int | None:
         if isinstance(write, InsertAll):
-            if any(insert.record.self_id in self._jobs for insert in write.inserts):
+            job_ids = {insert.record.self_id for insert in write.inserts}
+            if len(job_ids) < len(write.inserts) or not job_ids.isdisjoint(self._jobs):
                 return None
             return [self._apply(insert) for insert in write.inserts][-1]
         job_id = write.record.self_id
@@ -76,11 +78,11 @@ class MemoryJobStore(JobStore):
     async def get(self, job_id: str) -> Stored | None:
         return self._jobs.get(job_id)
 
-    async def unfinished(self) -> list[Unfinished]:
+    async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         return [
             Unfinished(stored.record.self_id, stored.record.status, stored.attempt)
             for stored in self._jobs.values()
-            if not stored.record.is_done
+            if stored.record.status in statuses
         ]
 
     async def page(self, query: Query) -> list[JobRecord]:

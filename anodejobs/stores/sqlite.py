@@ -14,7 +14,15 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -231,26 +239,25 @@ class SqliteJobStore(JobStore):
         # aiosqlite sends each of its calls to the thread of the connection and back. The one
         # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
         await self._writer.commit()
+        batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
-        rows = await self._read(
-            f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
-            " USING (job_id) JOIN environments ON digest = environment WHERE job_id = ?",
-            (job_id,),
-        )
+        rows = await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))
         async with self._translated("read"):
-            for attempt, launch, body, *columns in rows:
-                return Stored(
-                    record=record_of(columns),
-                    attempt=Attempt.from_json(json.loads(attempt)),
-                    launch=Launch.from_json(json.loads(launch), json.loads(body)),
-                )
+            for stored in _stored(rows):
+                return stored
         return None
 
-    async def unfinished(self) -> list[Unfinished]:
-        marks = ", ".join("?" * len(UNFINISHED))
+    async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
+        clause = "WHERE job_id IN (SELECT value FROM json_each(?))"
+        rows = await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),))
+        async with self._translated("read"):
+            return _stored(rows)
+
+    async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
+        marks = ", ".join("?" * len(statuses))
         rows = await self._read(
-            f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", UNFINISHED
+            f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", tuple(statuses)
         )
         async with self._translated("read"):
             return [
@@ -380,11 +387,32 @@ class SqliteJobStore(JobStore):
             batch.apply(connection)
             connection.execute("COMMIT")
         except BaseException:
-            self._environments.forget()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self._bell.ring()
+
+
+_STORED = (
+    f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
+    " USING (job_id) JOIN environments ON digest = environment"
+)
+
+
+def _stored(rows: Iterable[Sequence[Any]]) -> list[Stored]:
+    environments: dict[str, dict[str, str]] = {}  # mostly one, and of a few thousand bytes
+    found = []
+    for attempt, launch, body, *columns in rows:
+        if body not in environments:
+            environments[body] = json.loads(body)
+        found.append(
+            Stored(
+                record=record_of(columns),
+                attempt=Attempt.from_json(json.loads(attempt)),
+                launch=Launch.from_json(json.loads(launch), environments[body]),
+            )
+        )
+    return found
 
 
 class _Writer(sqlite3.Connection):
