@@ -279,15 +279,20 @@ class JobDB:
             waiting = None
             self._forget(job_id)  # another writer was quicker: look again
 
-    async def delete(self, job_id: str, revision: int | None = None) -> Stored | None:
-        """Remove the job and its history; return it, None if there was none. Raises JobActive.
+    async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
+        """Remove the ended jobs whose records these still are, at once; return those removed."""
+        jobs: list[Stored] = []
+        for record in records:
+            stored = await self._store.get(record.self_id)
+            if stored is not None and stored.record.revision == record.revision:
+                jobs.append(stored)
+        removed = await asyncio.gather(*(self._write(Delete(record=job.record)) for job in jobs))
+        return [job for job, was_removed in zip(jobs, removed, strict=True) if was_removed]
 
-        With ``revision`` it is there no more where its record is another one.
-        """
+    async def delete(self, job_id: str) -> Stored | None:
+        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
         while stored := await self._store.get(job_id):
             record = stored.record
-            if revision not in (None, record.revision):
-                return None
             if not record.is_done:
                 raise JobActive(job_id, record.status)
             if await self._write(Delete(record=record)):

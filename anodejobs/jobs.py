@@ -75,7 +75,7 @@ from anodejobs.scheduler import PAUSED, Scheduler
 from anodejobs.schedules import Schedule
 from anodejobs.sequels import Recovery, attempts_of
 from anodejobs.stores import from_url, sqlite_store
-from anodejobs.stores.base import JobStore, Query, SortKey
+from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.succession import Succession
 from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
@@ -769,20 +769,21 @@ class Jobs:
         watcher, _ = await self._open()
         return await watcher.owned(self._delete, job_id)
 
-    async def _delete_old(self, record: JobRecord) -> bool:
-        """Delete a job, unless it is another one by now."""
-        watcher, _ = await self._open()
-        return await watcher.owned(self._delete, record.self_id, record.revision)
+    async def _delete(self, job_id: str) -> bool:
+        deleted = await self._jobdb.delete(job_id)
+        await _remove_files([] if deleted is None else [deleted])
+        return deleted is not None
 
-    async def _delete(self, job_id: str, revision: int | None = None) -> bool:
-        deleted = await self._jobdb.delete(job_id, revision)
-        if deleted is None:
-            return False
-        try:
-            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record)
-        except OSError as error:
-            raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
-        return True
+    async def _delete_old(self, records: Sequence[JobRecord]) -> int:
+        """Delete the jobs whose records these still are; return how many they were."""
+
+        async def delete() -> int:
+            deleted = await self._jobdb.delete_all(records)
+            await _remove_files(deleted)
+            return len(deleted)
+
+        watcher, _ = await self._open()
+        return await watcher.owned(delete)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
@@ -1071,6 +1072,22 @@ def _replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobR
         return if_exists == "rerun" or not _is_fresh(old, fresh_for)
 
     return may_replace
+
+
+async def _remove_files(deleted: Sequence[Stored]) -> None:
+    """Remove the logs and files of jobs that are there no more."""
+
+    def remove() -> dict[str, OSError]:
+        errors: dict[str, OSError] = {}
+        for job in deleted:
+            try:
+                remove_attempts(job.launch, job.record)
+            except OSError as error:
+                errors[job.record.self_id] = error
+        return errors
+
+    for job_id, error in (await asyncio.to_thread(remove)).items():
+        raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
 
 
 def _begun_attempt(record: JobRecord) -> int:

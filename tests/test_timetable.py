@@ -10,7 +10,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count, pairwise
 from pathlib import Path
@@ -427,6 +427,35 @@ async def test_the_same_said_again_brings_the_present_environment(
     assert (await jobs.job_logs("s@2024-02-29T12:01:00Z"))[0] == "now\n"
 
 
+@pytest.mark.parametrize("was_another", [False, True])
+async def test_the_same_said_by_several_at_once_is_one_schedule(
+    tmp_path: Path, was_another: bool
+) -> None:
+    """The workers of a server all say what they want when they start."""
+    clocks = [Clock(at(0) + timedelta(milliseconds=n)) for n in range(4)]
+    async with AsyncExitStack() as stack:
+        opening = (opened(tmp_path / "db", clock) for clock in clocks)
+        workers = [await stack.enter_async_context(worker) for worker in opening]
+        if was_another:
+            await workers[0].schedule("echo old", "s", at=at(999))
+        await asyncio.gather(*(w.schedule("echo new", "s", every=300) for w in workers))
+        await look(workers[0], clocks[0], at(1))
+        assert len(await made(workers[0], "s")) == 1
+        await workers[3].schedule("echo new", "s", every=300)
+        await look(workers[0], clocks[0], at(2))
+        assert len(await made(workers[0], "s")) == 1
+        assert len({(await w.schedules())["s"].next_at for w in workers}) == 1
+
+
+async def test_a_job_that_was_deleted_does_not_come_again(jobs: Jobs, clock: Clock) -> None:
+    await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="allow")
+    await look(jobs, clock, at(0))
+    await jobs.cancel("s@2024-02-29T12:00:00Z")
+    await jobs.delete("s@2024-02-29T12:00:00Z")
+    await look(jobs, clock, at(1))
+    assert await made(jobs, "s") == []
+
+
 async def test_a_moment_that_is_over_may_be_said_again(jobs: Jobs, clock: Clock) -> None:
     for _ in range(2):
         told = await jobs.schedule("true", "s", at=at(0))
@@ -514,7 +543,7 @@ class StoppingStore(MemoryJobStore):
             await self.may_go_on.wait()
 
 
-STEPS = [(when, step) for step in (1, 2, 3) for when in ("before", "after")]
+STEPS = [(when, step) for step in (1, 2, 3, 4) for when in ("before", "after")]
 
 
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
@@ -600,7 +629,7 @@ async def test_of_missed_firings_none_is_made_up_for_once_it_is_forgotten(
 ) -> None:
     store = StoppingStore()
     await paused(store)
-    store.stops_at = ("after", 4)
+    store.stops_at = ("after", 5)
     async with opened(tmp_path, clock, store=store) as jobs:
         await jobs.schedule(
             "true", "s", cron="* * * * *", start=at(-100), misfire="all", overlap="allow"
@@ -896,6 +925,27 @@ async def test_when_the_process_that_acts_is_killed_another_one_goes_on(tmp_path
             if host.returncode is None:
                 host.kill()
             await host.communicate()
+
+
+async def test_where_one_fires_the_others_are_not_read_anew(
+    jobs: Jobs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(20):
+        await jobs.schedule("true", f"t{n}", cron="@yearly")
+    await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="allow")
+    await look(jobs, clock, at(1))
+    read: list[str] = []
+    entry = jobs._timetable._known["s"].entry
+
+    def noted(name: str, text: str) -> Any:
+        read.append(name)
+        return from_text(name, text)
+
+    from_text = type(entry).from_text
+    monkeypatch.setattr(type(entry), "from_text", noted)
+    await look(jobs, clock, at(5))
+    assert await made(jobs, "s") == ["0", "5"]
+    assert not [name for name in read if name.startswith("t")]
 
 
 async def test_the_progress_of_what_is_forgotten_is_forgotten(jobs: Jobs, clock: Clock) -> None:
