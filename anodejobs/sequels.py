@@ -125,6 +125,12 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
     return [*ended, last]
 
 
+def begun_attempt(record: JobRecord) -> int:
+    """Return the last attempt that was started."""
+    is_begun = record.status not in WAITING and record.status is not Status.cancelled
+    return record.attempt if is_begun else max(1, record.attempt - 1)
+
+
 def _is_of(record: JobRecord, at: datetime) -> bool:
     """Return whether a moment lies in this run of the job, which may have been run before."""
     return record.created_at is None or at >= record.created_at

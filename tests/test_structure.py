@@ -86,10 +86,10 @@ LAYERS = [
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
     ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
     [
-        *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
+        *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
         "retention",
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed"],
+    ["watcher", "timetable", "catalogue", "progressfeed", "links"],
     ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus"],
