@@ -35,9 +35,6 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
-    Exited,
-    Lost,
-    Relinked,
     Started,
     utc_now,
 )
@@ -273,7 +270,7 @@ class JobDB:
                 attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
                 ended=ended,
-                is_respecified=_respecifies(event),
+                is_respecified=_is_respecified(stored.record, record),
             )
             if await self._write(save):
                 self._log(save)
@@ -693,10 +690,13 @@ def _attempt_of(event: Event) -> Attempt | None:
     return event.attempt if isinstance(event, (Admitted, Started, Adopted)) else None
 
 
-def _respecifies(event: Event) -> bool:
-    """Return whether the event changes more of a record than what happens to every job."""
-    is_answer = isinstance(event, Exited) and event.result is not None
-    return is_answer or isinstance(event, (Relinked, Lost))
+def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
+    """Return whether more of a record has changed than what happens to every job."""
+    return (
+        after.depends_on is not before.depends_on
+        or after.metadata is not before.metadata
+        or after.result is not before.result
+    )
 
 
 def _job_of(entry: Insert | Save | JobEvent) -> str | None:

@@ -64,8 +64,8 @@ class Save:
     """The next record of a job, made from the one whose revision was one less.
 
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
-    then may what filters look at change, beside the status. With ``is_respecified`` what the job
-    was asked to be has changed, dependencies or metadata; else only what happens to it may have.
+    then may what filters look at change, beside the status. With ``is_respecified`` its
+    dependencies, its metadata or its result may have changed; else only what happens to every job.
     """
 
     record: JobRecord
