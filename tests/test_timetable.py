@@ -10,7 +10,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count, pairwise
 from pathlib import Path
@@ -428,23 +428,33 @@ async def test_the_same_said_again_brings_the_present_environment(
 
 
 @pytest.mark.parametrize("was_another", [False, True])
-async def test_the_same_said_by_several_at_once_is_one_schedule(
-    tmp_path: Path, was_another: bool
+async def test_the_same_said_by_two_at_once_is_one_schedule(
+    tmp_path: Path, was_another: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The workers of a server all say what they want when they start."""
-    clocks = [Clock(at(0) + timedelta(milliseconds=n)) for n in range(4)]
-    async with AsyncExitStack() as stack:
-        opening = (opened(tmp_path / "db", clock) for clock in clocks)
-        workers = [await stack.enter_async_context(worker) for worker in opening]
+    clock, later = Clock(at(0)), Clock(at(0.001))
+    async with opened(tmp_path / "db", clock) as one, opened(tmp_path / "db", later) as two:
         if was_another:
-            await workers[0].schedule("echo old", "s", at=at(999))
-        await asyncio.gather(*(w.schedule("echo new", "s", every=300) for w in workers))
-        await look(workers[0], clocks[0], at(1))
-        assert len(await made(workers[0], "s")) == 1
-        await workers[3].schedule("echo new", "s", every=300)
-        await look(workers[0], clocks[0], at(2))
-        assert len(await made(workers[0], "s")) == 1
-        assert len({(await w.schedules())["s"].next_at for w in workers}) == 1
+            await one.schedule("echo old", "s", at=at(999))
+        has_looked, may_go_on = asyncio.Event(), asyncio.Event()
+        find = two._timetable._find
+
+        async def interrupted(name: str) -> Any:
+            found = await find(name)
+            has_looked.set()
+            await may_go_on.wait()
+            return found
+
+        monkeypatch.setattr(two._timetable, "_find", interrupted)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(two.schedule("echo new", "s", every=300))
+            await has_looked.wait()
+            await one.schedule("echo new", "s", every=300)
+            await appeared(one, "s@")
+            may_go_on.set()
+        await look(one, clock, at(1))
+        assert await made(one, "s") == ["0"]
+        assert (await two.schedules())["s"].next_at == at(5)
 
 
 async def test_a_job_that_was_deleted_does_not_come_again(jobs: Jobs, clock: Clock) -> None:
