@@ -48,6 +48,7 @@ from anodejobs.stores.base import (
     Query,
     Save,
     Stored,
+    Turn,
     Unfinished,
     Write,
     changes_of,
@@ -506,6 +507,10 @@ class JobDB:
         if stored is not None and stored.record.status in ALIVE:
             self.on_stranger(stored)
         return stored
+
+    def turns(self) -> AsyncGenerator[Sequence[JobRecord | Turn], None]:
+        """Give every job that has not ended, some at a time."""
+        return self._store.turns()
 
     async def bring(self, job_ids: Iterable[str]) -> None:
         """Have jobs that have not started at hand: they are about to be changed."""

@@ -814,7 +814,7 @@ async def test_a_batch_is_created_in_order_and_waits(jobs: Jobs) -> None:
 async def test_a_batch_runs_by_the_indices_that_its_jobs_depend_on(
     jobs: Jobs, tmp_path: Path
 ) -> None:
-    specs = [
+    specs: list[dict[str, Any]] = [
         {"command": noting(tmp_path, "load"), "depends_on": [1]},
         {"command": noting(tmp_path, "transform"), "depends_on": [2]},
         {"command": noting(tmp_path, "extract")},

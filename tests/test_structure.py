@@ -76,14 +76,13 @@ LAYERS = [
         "executors.children",
         "stores.base",
         "stores.doorbell",
-        "stores.rows",
         "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
-        *("stores.memory", "stores.sqlite_writes"),
+        *("stores.memory", "stores.rows"),
     ],
-    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
+    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries", "stores.sqlite_writes"],
     ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
@@ -301,6 +300,7 @@ def test_stores_know_nothing_above_them():
     for module in _modules("stores"):
         for known in _imports(module):
             assert known.startswith("stores") or known in (
+                "dependencies",
                 "errors",
                 "events",
                 "records",
