@@ -54,10 +54,17 @@ def with_sequel(
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
 
 
+_MOST_RECOVERIES = 10
+"""How often a job is run again that was interrupted: it may be what brings the machine down."""
+
+
 def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
     """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
     if event.retry_at is not None or not _may_go_on(record, event):
         return event
+    history = record.metadata.get("recovery_history")
+    if recovery == "pending" and isinstance(history, list) and len(history) >= _MOST_RECOVERIES:
+        return replace(event, error=f"{event.error}; gave up: {len(history)} recoveries")
     match recovery:
         case "lost":
             return event

@@ -242,6 +242,8 @@ class SqliteJobStore(JobStore):
         # aiosqlite sends each of its calls to the thread of the connection and back. The one
         # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
         await self._writer.commit()
+        if batch.failure is not None:  # in the call of somebody who was cancelled
+            raise batch.failure
         batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
@@ -399,7 +401,8 @@ class SqliteJobStore(JobStore):
             connection.execute("BEGIN IMMEDIATE")
             batch.apply(connection)
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            batch.failure = error
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
