@@ -285,7 +285,7 @@ class Jobs:
             self._jobdb,
             executor,
             tasks,
-            files=self.db_path / "job_files",
+            files=self._planner.files,
             recovery=self._recovery,
         )
         scheduler = self._scheduler(watcher)

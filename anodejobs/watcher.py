@@ -14,7 +14,6 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -76,7 +75,7 @@ class Watcher:
         executor: Executor,
         tasks: asyncio.TaskGroup,
         *,
-        files: Path,
+        files: JobFiles,
         recovery: Recovery,
     ) -> None:
         self._jobdb = jobdb
@@ -397,7 +396,7 @@ class Watcher:
 
     async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
         """Return the end of an attempt with what it had to say for itself."""
-        files, logfile, number = JobFiles(self._files), record.logfile, record.attempt
+        files, logfile, number = self._files, record.logfile, record.attempt
         progress = last_progress(files.progress(logfile, number))
         if progress is not None:
             exit = replace(exit, progress=progress[0])
