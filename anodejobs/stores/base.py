@@ -14,11 +14,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.errors import InvalidJob, JobNotFound
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
-from anodejobs.records import TERMINAL, AttemptRecord, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import (
+    TERMINAL,
+    AttemptRecord,
+    JobEvent,
+    JobFilter,
+    JobRecord,
+    OnDependencyFailure,
+    Status,
+)
 
 SortKey = Literal[
     "created_at",
