@@ -9,9 +9,7 @@ Names are resolved when they are first used: who needs the records only imports 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # typing's own costs a program that runs as a job half of its start
 if TYPE_CHECKING:
     from anodejobs.errors import (
         AnodeJobsError,
@@ -25,26 +23,65 @@ if TYPE_CHECKING:
         StoreError,
         WaitTimeout,
     )
-    from anodejobs.jobs import Jobs
-    from anodejobs.logs import LogChunk
+    from anodejobs.jobs import (
+        Jobs,
+    )
+    from anodejobs.limits import (
+        Limits,
+    )
+    from anodejobs.logs import (
+        LogChunk,
+    )
     from anodejobs.records import (
+        AttemptRecord,
+        BatchProgress,
+        Durations,
         JobEvent,
         JobFilter,
         JobOptions,
         JobRecord,
         JobRecordDict,
         JobSpec,
+        Metrics,
+        Priority,
+        Scheduled,
         Status,
         Usage,
     )
-    from anodejobs.stores.base import JobStore
-    from anodejobs.stores.memory import MemoryJobStore
-    from anodejobs.stores.sqlite import SqliteJobStore
+    from anodejobs.retries import (
+        ExponentialBackoff,
+        Failure,
+        FixedDelay,
+        RestartPolicy,
+        RetryPolicy,
+    )
+    from anodejobs.schedules import (
+        Schedule,
+    )
+    from anodejobs.stores.base import (
+        JobStore,
+    )
+    from anodejobs.stores.memory import (
+        MemoryJobStore,
+    )
+    from anodejobs.stores.sqlite import (
+        SqliteJobStore,
+    )
+    from anodejobs.templates import (
+        Parameter,
+        Template,
+    )
 
 __all__ = [
     "AnodeJobsError",
+    "AttemptRecord",
+    "BatchProgress",
     "DependencyCycle",
+    "Durations",
     "ExecutorError",
+    "ExponentialBackoff",
+    "Failure",
+    "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
     "JobActive",
@@ -57,12 +94,21 @@ __all__ = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
+    "Metrics",
+    "Parameter",
+    "Priority",
+    "RestartPolicy",
+    "RetryPolicy",
+    "Schedule",
+    "Scheduled",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
     "StoreError",
+    "Template",
     "Usage",
     "WaitTimeout",
 ]
@@ -81,20 +127,39 @@ _HOMES = {
         "WaitTimeout",
     ),
     "anodejobs.jobs": ("Jobs",),
+    "anodejobs.limits": ("Limits",),
     "anodejobs.logs": ("LogChunk",),
     "anodejobs.records": (
+        "AttemptRecord",
+        "BatchProgress",
+        "Durations",
         "JobEvent",
         "JobFilter",
         "JobOptions",
         "JobRecord",
         "JobRecordDict",
         "JobSpec",
+        "Metrics",
+        "Priority",
+        "Scheduled",
         "Status",
         "Usage",
     ),
+    "anodejobs.retries": (
+        "ExponentialBackoff",
+        "Failure",
+        "FixedDelay",
+        "RestartPolicy",
+        "RetryPolicy",
+    ),
+    "anodejobs.schedules": ("Schedule",),
     "anodejobs.stores.base": ("JobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),
     "anodejobs.stores.sqlite": ("SqliteJobStore",),
+    "anodejobs.templates": (
+        "Parameter",
+        "Template",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -104,6 +169,8 @@ def __getattr__(name: str) -> object:
         home = _HOME_OF[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    from importlib import import_module
+
     value = globals()[name] = getattr(import_module(home), name)
     return value
 

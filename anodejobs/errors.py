@@ -52,14 +52,15 @@ class InvalidJob(AnodeJobsError, ValueError):
 
 
 class JobNotFound(AnodeJobsError, KeyError):
-    """No record has this id."""
+    """No record has this id, or no template or batch: ``what`` it is that there is not."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, what: str = "job") -> None:
         super().__init__(job_id)
         self.job_id = job_id
+        self.what = what
 
     def __str__(self) -> str:
-        return f"there is no job {self.job_id!r}"
+        return f"there is no {self.what} {self.job_id!r}"
 
 
 class JobActive(AnodeJobsError):

@@ -21,6 +21,7 @@ def utc_now() -> datetime:
 
 
 _quoted = encode_basestring_ascii
+_NO_PROCESS = (None,) * 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,18 @@ class Attempt:
 
     def to_text(self) -> str:
         """Return it as JSON. Written three times a job, so by hand: a fifth of the usual time."""
-        if self.pid is None:
+        pid, started, boot_id = self.pid, self.start_time, self.boot_id
+        monotonic, pipes = self.started_monotonic, self.pipes
+        if (pid, started, boot_id, monotonic, pipes) == _NO_PROCESS:
             return (
                 f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
                 '"pid":null,"start_time":null,"boot_id":null,"started_monotonic":null,"pipes":null}'
             )
-        started, monotonic, pipes = self.start_time, self.started_monotonic, self.pipes
         return (
             f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
-            f'"pid":{self.pid},"start_time":{"null" if started is None else started},'
-            f'"boot_id":{"null" if self.boot_id is None else _quoted(self.boot_id)},'
+            f'"pid":{"null" if pid is None else pid},'
+            f'"start_time":{"null" if started is None else started},'
+            f'"boot_id":{"null" if boot_id is None else _quoted(boot_id)},'
             f'"started_monotonic":{"null" if monotonic is None else monotonic},'
             f'"pipes":{"null" if pipes is None else f"[{pipes[0]},{pipes[1]}]"}}}'
         )
@@ -217,6 +220,14 @@ class Exited(Event):
     """Whether it ended within ``start_grace`` seconds of its start."""
     log_error: str | None = None
     """Why output could not be written to the logs, where that happened."""
+    limit: str | None = None
+    """Which of its limits ended it, where that can be told."""
+    result: Any = None
+    """What it wrote as its result, a JSON value."""
+    result_error: str | None = None
+    """Why what it wrote is no result."""
+    progress: float | None = None
+    """How far it said it was, at last."""
     retry_at: datetime | None = None
     """When the job is started again, if it is."""
     gave_up: str | None = None
@@ -236,6 +247,8 @@ class Lost(Event):
     error: str
     retry_at: datetime | None = None
     """When the job is tried again, if it is."""
+    is_failure: bool = False
+    """Whether it is to count as a failure of the job."""
 
     @property
     def why(self) -> str | None:

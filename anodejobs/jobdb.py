@@ -35,12 +35,11 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
-    Relinked,
     Started,
     utc_now,
 )
 from anodejobs.executors.base import Launch, new_token
-from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     Delete,
     Insert,
@@ -110,6 +109,7 @@ class Listener:
     def __init__(self) -> None:
         self.woken = asyncio.Event()
         self.growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
+        self.progress: dict[str, tuple[int, float, str]] = {}
 
     def take_growth(self, job_id: str | None, seq: int) -> list[JobEvent]:
         """Return how the logs of the job have grown since the last call."""
@@ -117,6 +117,23 @@ class Listener:
         return [
             JobEvent(seq=seq, kind="log", at=utc_now(), job_id=job, stream=stream, offset=offset)
             for (job, stream), offset in growth.items()
+            if job_id in (None, job)
+        ]
+
+    def take_progress(self, job_id: str | None, seq: int) -> list[JobEvent]:
+        """Return what the job has said of its progress since the last call."""
+        progress, self.progress = self.progress, {}
+        return [
+            JobEvent(
+                seq=seq,
+                kind="progress",
+                at=utc_now(),
+                job_id=job,
+                attempt=attempt,
+                progress=fraction,
+                text=text or None,
+            )
+            for job, (attempt, fraction, text) in progress.items()
             if job_id in (None, job)
         ]
 
@@ -150,8 +167,8 @@ class JobDB:
         # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
         # write with a higher number is known, but another process's may lie between.
         self._cursor = 0
-        self._newer: dict[str, int] | None = None
-        """While other processes' records are fetched: the revisions of what is written here."""
+        self._newer: set[str] | None = None
+        """While other processes' records are fetched: the ids of what is written here."""
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
@@ -254,7 +271,7 @@ class JobDB:
                 attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
                 ended=ended,
-                is_respecified=isinstance(event, Relinked),
+                is_respecified=_is_respecified(stored.record, record),
             )
             if await self._write(save):
                 self._log(save)
@@ -262,6 +279,16 @@ class JobDB:
                 return Stored(record=record, launch=stored.launch, attempt=attempt)
             waiting = None
             self._forget(job_id)  # another writer was quicker: look again
+
+    async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
+        """Remove the ended jobs whose records these still are, at once; return those removed."""
+        jobs: list[Stored] = []
+        for record in records:
+            stored = await self._store.get(record.self_id)
+            if stored is not None and stored.record.revision == record.revision:
+                jobs.append(stored)
+        removed = await asyncio.gather(*(self._write(Delete(record=job.record)) for job in jobs))
+        return [job for job, was_removed in zip(jobs, removed, strict=True) if was_removed]
 
     async def delete(self, job_id: str) -> Stored | None:
         """Remove the job and its history; return it, None if there was none. Raises JobActive."""
@@ -326,6 +353,8 @@ class JobDB:
         """Tell those who wait of a write that is on disk."""
         record = write.record
         job_id = record.self_id
+        if self._newer is not None:
+            self._newer.add(job_id)
         if isinstance(write, Delete):
             self._forget(job_id)
             self.on_deleted(job_id)
@@ -336,8 +365,6 @@ class JobDB:
                 waiter.consider(record)
         if self.on_record is not None:
             self.on_record(record)
-        if self._newer is not None:
-            self._newer[job_id] = record.revision
         if seq == self._cursor + 1:
             self._cursor = seq
             self._recent.append((seq, write))
@@ -407,13 +434,13 @@ class JobDB:
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
-        self._newer = {}
+        self._newer = set()
         try:
             filter = JobFilter(self_id=job_ids)
             records = await self._store.page(Query(filter=filter, sort_by="self_id"))
             for record in records:
-                is_newest = record.revision > self._newer.get(record.self_id, 0)
-                if is_newest and self.on_record is not None:
+                # Where another process has come after what is written here, the history goes on.
+                if record.self_id not in self._newer and self.on_record is not None:
                     self.on_record(record)
         finally:
             self._newer = None
@@ -522,6 +549,10 @@ class JobDB:
         """Return how many records match, by status."""
         return await self._store.count(filter)
 
+    async def tally(self) -> Metrics:
+        """Return how many jobs there are of what."""
+        return await self._store.tally()
+
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first."""
         return await self._store.history(job_id=job_id)
@@ -595,6 +626,7 @@ class JobDB:
                 listener.woken.clear()
                 fresh, position = await self._after(position, job_id)
                 fresh += listener.take_growth(job_id, position)
+                fresh += listener.take_progress(job_id, position)
                 for event in fresh:
                     yield event
                     quiet_since = time.monotonic()
@@ -609,6 +641,11 @@ class JobDB:
             self._listeners.discard(listener)
 
     @property
+    def cursor(self) -> int:
+        """The ``seq`` up to which all events are known here."""
+        return self._cursor
+
+    @property
     def has_listeners(self) -> bool:
         """Whether anybody reads events."""
         return bool(self._listeners)
@@ -617,6 +654,12 @@ class JobDB:
         """Tell the listeners that a log has grown."""
         for listener in self._listeners:
             listener.growth[job_id, stream] = offset
+            listener.woken.set()
+
+    def progressed(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
+        """Tell the listeners how far a job says it is."""
+        for listener in self._listeners:
+            listener.progress[job_id] = attempt, fraction, text
             listener.woken.set()
 
     async def _after(self, position: int, job_id: str | None) -> tuple[list[JobEvent], int]:
@@ -650,6 +693,15 @@ def unstarted() -> Attempt:
 
 def _attempt_of(event: Event) -> Attempt | None:
     return event.attempt if isinstance(event, (Admitted, Started, Adopted)) else None
+
+
+def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
+    """Return whether more of a record has changed than what happens to every job."""
+    return (
+        after.depends_on is not before.depends_on
+        or after.metadata is not before.metadata
+        or after.result is not before.result
+    )
 
 
 def _job_of(entry: Insert | Save | JobEvent) -> str | None:

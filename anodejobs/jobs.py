@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import logging
 import os
-import signal
 import uuid
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
+    Awaitable,
     Callable,
-    Collection,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
+from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from pydantic import JsonValue
+
+from anodejobs.arguments import (
+    AnyFilter,
+    AnyStatus,
+    IfExists,
+    check_count,
+    check_limits,
+    checked_days,
+    checked_filter,
+    checked_offsets,
+    replacement,
+    signal_number,
+    statuses,
+    time_limit,
+    unique_ids,
+)
+from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import (
     AnodeJobsError,
-    DependencyCycle,
     ExecutorError,
     InvalidJob,
-    InvalidTransition,
     JobActive,
     JobNotFound,
     StatusUnreachable,
     StoreError,
-    WaitTimeout,
 )
-from anodejobs.events import Event, Relinked, Submitted, utc_now
-from anodejobs.executors.base import STREAMS, Executor, Stream, remove_attempts
+from anodejobs.events import Event, Submitted
+from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.follower import Follower
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
-from anodejobs.logs import LogChunk, LogTail
-from anodejobs.planner import Plan, Planner
+from anodejobs.links import Links
+from anodejobs.logs import LogChunk, read_text
+from anodejobs.planner import Plan, Planner, spec_of
+from anodejobs.progress import last_progress
+from anodejobs.progressfeed import ProgressFeed
 from anodejobs.records import (
     ALIVE,
     WAITING,
@@ -56,26 +74,27 @@ from anodejobs.records import (
     JobOptions,
     JobRecord,
     JobRecordDict,
-    JobSpec,
+    Metrics,
+    Scheduled,
     Status,
     Usage,
     check_seconds,
 )
+from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Scheduler
-from anodejobs.sequels import attempts_of
+from anodejobs.schedules import Schedule
+from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.stores import from_url, sqlite_store
-from anodejobs.stores.base import JobStore, Query, SortKey
+from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.succession import Succession
+from anodejobs.templates import Template, render
+from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
-from anodejobs.watcher import Watcher
+from anodejobs.watcher import Watcher, remove_attempts
 
 LOG = logging.getLogger("anodejobs")
 
-AnyFilter = JobFilter | Mapping[str, Any]
-IfExists = Literal["rerun", "skip", "error"]
-AnyStatus = Status | str
-
-_READ_BYTES = 1024 * 1024
+OnStatus = Callable[[JobRecord], Awaitable[object] | object]
 
 
 class Jobs:
@@ -88,15 +107,23 @@ class Jobs:
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
     ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
     that outlives the application; or ``"inline"``: they are children of the application and end
-    with it; or an Executor. ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that
-    do not say. Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None:
-    any number), and of each queue that ``queues`` names so many as it says; ``aging`` is how many
-    seconds of waiting are worth one step of priority (None: priorities are strict). Where several
-    processes use the directory, the limits are those of the one that was there first, until it
-    goes. ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are
-    stopped in any case, since nobody would be left to read their output. A log file of
-    ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    syncs every commit to the disk.
+    with it; or an Executor.
+
+    Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
+    and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of
+    waiting are worth one step of priority (None: priorities are strict). Where several processes
+    use the directory, these are those of the one that was there first, until it goes.
+
+    ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
+    where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
+    turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
+    in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+
+    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
+    ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
+    case, since nobody would be left to read their output. A log file of ``log_max_bytes`` is set
+    aside, and ``log_backups`` such files are kept. ``durability="power"`` syncs every commit to the
+    disk.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -111,6 +138,8 @@ class Jobs:
         max_concurrent_jobs: int | None = 10,
         queues: Mapping[str, int] | None = None,
         aging: float | None = AGING_S,
+        recovery: Recovery = "lost",
+        retention_days: float | None = None,
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
@@ -121,11 +150,13 @@ class Jobs:
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
         if on_close not in ("leave", "stop"):
             raise InvalidJob("on_close", "must be 'leave' or 'stop'")
+        if recovery not in ("lost", "fail", "pending"):
+            raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
         if store is not None and not isinstance(store, (str, JobStore)):
             raise InvalidJob("store", "must be a JobStore or a URL")
-        _check_count("log_max_bytes", log_max_bytes, least=1)
-        _check_count("log_backups", log_backups, least=0)
-        _check_limits(max_concurrent_jobs, queues, aging)
+        check_count("log_max_bytes", log_max_bytes, least=1)
+        check_count("log_backups", log_backups, least=0)
+        check_limits(max_concurrent_jobs, queues, aging)
         self.db_path = Path(os.path.abspath(db_path))
         self._planner = Planner(
             self.db_path,
@@ -136,13 +167,21 @@ class Jobs:
         self._max_concurrent_jobs = max_concurrent_jobs
         self._queues = dict(queues or {})
         self._aging_s = aging
+        self._recovery = recovery
         self._on_close = on_close
+        self._retention_days = checked_days("retention_days", retention_days)
         if store is None:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
         self._jobdb = JobDB(store)
+        self._links = Links(self._jobdb)
+        self._timetable = Timetable(self._jobdb, self._planner)
+        self._jobdb.on_foreign.append(self._timetable.attend)
+        self._catalogue = Catalogue(self._jobdb)
+        self._retention = Retention(self._jobdb, self._delete_old)
         self._given_executor = executor
+        self._progress: ProgressFeed | None = None
         self._root: asyncio.Task[None] | None = None
         self._pid = 0
         """The process that opened it: a fork of that has the memory, and nothing that works."""
@@ -210,6 +249,8 @@ class Jobs:
         finally:
             self._closing.set()
             self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
+            if self._progress is not None:
+                self._progress.close()
             try:
                 await executor.close()
             finally:
@@ -228,6 +269,7 @@ class Jobs:
         def make() -> None:
             for folder in (self.db_path, self._planner.log_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._planner.files.open()
 
         try:
             await asyncio.to_thread(make)
@@ -239,14 +281,21 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        watcher = Watcher(self._jobdb, executor, tasks)
+        watcher = Watcher(
+            self._jobdb,
+            executor,
+            tasks,
+            files=self.db_path / "job_files",
+            recovery=self._recovery,
+        )
         scheduler = self._scheduler(watcher)
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
                 await watcher.open()
-                serving = tasks.create_task(scheduler.serve(), name="anodejobs scheduler")
+                duties = (self._timetable.serve, self._retain)
+                serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
                 serving.cancel()  # what waits now waits for another application
@@ -283,7 +332,7 @@ class Jobs:
 
     async def run(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -292,7 +341,9 @@ class Jobs:
     ) -> JobRecord:
         """Start a job now, and return its record once the program is exec'd.
 
-        A string goes to ``/bin/sh -c``, a list is executed directly. ``spec``: see ``JobOptions``.
+        A string goes to ``/bin/sh -c``, a list is executed directly; ``call`` names a Python
+        function in its place, ``"package.module:function"``, which is called with the ``payload``
+        in a process of its own, and whose value is the result. ``spec``: see ``JobOptions``.
         A program that cannot be exec'd gives a record in ``failed_start`` with ``error``. Where
         ``job_id`` names a job that ended, it is run anew, its logs replaced; with
         ``if_exists="skip"`` the old record is returned instead (``fresh_for``: only if it finished
@@ -301,8 +352,9 @@ class Jobs:
         Raises InvalidJob, and JobActive where ``job_id`` names a job that has not ended; nothing is
         stored or started then. Cancelling gives up the answer, not the job.
         """
-        may_replace = _replacement(if_exists, fresh_for)
-        plan = self._planner.plan(JobSpec({"command": command, "job_id": job_id, **spec}), "start")
+        may_replace = replacement(if_exists, fresh_for)
+        checked = spec_of({"command": command, "job_id": job_id, **spec})
+        plan = self._planner.plan(checked, "start")
         watcher, _ = await self._open()
         return await watcher.start(plan, may_replace)
 
@@ -310,7 +362,7 @@ class Jobs:
 
     async def create(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -322,12 +374,12 @@ class Jobs:
         The arguments are those of ``run``. Raises InvalidJob, also where ``depends_on`` names a job
         that there is not, JobActive, DependencyCycle.
         """
-        may_replace = _replacement(if_exists, fresh_for)
+        may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "create", may_replace)
 
     async def submit(
         self,
-        command: str | list[str],
+        command: str | list[str] | None = None,
         job_id: str | None = None,
         *,
         if_exists: IfExists = "rerun",
@@ -339,21 +391,21 @@ class Jobs:
         It is ``queued`` until there is a slot for it; ``pending`` where it waits for ``run_at``, or
         for the jobs that it ``depends_on``. Else as ``create``.
         """
-        may_replace = _replacement(if_exists, fresh_for)
+        may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "submit", may_replace)
 
     async def _enlist(
         self,
-        command: str | list[str],
+        command: str | list[str] | None,
         job_id: str | None,
         spec: JobOptions,
         opening: Opening,
         may_replace: Callable[[JobRecord], bool],
     ) -> JobRecord:
-        checked = JobSpec({"command": command, "job_id": job_id, **spec})
+        checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
         watcher, _ = await self._open()
-        await self._check_dependencies(plan.record.self_id, plan.record.depends_on)
+        await self._links.check(plan.record.self_id, plan.record.depends_on)
         return await watcher.owned(watcher.enlist, plan, may_replace)
 
     async def start(self, job_id: str) -> JobRecord:
@@ -367,7 +419,7 @@ class Jobs:
         record = stored.record
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
-            await self._check_dependencies(job_id, record.depends_on)
+            await self._links.check(job_id, record.depends_on)
             return await watcher.owned(watcher.enlist, plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
@@ -407,23 +459,12 @@ class Jobs:
         ``depends_on``, DependencyCycle.
         """
         await self._known(job_id)
-        await self._check_dependencies(job_id, [depends_on])
-        return await self._relink(job_id, lambda known: dict.fromkeys((*known, depends_on)))
+        return await self._links.add(job_id, depends_on)
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for that one no more, if it did; as the above."""
         await self._known(job_id)
-        return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
-
-    async def _relink(
-        self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]
-    ) -> JobRecord:
-        def relinked(record: JobRecord) -> Event:
-            if record.attempt > 1:  # it has started, and waits for a retry
-                raise InvalidTransition(job_id, record.status, Relinked.__name__)
-            return Relinked(depends_on=tuple(wanted(record.depends_on)))
-
-        return await self._jobdb.apply(job_id, relinked)
+        return await self._links.remove(job_id, depends_on)
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -438,31 +479,6 @@ class Jobs:
         await self._open()
         return (await self._jobdb.stored(job_id)).record
 
-    async def _check_dependencies(
-        self, job_id: str, depends_on: Iterable[str], known: Collection[str] = ()
-    ) -> None:
-        """Raise InvalidJob where there is no such job, DependencyCycle where one waits for it."""
-        unseen = [other for other in depends_on if other not in known]
-        paths: dict[str, str | None] = dict.fromkeys(unseen)
-        found = await self.list_status({"self_id": unseen}) if unseen else {}
-        for other in unseen:
-            if other not in found:
-                raise InvalidJob("depends_on", f"there is no job {other!r}")
-        # A chain may be long, and is only looked along where it may lead back to the job.
-        if not found or not await self._jobdb.dependents(job_id):
-            return
-        while found:
-            unseen = []
-            for record in found.values():
-                if record.self_id == job_id:
-                    raise DependencyCycle(_path(paths, job_id))
-                # What has started waits for nobody any more.
-                if record.status in WAITING and record.attempt == 1:
-                    fresh = [other for other in record.depends_on if other not in paths]
-                    paths.update(dict.fromkeys(fresh, record.self_id))
-                    unseen += fresh
-            found = await self.list_status({"self_id": unseen}) if unseen else {}
-
     # Batches.
 
     async def create_batch(
@@ -475,7 +491,7 @@ class Jobs:
 
         Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
         """
-        checked = [JobSpec(spec) for spec in specs]
+        checked = [spec_of(spec) for spec in specs]
         if not checked:
             raise InvalidJob("specs", "names no job")
         ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
@@ -491,9 +507,7 @@ class Jobs:
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
         watcher, _ = await self._open()
-        await self._check_dependencies(
-            "", dict.fromkeys(chain.from_iterable(links)), known=set(ids)
-        )
+        await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await watcher.owned(watcher.enlist_all, plans)
         return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
 
@@ -501,7 +515,7 @@ class Jobs:
         """Return the jobs of a batch as they are now, in order. Raises JobNotFound."""
         records = await self.list_status({"batch_id": batch_id})
         if not records:
-            raise JobNotFound(batch_id)
+            raise JobNotFound(batch_id, "batch")
         return records
 
     async def wait_batch(self, batch_id: str, timeout: float | None = None) -> JobRecordDict:
@@ -522,9 +536,84 @@ class Jobs:
         counts = await self.counts({"batch_id": batch_id})
         total = sum(counts.values())
         if not total:
-            raise JobNotFound(batch_id)
+            raise JobNotFound(batch_id, "batch")
         ended = sum(n for status, n in counts.items() if status.is_terminal)
         return BatchProgress(total=total, ended=ended, counts=counts)
+
+    # Schedules.
+
+    async def schedule(
+        self,
+        spec: str | list[str] | Mapping[str, Any],
+        name: str | None = None,
+        *,
+        cron: str | None = None,
+        every: float | timedelta | None = None,
+        at: datetime | str | None = None,
+        **schedule: Any,
+    ) -> Scheduled:
+        """Have a job submitted again and again, at times that ``cron`` or ``every`` tell, or once.
+
+        ``spec`` is a command, or the arguments of ``submit`` by name. ``name`` is that of the
+        schedule (by default the spec's ``job_id``, or a random one). A schedule of that name is
+        replaced; one that says the same goes on, so an application may say it at every start. A
+        job's id is the name, ``@`` and the moment. ``schedule`` takes the other fields of
+        ``Schedule``: ``tz``, ``misfire``, ``grace``, ``overlap``, ``start``, ``end``. With
+        ``every``, the first job comes at ``start``, or at once. The environment is the
+        application's present one. Raises InvalidJob, also where it would never fire.
+        """
+        checked = spec_of(spec if isinstance(spec, Mapping) else {"command": spec})
+        given = {"cron": cron, "every": every, "at": at, **schedule}
+        when = Schedule({field: value for field, value in given.items() if value is not None})
+        if name is None:
+            name = checked.job_id or str(uuid.uuid4())
+        await self._open()
+        await self._links.check("", [d for d in checked.depends_on if isinstance(d, str)])
+        return await self._timetable.add(name, checked, when)
+
+    async def unschedule(self, name: str) -> bool:
+        """Forget a schedule; return whether there was one. The jobs that it has made go on."""
+        await self._open()
+        return await self._timetable.remove(name)
+
+    async def schedules(self) -> dict[str, Scheduled]:
+        """Return the schedules by name."""
+        await self._open()
+        return await self._timetable.all()
+
+    # Templates.
+
+    async def add_template(self, template: Template | Mapping[str, Any]) -> Template:
+        """Keep a template, in place of one of that name. Raises InvalidJob."""
+        checked = template if isinstance(template, Template) else Template(template)
+        self._planner.plan(checked, "submit")  # which says what is wrong with it as a job
+        await self._open()
+        await self._catalogue.add(checked)
+        return checked
+
+    async def remove_template(self, name: str) -> bool:
+        """Forget a template; return whether there was one."""
+        await self._open()
+        return await self._catalogue.remove(name)
+
+    async def templates(self) -> dict[str, Template]:
+        """Return the templates by name."""
+        await self._open()
+        return await self._catalogue.all()
+
+    async def run_template(self, name: str, /, **params: object) -> JobRecord:
+        """Run the job that a template makes with these values, as ``run``.
+
+        Raises JobNotFound where there is no such template, and InvalidJob naming a parameter that
+        is unknown, missing, or has a value that it does not take.
+        """
+        await self._open()
+        return await self.run(**render(await self._catalogue.get(name), params))
+
+    async def submit_template(self, name: str, /, **params: object) -> JobRecord:
+        """As ``run_template``, but the job takes its turn."""
+        await self._open()
+        return await self.submit(**render(await self._catalogue.get(name), params))
 
     # Waiting.
 
@@ -542,11 +631,11 @@ class Jobs:
         Raises JobNotFound, WaitTimeout after ``timeout`` seconds, and StatusUnreachable when the
         job ends without the status. Cancelling costs nothing.
         """
-        wanted = _statuses(status)
+        wanted = statuses(status)
         await self._open()
         if timeout is None:
             return await self._jobdb.wait_for(job_id, wanted)
-        async with _time_limit(f"job {job_id!r}", timeout):
+        async with time_limit(f"job {job_id!r}", timeout):
             return await self._jobdb.wait_for(job_id, wanted)
 
     async def wait_all(
@@ -562,9 +651,9 @@ class Jobs:
             isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
         ):
             jobs = await self.list_status(jobs)
-        job_ids = _ids(jobs)
+        job_ids = unique_ids(jobs)
         async with (
-            _time_limit(f"{len(job_ids)} jobs", timeout),
+            time_limit(f"{len(job_ids)} jobs", timeout),
             aclosing(self._as_ended(job_ids)) as records,
         ):
             ended = {record.self_id: record async for record in records}
@@ -573,7 +662,7 @@ class Jobs:
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._open()
-        async with aclosing(self._as_ended(_ids(job_ids))) as records:
+        async with aclosing(self._as_ended(unique_ids(job_ids))) as records:
             async for record in records:
                 yield record
 
@@ -625,7 +714,7 @@ class Jobs:
         Raises JobNotFound, InvalidJob for an unknown signal, InvalidTransition where the job has
         no processes.
         """
-        signum = _signal_number(sig)
+        signum = signal_number(sig)
         watcher, _ = await self._open()
         return await watcher.owned(watcher.signal, job_id, signum)
 
@@ -650,22 +739,64 @@ class Jobs:
 
     async def _delete(self, job_id: str) -> bool:
         deleted = await self._jobdb.delete(job_id)
-        if deleted is not None:
-            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record.attempt)
+        await _remove_files([] if deleted is None else [deleted])
         return deleted is not None
+
+    async def _delete_old(self, records: Sequence[JobRecord]) -> int:
+        """Delete the jobs whose records these still are; return how many they were."""
+
+        async def delete() -> int:
+            deleted = await self._jobdb.delete_all(records)
+            await _remove_files(deleted)
+            return len(deleted)
+
+        watcher, _ = await self._open()
+        return await watcher.owned(delete)
+
+    async def cleanup(self, older_than_days: float | None = None) -> int:
+        """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
+
+        By default ``retention_days`` ago. Kept is what jobs wait for that have not started.
+        """
+        days = checked_days("older_than_days", older_than_days)
+        days = self._retention_days if days is None else days
+        if days is None:
+            raise InvalidJob("older_than_days", "must be said where there is no retention_days")
+        await self._open()
+        return await self._retention.clean_up(days)
+
+    async def _retain(self) -> None:
+        if self._retention_days is not None:
+            await self._retention.serve(self._retention_days)
 
     # Looking.
 
     async def get_status(self, job_id: str) -> JobRecord | None:
         """Return the job's record as it is now, None for an unknown id."""
         await self._open()
-        return await self._jobdb.get(job_id)
+        record = await self._jobdb.get(job_id)
+        return record and self._as_of_now(record)
+
+    def _as_of_now(self, record: JobRecord) -> JobRecord:
+        """Return the record with how far a running job says it is: a look at a small file."""
+        if record.status not in ALIVE:
+            return record
+        files = self._planner.files
+        progress = last_progress(files.progress(record.logfile, record.attempt))
+        return record if progress is None else record.changed({"progress": progress[0]})
+
+    async def get_results(self, job_id: str) -> JsonValue:
+        """Return the JSON value that the job wrote to ``$ANODEJOBS_RESULT``, None where none.
+
+        Where it wrote what is no JSON, the record's ``error`` says so. Raises JobNotFound.
+        """
+        return (await self._known(job_id)).result
 
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""
         await self._open()
-        records = await self._jobdb.page(Query(filter=_filter(filter)))
-        return JobRecordDict((record.self_id, record) for record in records)
+        records = await self._jobdb.page(Query(filter=checked_filter(filter)))
+        return JobRecordDict((record.self_id, self._as_of_now(record)) for record in records)
 
     async def list_jobs(
         self,
@@ -695,7 +826,7 @@ class Jobs:
             after=after,
         )
         await self._open()
-        return await self._jobdb.page(query)
+        return [self._as_of_now(record) for record in await self._jobdb.page(query)]
 
     async def count(self, filter: AnyFilter | None = None) -> int:
         """Return how many records match."""
@@ -704,8 +835,16 @@ class Jobs:
     async def counts(self, filter: AnyFilter | None = None) -> dict[Status, int]:
         """Return how many records match, by status."""
         await self._open()
-        found = await self._jobdb.count(_filter(filter))
+        found = await self._jobdb.count(checked_filter(filter))
         return {status: found.get(status, 0) for status in Status}
+
+    async def metrics(self) -> Metrics:
+        """Return how many jobs there are of what, how long they ran and how many wait.
+
+        It costs a look at every record: a fifth of a second for 100,000 of them.
+        """
+        await self._open()
+        return await self._jobdb.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first: when, from, to and why."""
@@ -741,14 +880,14 @@ class Jobs:
         Of its last attempt, or of the one with a number. The text is UTF-8 with undecodable bytes
         replaced. Raises JobNotFound.
         """
-        _check_count("tail", tail, least=0)
-        _check_count("attempt", attempt, least=1)
+        check_count("tail", tail, least=0)
+        check_count("attempt", attempt, least=1)
         await self._open()
         stored = await self._jobdb.stored(job_id)
-        logs = stored.launch.logs.of_attempt(attempt or _begun_attempt(stored.record))
+        logs = stored.launch.logs.of_attempt(attempt or begun_attempt(stored.record))
 
         def read() -> list[str]:
-            return [_read_log(logs.path(stream), tail) for stream in STREAMS]
+            return [read_text(logs.path(stream), tail) for stream in STREAMS]
 
         stdout, stderr = await asyncio.to_thread(read)
         return stdout, stderr
@@ -769,7 +908,7 @@ class Jobs:
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
-        offsets = _offsets(offset, wanted)
+        offsets = checked_offsets(offset, wanted)
         _, executor = await self._open()
         stored = await self._jobdb.stored(job_id)
         record = stored.record
@@ -778,7 +917,7 @@ class Jobs:
                 record = await self._jobdb.wait_for(job_id, ALIVE)
             stored = await self._jobdb.stored(job_id)
         elif record.status is Status.cancelled:
-            record = record.changed({"attempt": _begun_attempt(record)})
+            record = record.changed({"attempt": begun_attempt(record)})
         follower = Follower(self._jobdb, executor, stored, record, offsets)
         async with aclosing(follower.chunks()) as chunks:
             async for chunk in chunks:
@@ -791,7 +930,7 @@ class Jobs:
         after: int | None = None,
         heartbeat: float | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """Give what happens to the job, or to all: changes of status, and the growth of logs.
+        """Give what happens to the job, or to all: changes of status, growth of logs, progress.
 
         From now on, or from after the event with ``seq`` ``after``; 0 is the very beginning. With
         ``heartbeat`` an event of that kind comes whenever nothing else did for so many seconds.
@@ -799,16 +938,62 @@ class Jobs:
         """
         if heartbeat is not None:
             check_seconds("heartbeat", heartbeat)
-        _check_count("after", after, least=0)
-        _, executor = await self._open()
+        check_count("after", after, least=0)
+        watcher, executor = await self._open()
         executor.report_growth(self._jobdb.grown)
+        if self._progress is None:
+            folder = self._planner.files.progress_folder
+            self._progress = ProgressFeed(self._jobdb, folder, watcher.own)
+        self._progress.open()
         try:
             async with aclosing(self._jobdb.events(job_id, after, heartbeat)) as events:
                 async for event in events:
                     yield event
         finally:
-            if not self._jobdb.has_listeners and self._parts and not self._closing.is_set():
-                executor.report_growth(None)
+            if not self._jobdb.has_listeners:
+                self._progress.close()
+                if self._parts and not self._closing.is_set():
+                    executor.report_growth(None)
+
+    async def on(
+        self,
+        callback: OnStatus,
+        *,
+        status: AnyStatus | Iterable[AnyStatus] | None = None,
+        job_id: str | None = None,
+    ) -> Callable[[], object]:
+        """Have the callback called with the record of each job that comes into a status.
+
+        ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
+        job. The callback may be a coroutine function; it is awaited before the next call, in the
+        order of what happened, and what it raises is logged. The record may be further on by then.
+
+        Returns a function that ends it; closing does, too.
+        """
+        wanted = statuses(status)
+        watcher, _ = await self._open()
+        events = self._jobdb.events(job_id, self._jobdb.cursor, None)
+
+        async def serve() -> None:
+            async with aclosing(events):
+                async for event in events:
+                    if event.job_id is None or event.kind != "status":
+                        continue
+                    if wanted is None or event.status in wanted:
+                        record = await self._jobdb.get(event.job_id)
+                        if record is not None:
+                            await _call(callback, record)
+
+        return watcher.own(serve(), "callbacks").cancel
+
+
+async def _call(callback: OnStatus, record: JobRecord) -> None:
+    try:
+        answer = callback(record)
+        if inspect.isawaitable(answer):
+            await answer
+    except Exception:  # the application's own; the other calls are not to suffer
+        LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
 
 
 def _opening_error(cause: BaseException) -> AnodeJobsError:
@@ -823,144 +1008,20 @@ class _Closed(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
 
 
-@asynccontextmanager
-async def _time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
-    """Raise WaitTimeout after ``timeout`` seconds, if it says so many."""
-    if timeout is None:
-        yield
-        return
-    check_seconds("timeout", timeout)
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise WaitTimeout(what, timeout) from None
-        raise
+async def _remove_files(deleted: Sequence[Stored]) -> None:
+    """Remove the logs and files of jobs that are there no more."""
 
+    def remove() -> dict[str, OSError]:
+        errors: dict[str, OSError] = {}
+        for job in deleted:
+            try:
+                remove_attempts(job.launch, job.record)
+            except OSError as error:
+                errors[job.record.self_id] = error
+        return errors
 
-def _replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:
-    """Return what says whether a new run may take the place of one that has ended."""
-    if if_exists not in ("rerun", "skip", "error"):
-        raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
-    if fresh_for is not None:
-        if if_exists != "skip":
-            raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
-        check_seconds("fresh_for", fresh_for)
-
-    def may_replace(old: JobRecord) -> bool:
-        if if_exists == "error":
-            raise InvalidJob("job_id", f"there is a job {old.self_id!r}, which is {old.status}")
-        return if_exists == "rerun" or not _is_fresh(old, fresh_for)
-
-    return may_replace
-
-
-def _begun_attempt(record: JobRecord) -> int:
-    """Return the last attempt that was started."""
-    is_begun = record.status not in WAITING and record.status is not Status.cancelled
-    return record.attempt if is_begun else max(1, record.attempt - 1)
-
-
-def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:
-    """Return a cycle of dependencies through the job, from whom each one was found by."""
-    cycle = [job_id]
-    found_by = paths[job_id]
-    while found_by is not None:
-        cycle.append(found_by)
-        found_by = paths[found_by]
-    return (job_id, *reversed(cycle[1:]))
-
-
-def _check_limits(
-    max_concurrent_jobs: int | None, queues: Mapping[str, int] | None, aging: float | None
-) -> None:
-    _check_count("max_concurrent_jobs", max_concurrent_jobs, least=1)
-    if queues is not None and not isinstance(queues, Mapping):
-        raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
-    for queue, slots in (queues or {}).items():
-        if not isinstance(queue, str):
-            raise InvalidJob("queues", f"{queue!r} is no name")
-        _check_count("queues", slots, least=1)
-    if aging is not None and not check_seconds("aging", aging):
-        raise InvalidJob("aging", "must be above 0, or None for strict priorities")
-
-
-def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:
-    if fresh_for is None:
-        return True
-    if record.status is not Status.finished or record.finished_at is None:
-        return False
-    return (utc_now() - record.finished_at).total_seconds() <= fresh_for
-
-
-def _statuses(status: AnyStatus | Iterable[AnyStatus] | None) -> frozenset[Status] | None:
-    if status is None:
-        return None
-    if not isinstance(status, Iterable):
-        raise InvalidJob("status", "must be a status, or several")
-    names = [status] if isinstance(status, str) else list(status)
-    try:
-        wanted = frozenset(Status(name) for name in names)
-    except ValueError as error:
-        raise InvalidJob("status", str(error)) from None
-    if not wanted:
-        raise InvalidJob("status", "names no status")
-    return wanted
-
-
-def _ids(job_ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys([job_ids] if isinstance(job_ids, str) else job_ids))
-
-
-def _filter(filter: AnyFilter | None) -> JobFilter:
-    return filter if isinstance(filter, JobFilter) else JobFilter(filter)
-
-
-def _signal_number(sig: int | str) -> int:
-    try:
-        if isinstance(sig, str):
-            name = sig.upper()
-            return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        if isinstance(sig, int) and not isinstance(sig, bool) and sig in signal.valid_signals():
-            return int(sig)
-    except KeyError:
-        pass
-    raise InvalidJob("sig", f"{sig!r} is no signal here")
-
-
-def _check_count(field: str, value: int | None, *, least: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
-
-
-def _offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) -> dict[Stream, int]:
-    """Return where each wanted stream is to be read from."""
-    if not isinstance(offset, Mapping):
-        offset = dict.fromkeys(wanted, offset)
-    for stream, value in offset.items():
-        if stream not in STREAMS:
-            raise InvalidJob("offset", f"{stream!r} is neither stdout nor stderr")
-        if value is None:
-            raise InvalidJob("offset", "must be a whole number")
-        _check_count("offset", value, least=0)
-    return {stream: offset.get(stream, 0) for stream in wanted}
-
-
-def _read_log(path: Path, tail: int | None) -> str:
-    log = LogTail(path)
-    if tail is not None:
-        log.offset = max(0, log.end() - tail)
-    pieces: list[bytes] = []
-    try:
-        while data := log.read(_READ_BYTES):
-            pieces.append(data)
-    finally:
-        log.close()
-    return b"".join(pieces).decode("utf-8", "replace")
+    for job_id, error in (await asyncio.to_thread(remove)).items():
+        raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -32,6 +32,9 @@ from urllib.parse import quote
 LOG = logging.getLogger("anodejobs")
 
 _BUFFER_BYTES = 256 * 1024
+"""What is copied at once; more would not stay in a core's cache until it is written."""
+_FLOOD_BYTES = 1024 * 1024
+"""What a pipe is made to hold that was seen full, and how much of it is spliced at once."""
 _PIPE_BYTES = 64 * 1024
 """What a pipe holds unless it was enlarged."""
 _SMALL_BYTES = 4096
@@ -164,13 +167,31 @@ class LogFile:
         """Write some of the data, and return how much. Raises OSError where nothing could be."""
         if self._is_retired:
             return len(data)
+        fd, room = self._room(len(data))
+        return self._grow(os.write(fd, data[:room]))
+
+    def splice(self, pipe_fd: int, most: int) -> int:
+        """As ``write``, but of what a pipe holds, which is then copied once and not twice."""
+        if self._is_retired:
+            return len(os.read(pipe_fd, most))
+        fd, room = self._room(most)
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)  # nothing can be spliced into a file in append mode
+        try:
+            return self._grow(os.splice(pipe_fd, fd, room, offset_dst=os.fstat(fd).st_size))
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+
+    def _room(self, wanted: int) -> tuple[int, int]:
+        """Return the open file, a new one where this is full, and how much may go into it."""
         self.open()
         if self._max_bytes is not None:
-            if self._size and self._size + len(data) > self._max_bytes:
+            if self._size and self._size + wanted > self._max_bytes:
                 self._rotate()
-            data = data[: self._max_bytes - self._size]
+            wanted = min(wanted, self._max_bytes - self._size)
         assert self._fd is not None
-        written = os.write(self._fd, data)
+        return self._fd, wanted
+
+    def _grow(self, written: int) -> int:
         self._size += written
         self.offset += written
         return written
@@ -319,6 +340,21 @@ class LogTail:
             self._fd = None
 
 
+def read_text(path: Path, tail: int | None) -> str:
+    """Return the log, or its last ``tail`` bytes, as text. Waits for the disk."""
+    log = LogTail(path)
+    if tail is not None:
+        log.offset = max(0, log.end() - tail)
+    pieces: list[bytes] = []
+    try:
+        while data := log.read(_READ_BYTES):
+            pieces.append(data)
+    finally:
+        log.close()
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+_READ_BYTES = 1024 * 1024
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
@@ -335,6 +371,8 @@ class Pipe:
         self.offset = 0
         self.capacity = _PIPE_BYTES
         self.pending = b""
+        self.is_flooding = False
+        """Whether it gave so much last time that it is spliced."""
         self.is_hot = False
         self.is_registered = False
         self.window_end = 0.0
@@ -377,6 +415,8 @@ class LogPump:
         self._news: dict[Pipe, int] = {}
         self._news_lock = threading.Lock()
         self._view = memoryview(bytearray(_BUFFER_BYTES))
+        self._through: tuple[int, int] | None = None
+        """A pipe that is empty between two turns; there once a job floods its own."""
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -457,6 +497,8 @@ class LogPump:
             self._lazy.close()
             os.close(self._wake_in)
             os.close(self._wake_out)
+            for fd in self._through or ():
+                os.close(fd)
             self._wake_in = self._wake_out = -1
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
@@ -568,20 +610,46 @@ class LogPump:
         total = 0
         while total < most and pipe.fd is not None:
             try:
-                n = os.readv(pipe.fd, [self._view])
+                n = self._splice(pipe.fd, pipe) if pipe.is_flooding else self._copy(pipe.fd, pipe)
             except BlockingIOError:
                 break
             if n == 0:
                 self._end(pipe)
                 break
             total += n
-            if not self._write(pipe, self._view[:n]):
-                break
-            if n >= pipe.capacity:
-                self._enlarge(pipe)
-            elif n < _PIPE_BYTES:
+            pipe.is_flooding = n >= _PIPE_BYTES and self._through is not None
+            if n < _PIPE_BYTES or pipe in self._stalled:
                 break  # it is empty, or nearly
         return total
+
+    def _copy(self, fd: int, pipe: Pipe) -> int:
+        n = os.readv(fd, [self._view])
+        if n >= pipe.capacity:
+            self._enlarge(fd, pipe)  # the job can go on while we write
+        self._write(pipe, self._view[:n])
+        return n
+
+    def _splice(self, fd: int, pipe: Pipe) -> int:
+        """As ``_copy``, for much at once: through a pipe of our own.
+
+        A job cannot write while its pipe is read. Moving the bytes from pipe to pipe is soon done,
+        and their one copy, into the file, holds up nobody.
+        """
+        assert self._through is not None
+        out, into = self._through
+        n = left = os.splice(fd, into, _FLOOD_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        try:
+            while left:
+                left -= pipe.log.splice(out, left)
+        except Exception as error:
+            rest = os.read(out, left)  # the next job's bytes will pass here
+            if not isinstance(error, OSError):
+                raise
+            # A file system without splice; or no room, which copying meets again.
+            self._write(pipe, memoryview(rest))
+        else:
+            self._note_growth(pipe)
+        return n
 
     def _write(self, pipe: Pipe, data: memoryview) -> bool:
         """Append to the log; where that fails keep the rest and let the pipe rest a while."""
@@ -595,12 +663,15 @@ class LogPump:
             self._stall(pipe)
             return False
         finally:
-            self._note_open(pipe.log)
-            if pipe.log.offset != pipe.offset:
-                pipe.offset = pipe.log.offset
-                if pipe.on_growth or self.reports_all:
-                    self._tell(pipe)
+            self._note_growth(pipe)
         return True
+
+    def _note_growth(self, pipe: Pipe) -> None:
+        self._note_open(pipe.log)
+        if pipe.log.offset != pipe.offset:
+            pipe.offset = pipe.log.offset
+            if pipe.on_growth or self.reports_all:
+                self._tell(pipe)
 
     def _note_open(self, log: LogFile) -> None:
         """Keep the number of open logs bounded: the one unused for longest is closed."""
@@ -610,13 +681,16 @@ class LogPump:
             oldest, _ = self._open_logs.popitem(last=False)
             oldest.close()
 
-    def _enlarge(self, pipe: Pipe) -> None:
-        if pipe.capacity >= _BUFFER_BYTES or not hasattr(fcntl, "F_SETPIPE_SZ"):
+    def _enlarge(self, fd: int, pipe: Pipe) -> None:
+        if not hasattr(fcntl, "F_SETPIPE_SZ"):
             return
-        assert pipe.fd is not None
-        pipe.capacity = _BUFFER_BYTES  # asked for once, had or not
+        pipe.capacity = _FLOOD_BYTES  # asked for once, had or not
         with contextlib.suppress(OSError):  # an unprivileged user may have few large pipes
-            fcntl.fcntl(pipe.fd, fcntl.F_SETPIPE_SZ, _BUFFER_BYTES)
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
+        with contextlib.suppress(OSError):  # no descriptor may be left: then it is copied
+            if self._through is None:
+                self._through = os.pipe()
+                fcntl.fcntl(self._through[0], fcntl.F_SETPIPE_SZ, _FLOOD_BYTES)
 
     def _pace(self, pipe: Pipe, got: int) -> None:
         """Move the pipe between those served at once and those served tick by tick."""

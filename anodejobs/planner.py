@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
 from anodejobs.events import utc_now
 from anodejobs.executors.base import Launch, LogPlan, Stream
+from anodejobs.jobfiles import JobFiles
+from anodejobs.limits import check_limits
 from anodejobs.logs import log_name
 from anodejobs.records import JobRecord, JobSpec
 from anodejobs.retries import FixedDelay, RestartPolicy, check_restart, check_retry, retry_to_json
@@ -41,6 +45,8 @@ class Planner:
         log_backups: int,
     ) -> None:
         self.log_dir = db_path / "job_logs"
+        self.files = JobFiles(db_path / "job_files")
+        self._files = str(db_path / "job_files")
         self._db_path = str(db_path)
         self._log_dir = str(self.log_dir)
         self._stop_grace = stop_grace
@@ -50,8 +56,20 @@ class Planner:
         self._environment: dict[str, str] = {}
         self._encoded_environment: dict[bytes, bytes] = {}
 
-    def plan(self, spec: JobSpec, opening: Opening, **fields: Any) -> Plan:
-        """Return what the spec makes, with further fields of the record. Raises InvalidJob."""
+    def plan(
+        self,
+        spec: JobSpec,
+        opening: Opening,
+        *,
+        base_env: dict[str, str] | None = None,
+        batch_id: str | None = None,
+    ) -> Plan:
+        """Return what the spec makes. Raises InvalidJob.
+
+        ``base_env`` is the environment to inherit where that is not the application's present one.
+        """
+        if base_env is None:
+            base_env = self._present_environment() if spec.inherit_env else {}
         job_id = spec.job_id or str(uuid.uuid4())
         name = log_name(job_id)
         try:
@@ -64,8 +82,12 @@ class Planner:
             if isinstance(spec.command, str)
             else tuple(spec.command),
             cwd=cwd,
-            base_env=self._present_environment() if spec.inherit_env else {},
-            envs=spec.envs,
+            base_env=base_env,
+            envs=spec.envs
+            if spec.payload is None
+            else {**spec.envs, "ANODEJOBS_PAYLOAD": self.files.payload(name)},
+            files=self._files,
+            limits=_limits(spec),
             logs=LogPlan(
                 stdout=f"{self._log_dir}/{name}_out.txt",
                 stderr=f"{self._log_dir}/{name}_errors.txt",
@@ -96,9 +118,10 @@ class Planner:
             user_id=spec.user_id,
             workflow_id=spec.workflow_id,
             timeout=spec.timeout,
+            limits=launch.limits,
             host=self._host,
             **(_of_its_turn(spec, opening) if spec.model_fields_set - _PLAIN else {}),
-            **fields,
+            batch_id=batch_id,
         )
         return Plan(record=record, launch=launch)
 
@@ -116,6 +139,7 @@ class Planner:
         if encoded is None or encoded != self._encoded_environment:
             self._encoded_environment = dict(encoded or {})
             present = dict(os.environ)
+            present.pop("ANODEJOBS_PAYLOAD", None)  # of the job that we may be
             if present != self._environment:
                 self._environment = present
         return self._environment
@@ -133,7 +157,7 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
     """Return the fields that say when a job is started, and when again."""
     if opening == "start":
         for field in ("depends_on", "run_at", "start_deadline"):
-            if spec[field]:
+            if spec[field] not in (None, []):
                 raise InvalidJob(field, "is of no use to a job that starts at once: submit it")
     for dependency in spec.depends_on:
         if not isinstance(dependency, str):
@@ -159,6 +183,25 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
     }
 
 
+def spec_of(fields: Mapping[str, Any]) -> JobSpec:
+    """Return the spec of arguments as callers give them; ``call`` stands for a command."""
+    fields = dict(fields)
+    call = fields.pop("call", None)
+    if call is None:
+        return JobSpec(fields)
+    if fields.get("command") is not None:
+        raise InvalidJob("call", "goes without a command")
+    if not isinstance(call, str):
+        raise InvalidJob("call", "must be like 'package.module:function'")
+    return JobSpec({**fields, "command": call_argv(call)})
+
+
+def _limits(spec: JobSpec) -> dict[str, Any] | None:
+    if spec.limits is None:
+        return None
+    return check_limits(spec.limits).model_dump(exclude_none=True) or None
+
+
 def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
     """Return the policy for retries as it is stored."""
     if spec.retry is None and spec.retry_delay is None and not spec.max_retries:
@@ -170,7 +213,10 @@ def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
     if restart.when != "never":
         raise InvalidJob("restart", "goes without max_retries: it has limits of its own")
     if spec.retry is None:
-        return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
+        try:
+            return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
+        except InvalidJob as error:
+            raise InvalidJob("retry_delay", error.problem) from None
     if spec.retry_delay is not None:
         raise InvalidJob("retry_delay", "goes without retry, which says it")
     return retry_to_json(check_retry(spec.retry))

@@ -37,13 +37,16 @@ __all__ = [
     "WAITING",
     "AttemptRecord",
     "BatchProgress",
+    "Durations",
     "JobEvent",
     "JobFilter",
     "JobOptions",
     "JobRecord",
     "JobRecordDict",
     "JobSpec",
+    "Metrics",
     "Priority",
+    "Scheduled",
     "Status",
     "Usage",
 ]
@@ -366,6 +369,8 @@ class JobRecord(_Model):
     restart: Restart = "never"
     restart_policy: dict[str, JsonValue] | None = None
     """How a service is restarted, where that is not as usual."""
+    limits: dict[str, JsonValue] | None = None
+    """The fields of ``Limits`` that are set, if any is."""
     timeout: float | None = None
     """Seconds the attempt may take."""
     created_at: Moment | None = None
@@ -512,6 +517,7 @@ class JobSpec(_Model):
     retry_delay: Seconds | None = None
     retry: Any = None
     restart: Any = "never"
+    limits: Any = None
 
     if TYPE_CHECKING:
 
@@ -536,7 +542,7 @@ class JobOptions(TypedDict, total=False):
     ``run_at`` when it may start at the earliest (a naive time is UTC), ``start_deadline`` how long
     it may wait. A failed attempt is followed by up to ``max_retries`` others, after ``retry_delay``
     or as a ``RetryPolicy`` says (``retry``). ``restart`` is for services: ``"on-failure"``,
-    ``"always"`` or a ``RestartPolicy``.
+    ``"always"`` or a ``RestartPolicy``. ``limits`` are ``Limits``, or a mapping of their fields.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -564,6 +570,8 @@ class JobOptions(TypedDict, total=False):
     retry_delay: float | None
     retry: object
     restart: object
+    limits: object
+    call: str
 
 
 class AttemptRecord(_Model):
@@ -580,6 +588,19 @@ class AttemptRecord(_Model):
     error: str | None = None
 
 
+class Scheduled(_Model):
+    """A schedule, as ``Jobs.schedules`` tells it."""
+
+    name: str
+    schedule: dict[str, JsonValue]
+    """The fields of its ``Schedule``, as JSON."""
+    command: str | list[str]
+    next_at: Moment | None = None
+    """When it fires next, which may be a moment ago; None: never any more."""
+    last_job: str | None = None
+    """The id of the last job that it made."""
+
+
 class BatchProgress(_Model):
     """How far a batch is."""
 
@@ -594,17 +615,47 @@ class BatchProgress(_Model):
         return self.ended / self.total
 
 
+class Durations(_Model):
+    """How long jobs ran, each from the start of its last attempt to its end, in seconds."""
+
+    count: int = 0
+    """How many they are."""
+    mean: float | None = None
+    """None where there is none."""
+    max: float | None = None
+
+
+class Metrics(_Model):
+    """How many jobs there are of what, as ``Jobs.metrics`` tells it: all of one moment."""
+
+    by_status: dict[Status, int]
+    """With every status."""
+    by_tag: dict[str, int]
+    """A job counts for each of its tags."""
+    by_queue: dict[str, int]
+    by_priority: dict[int, int]
+    durations: Durations
+    """Of the jobs that have ended, as far as they have started."""
+    queue_depth: dict[str, int]
+    """How many jobs wait for a slot, for each queue in which there are any."""
+    occupied_slots: dict[str, int]
+    """How many jobs are under way, likewise: each holds a slot, however it was started."""
+    retries: int
+    """Attempts after the first, restarts included, and those that wait for their time."""
+
+
 class JobEvent(_Model):
     """One thing that happened, as ``Jobs.events`` and ``Jobs.history`` tell it.
 
     ``kind`` is ``status`` (the job went from ``previous`` to ``status``), ``log`` (``stream`` has
-    grown to ``offset`` bytes) or ``heartbeat`` (nothing happened). Only status events are kept;
+    grown to ``offset`` bytes), ``progress`` (it says how far it is) or ``heartbeat`` (nothing
+    happened). Only status events are kept;
     the others carry the ``seq`` of the last status event before them, so that any ``seq`` can be
     given as ``after``.
     """
 
     seq: int
-    kind: Literal["status", "log", "heartbeat"]
+    kind: Literal["status", "log", "progress", "heartbeat"]
     at: Moment
     job_id: str | None = None
     attempt: int | None = None
@@ -615,6 +666,10 @@ class JobEvent(_Model):
     """The attempt that has ended, where another one is to follow."""
     stream: Literal["stdout", "stderr"] | None = None
     offset: int | None = None
+    progress: float | None = None
+    """From 0.0 to 1.0."""
+    text: str | None = None
+    """What the job says beside it, one line."""
 
 
 class Usage(_Model):

@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,11 +77,14 @@ class Scheduler:
         slots, queues, aging_s = self._limits
         return _Stock(JobQueue(max_concurrent_jobs=slots, queues=queues, aging_s=aging_s))
 
-    async def serve(self) -> None:
-        """Schedule for as long as it is our turn, until cancelled."""
+    async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
         await self._succeed()
         try:
-            await self._schedule()
+            async with asyncio.TaskGroup() as tasks:
+                for duty in duties:
+                    tasks.create_task(duty())
+                await self._schedule()
         finally:
             self._jobdb.on_record = None
 

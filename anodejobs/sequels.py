@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from anodejobs.events import Exited, Lost, StartFailed
 from anodejobs.records import WAITING, AttemptRecord, JobEvent, JobRecord, Status
@@ -19,9 +19,12 @@ from anodejobs.retries import (
     next_restart,
     retry_from_json,
 )
+from anodejobs.transitions import transition
 
 LOG = logging.getLogger("anodejobs")
 
+Recovery = Literal["lost", "fail", "pending"]
+"""What becomes of a job whose attempt was lost: its end, a failure, or another attempt."""
 Ended = TypeVar("Ended", Exited, StartFailed, Lost, Exited | StartFailed | Lost)
 
 
@@ -31,8 +34,10 @@ def with_sequel(
     """Return the end of the record's attempt with the moment of the next one, if there is one.
 
     ``events`` are the job's history, where it has a restart policy; ``fraction`` is a random number
-    below 1. A user's policy that fails counts as one that says no.
+    below 1. A user's policy that fails counts as one that says no. Raises InvalidTransition.
     """
+    if not _may_go_on(record, event):
+        return event
     answer: float | GaveUp | None
     if record.status in (Status.stopping, Status.failed_stop) and not record.error:
         return event  # a caller has stopped it
@@ -49,12 +54,37 @@ def with_sequel(
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
 
 
+_MOST_RECOVERIES = 10
+"""How often a job is run again that was interrupted: it may be what brings the machine down."""
+
+
+def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
+    """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
+    if event.retry_at is not None or not _may_go_on(record, event):
+        return event
+    history = record.metadata.get("recovery_history")
+    if recovery == "pending" and isinstance(history, list) and len(history) >= _MOST_RECOVERIES:
+        return replace(event, error=f"{event.error}; gave up: {len(history)} recoveries")
+    match recovery:
+        case "lost":
+            return event
+        case "fail":
+            return replace(event, is_failure=True)
+        case "pending":
+            return replace(event, retry_at=event.at)
+
+
+def _may_go_on(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+    """Return whether another attempt can follow this end: not where a caller has stopped it."""
+    return transition(record, replace(event, retry_at=event.at)).status is Status.pending
+
+
 def _retry_delay(
     record: JobRecord, event: Exited | StartFailed | Lost, fraction: float
 ) -> float | None:
-    exit_code = event.exit_code if isinstance(event, Exited) else None
-    if exit_code == 0 and not record.error:
+    if not _has_failed(record, event):
         return None
+    exit_code = event.exit_code if isinstance(event, Exited) else None
     failure = Failure(record.attempt, exit_code, isinstance(event, Lost), fraction)
     try:
         policy = retry_from_json(record.retry or {"kind": "fixed"})
@@ -62,6 +92,10 @@ def _retry_delay(
     except Exception:
         LOG.exception("job %s: its retry policy fails; it is not retried", record.self_id)
         return None
+
+
+def _has_failed(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+    return transition(record, event).status is not Status.finished
 
 
 def _restart_policy(record: JobRecord) -> RestartPolicy:
@@ -73,12 +107,11 @@ def _runs(
 ) -> list[Run]:
     """Return all attempts of this run of the job, the one that has just ended last."""
     runs = [
-        Run(ended.started_at or entry.at, entry.at, ended.exit_code != 0)
+        Run(ended.started_at or entry.at, entry.at, ended.status is not Status.finished)
         for entry in events
         if (ended := entry.ended) is not None and _is_of(record, entry.at)
     ]
-    failed = not isinstance(event, Exited) or event.exit_code != 0 or bool(record.error)
-    return [*runs, Run(record.started_at or event.at, event.at, failed)]
+    return [*runs, Run(record.started_at or event.at, event.at, _has_failed(record, event))]
 
 
 def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRecord]:
@@ -97,6 +130,12 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
         error=record.error,
     )
     return [*ended, last]
+
+
+def begun_attempt(record: JobRecord) -> int:
+    """Return the last attempt that was started."""
+    is_begun = record.status not in WAITING and record.status is not Status.cancelled
+    return record.attempt if is_begun else max(1, record.attempt - 1)
 
 
 def _is_of(record: JobRecord, at: datetime) -> bool:

@@ -29,11 +29,21 @@ import pytest_asyncio
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan, new_token
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import (
+    ALIVE,
+    AttemptRecord,
+    Durations,
+    JobEvent,
+    JobFilter,
+    JobRecord,
+    Metrics,
+    Status,
+)
 from anodejobs.stores.base import (
     SORT_KEYS,
     Delete,
     Insert,
+    InsertAll,
     JobStore,
     Query,
     Save,
@@ -98,11 +108,21 @@ def make_save(
     launch: Launch | None = None,
     attempt: Attempt | None = None,
     why: str | None = None,
+    ended: AttemptRecord | None = None,
+    is_respecified: bool = False,
     **changes: Any,
 ) -> Save:
     """Return the write that makes the changes to a record."""
     following = record.model_copy(update={"revision": record.revision + 1, **changes})
-    return Save(record=following, previous=record.status, launch=launch, attempt=attempt, why=why)
+    return Save(
+        record=following,
+        previous=record.status,
+        launch=launch,
+        attempt=attempt,
+        why=why,
+        ended=ended,
+        is_respecified=is_respecified,
+    )
 
 
 _TICKS = [NOON + timedelta(microseconds=n) for n in (-1, 0, 1)] + [NOON + timedelta(days=1)]
@@ -127,6 +147,13 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "users": {"user_id": ["u1", ""]},
     "a workflow": {"workflow_id": "w1"},
     "workflows": {"workflow_id": ["w1", "w2"]},
+    "a batch": {"batch_id": "b1"},
+    "batches": {"batch_id": ["b1", "", "unknown"]},
+    "no batch at all": {"batch_id": []},
+    "a queue": {"queue": "default"},
+    "queues": {"queue": ["it's", "q1"]},
+    "a status of a batch": {"batch_id": "b1", "status": ["running", "failed", "pending"]},
+    "what waits in a queue": {"queue": "q1", "status": ["pending", "queued"]},
     "a tag": {"tags": ["red"]},
     "a tag twice": {"tags": ["red", "red"]},
     "tags": {"tags": ["red", "it's"]},
@@ -151,6 +178,16 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "tagged statuses": {"tags": ["blue"], "status": list(Status)[:6]},
 }
 _FILTERS = {name: JobFilter(fields) for name, fields in _FIELDS.items()}
+
+
+_LITTLE: list[Any] = [False, 0, 0.0, "", [], {}, "null", 1e-300, [None]]
+_LIKE_NOTHING: list[dict[str, Any]] = [
+    *({"payload": little, "result": little} for little in _LITTLE),
+    {"progress": 0.0, "start_deadline": 0.0, "priority": 0, "exit_code": 0},
+    {"name": "", "user_id": "", "workflow_id": "", "batch_id": "", "error": ""},
+    {"retry": {}, "restart_policy": {}, "restart": "always"},
+    {"run_at": NOON, "metadata": {"run_at": "text"}},
+]
 
 
 class StoreContract:
@@ -201,6 +238,16 @@ class StoreContract:
         insert = make_insert(JobRecord(self_id="a-job", status="starting"))
         await store.commit([insert])
         assert await store.get("a-job") == _as_stored(insert)
+
+    @pytest.mark.parametrize("fields", _LIKE_NOTHING, ids=str)
+    async def test_what_looks_like_nothing_comes_back_as_it_was(
+        self, store: JobStore, fields: dict[str, Any]
+    ) -> None:
+        record = await _put(store, make_record(**fields))
+        found = await _record(store)
+        assert found == record
+        # Python takes 0, 0.0 and False for the same.
+        assert found.model_dump_json() == record.model_dump_json()
 
     @pytest.mark.parametrize("job_id", ["../../x", "it's", "%", "Ünïcødé 🚀", "x" * 200, " "])
     async def test_any_id_a_job_may_have_will_do(self, store: JobStore, job_id: str) -> None:
@@ -267,6 +314,109 @@ class StoreContract:
         await asyncio.gather(commit_odd(), store.commit([plain]))
         assert await store.get("plain") == _as_stored(plain)
 
+    # InsertAll.
+
+    async def test_all_inserts_are_applied_with_seqs_that_follow_each_other(
+        self, store: JobStore
+    ) -> None:
+        await _put(store, make_record("before"))
+        inserts = _several("a", "c", "b")
+        assert await store.commit([InsertAll(inserts)]) == [4]
+        for insert in inserts:
+            assert await store.get(insert.record.self_id) == _as_stored(insert)
+        told = [(event.seq, event.job_id, event.why) for event in await store.history(after=1)]
+        assert told == [(2, "a", "why a"), (3, "c", "why c"), (4, "b", "why b")]
+        assert await store.last_seq() == 4
+        assert await _counts(store, JobFilter()) == {Status.running: 1, Status.pending: 3}
+        assert await _counts(store, JobFilter(tags=["new"])) == {Status.pending: 3}
+
+    @pytest.mark.parametrize("taken", ["a", "b", "c"])
+    async def test_none_of_the_inserts_is_applied_where_an_id_is_taken(
+        self, store: JobStore, taken: str
+    ) -> None:
+        old = make_insert(make_record(taken, tags=["old"]))
+        await store.commit([old])
+        assert await store.commit([InsertAll(_several("a", "b", "c"))]) == [None]
+        for job_id in {"a", "b", "c"} - {taken}:
+            assert await store.get(job_id) is None
+        assert await store.get(taken) == _as_stored(old)
+        assert await store.page(Query(filter=JobFilter())) == [old.record]
+        assert await store.page(Query(filter=JobFilter(tags=["new"]))) == []
+        assert await store.dependents("needed") == []
+        assert await _counts(store, JobFilter()) == {Status.running: 1}
+        assert [event.seq for event in await store.history()] == [1]
+        assert await store.last_seq() == 1
+
+    async def test_none_of_the_inserts_is_applied_where_an_id_is_named_twice(
+        self, store: JobStore
+    ) -> None:
+        assert await store.commit([InsertAll(_several("a", "b", "a"))]) == [None]
+        assert await store.page(Query(filter=JobFilter())) == []
+        assert await store.history() == []
+
+    async def test_several_inserts_stand_beside_other_writes_in_a_batch(
+        self, store: JobStore
+    ) -> None:
+        saved, deleted, taken = [
+            await _put(store, make_record(job_id)) for job_id in ("saved", "deleted", "taken")
+        ]
+        results = await store.commit(
+            [
+                make_insert(make_record("new-1")),
+                InsertAll(_several("a", "b")),
+                make_save(saved, status=Status.finished),
+                InsertAll(_several("c", "taken", "d")),
+                Delete(record=deleted),
+                InsertAll(_several("e")),
+                make_insert(taken),
+            ]
+        )
+        assert results == [4, 6, 7, None, 0, 8, None]
+        told = [event.job_id for event in await store.history(after=3)]
+        assert told == ["new-1", "a", "b", "saved", "e"]
+        page = await store.page(Query(filter=JobFilter(), sort_by="self_id"))
+        assert _ids(page) == ["a", "b", "e", "new-1", "saved", "taken"]
+        counts = {Status.running: 2, Status.finished: 1, Status.pending: 3}
+        assert await _counts(store, JobFilter()) == counts
+
+    async def test_of_two_inserts_of_several_for_an_id_one_is_applied(
+        self, store: JobStore
+    ) -> None:
+        results = await store.commit(
+            [InsertAll(_several("a", "both")), InsertAll(_several("both", "b"))]
+        )
+        assert sorted(results, key=str) == [2, None]
+        page = await store.page(Query(filter=JobFilter(), sort_by="self_id"))
+        assert _ids(page) == (["a", "both"] if results[0] else ["b", "both"])
+
+    async def test_very_many_records_can_be_inserted_at_once(self, store: JobStore) -> None:
+        inserts = _several(*(f"{n:05}" for n in range(2000)))
+        assert await store.commit([InsertAll(inserts)]) == [2000]
+        assert await _counts(store, JobFilter()) == {Status.pending: 2000}
+        assert await store.commit([InsertAll((*_several("other"), inserts[-1]))]) == [None]
+        assert await store.get("other") is None
+        assert len(await store.dependents("needed")) == 2000
+
+    async def test_several_inserts_keep_the_environment_they_were_asked_for_with(
+        self, store: JobStore
+    ) -> None:
+        envs = {"a": {"COLOUR": "red"}, "b": {"COLOUR": "blue"}, "c": {"COLOUR": "red"}}
+        inserts = tuple(make_insert(make_record(i), base_env=env) for i, env in envs.items())
+        await store.commit([InsertAll(inserts)])
+        for job_id, env in envs.items():
+            assert (await _stored(store, job_id)).launch.base_env == env
+
+    async def test_several_inserts_that_were_refused_harm_no_other_of_their_environment(
+        self, store: JobStore
+    ) -> None:
+        await _put(store, make_record("taken"))
+        env = {"COLOUR": "red"}
+        refused = tuple(make_insert(make_record(i), base_env=env) for i in ("a", "taken"))
+        assert await store.commit([InsertAll(refused)]) == [None]
+        insert = make_insert(make_record("b"), base_env=env)
+        await store.commit([insert])
+        assert await store.get("b") == _as_stored(insert)
+
     # Save.
 
     async def test_a_save_replaces_the_record(self, store: JobStore) -> None:
@@ -300,9 +450,11 @@ class StoreContract:
         await store.commit([insert])
         stale = insert.record.model_copy(update={"revision": 7})
         launch = make_launch(base_env={"COLOUR": "blue"})
-        assert await store.commit([make_save(stale, tags=["new"], launch=launch)]) == [None]
+        save = make_save(stale, tags=["new"], depends_on=["new"], launch=launch)
+        assert await store.commit([save]) == [None]
         assert await store.get("a-job") == _as_stored(insert)
         assert await store.page(Query(filter=JobFilter(tags=["new"]))) == []
+        assert await store.dependents("new") == []
 
     async def test_a_save_leaves_launch_and_attempt_where_it_names_none(
         self, store: JobStore
@@ -321,6 +473,107 @@ class StoreContract:
         await store.commit([save])
         assert await store.get("a-job") == _as_stored(insert, record=save.record, attempt=started)
 
+    async def test_a_respecified_job_has_what_was_changed(self, store: JobStore) -> None:
+        insert = make_insert(make_record(status="queued", depends_on=["a", "b"], tags=["red"]))
+        await store.commit([insert])
+        save = make_save(
+            insert.record,
+            is_respecified=True,
+            status=Status.pending,
+            depends_on=["c", "b"],
+            metadata={"deep": [{"er": None}]},
+            result={"r": [1.5]},
+        )
+        await store.commit([save])
+        assert await store.get("a-job") == _as_stored(insert, record=save.record)
+        assert await store.page(Query(filter=JobFilter(tags=["red"]))) == [save.record]
+
+    async def test_a_respecified_job_can_lose_what_it_had(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a"], metadata={"a": 1}, result=[1]))
+        empty: dict[str, Any] = {"depends_on": [], "metadata": {}, "result": None}
+        save = make_save(record, is_respecified=True, **empty)
+        await store.commit([save])
+        assert await _record(store) == save.record
+
+    async def test_a_refused_respecification_changes_nothing(self, store: JobStore) -> None:
+        insert = make_insert(make_record(depends_on=["a"], metadata={"a": 1}))
+        await store.commit([insert])
+        stale = insert.record.model_copy(update={"revision": 7})
+        save = make_save(stale, is_respecified=True, depends_on=["b"], metadata={"b": 2})
+        assert await store.commit([save]) == [None]
+        assert await store.get("a-job") == _as_stored(insert)
+        assert await store.dependents("a") == ["a-job"]
+        assert await store.dependents("b") == []
+
+    async def test_what_happens_after_a_respecification_leaves_it(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a"], payload=[1], run_at=NOON))
+        respecified = make_save(record, is_respecified=True, depends_on=[], metadata={"a": 1})
+        await store.commit([respecified])
+        save = make_save(respecified.record, status=Status.finished, progress=1.0)
+        await store.commit([save])
+        assert await _record(store) == save.record
+
+    # Who depends on whom.
+
+    async def test_dependents_are_those_whose_record_says_so(self, store: JobStore) -> None:
+        for job_id, depends_on in {"c": ["x", "y"], "a": ["x"], "b": ["y"], "d": []}.items():
+            await _put(store, make_record(job_id, depends_on=depends_on))
+        assert await store.dependents("x") == ["a", "c"]
+        assert await store.dependents("y") == ["b", "c"]
+        for nobody in ("a", "unknown", "", "' OR 1=1 --", "\udcff"):
+            assert await store.dependents(nobody) == []
+
+    async def test_dependents_come_in_the_order_of_their_ids(self, store: JobStore) -> None:
+        ids = ["b", "B", "ü", "a-10", "a-9", "🚀", "'%"]
+        for job_id in ids:
+            await _put(store, make_record(job_id, depends_on=["it's"]))
+        assert await store.dependents("it's") == sorted(ids)
+
+    async def test_a_dependency_that_is_named_twice_is_one(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a", "a"]))
+        assert await _record(store) == record
+        assert await store.dependents("a") == ["a-job"]
+
+    async def test_dependents_follow_what_is_respecified(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a", "b"]))
+        other = await _put(store, make_record("other", depends_on=["a"]))
+        await store.commit([make_save(record, is_respecified=True, depends_on=["b", "c"])])
+        found = [await store.dependents(job_id) for job_id in "abc"]
+        assert found == [["other"], ["a-job"], ["a-job"]]
+        await store.commit([make_save(other, is_respecified=True, depends_on=[])])
+        assert await store.dependents("a") == []
+
+    async def test_dependents_follow_a_renewal(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a", "b"]))
+        await store.commit([make_save(record, launch=make_launch(), depends_on=["b", "c"])])
+        found = [await store.dependents(job_id) for job_id in "abc"]
+        assert found == [[], ["a-job"], ["a-job"]]
+
+    async def test_an_end_leaves_the_dependencies_of_a_job(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a"]))
+        save = make_save(record, status=Status.finished)
+        await store.commit([save])
+        assert await store.dependents("a") == ["a-job"]
+        assert await _record(store) == save.record
+
+    async def test_a_deleted_job_depends_on_nothing(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a"]))
+        await _put(store, make_record("other", depends_on=["a"]))
+        await store.commit([Delete(record=record)])
+        assert await store.dependents("a") == ["other"]
+        again = make_insert(make_record(depends_on=["b"]))
+        await store.commit([again])
+        assert await store.dependents("a") == ["other"]
+        assert await store.dependents("b") == ["a-job"]
+
+    async def test_a_job_may_depend_on_what_is_not_there(self, store: JobStore) -> None:
+        needed = await _put(store, make_record("needed"))
+        await _put(store, make_record(depends_on=["needed", "unknown"]))
+        await store.commit([Delete(record=needed)])
+        assert await store.dependents("needed") == await store.dependents("unknown") == ["a-job"]
+
+    # Renewals.
+
     async def test_a_renewal_replaces_the_whole_job(self, store: JobStore) -> None:
         record = await _put(store, _full_record())
         launch = make_launch(argv=("false",), base_env={"COLOUR": "blue"}, envs={"A": "b"})
@@ -333,12 +586,14 @@ class StoreContract:
     async def test_a_renewed_job_is_found_by_what_it_is_now(self, store: JobStore) -> None:
         old: dict[str, Any] = {"name": "old", "user_id": "u1", "tags": ["old", "both"]}
         new: dict[str, Any] = {"name": "new", "user_id": "u2", "tags": ["both", "new"]}
+        old |= {"batch_id": "b1", "queue": "q1"}
+        new |= {"batch_id": "b2", "queue": "q2"}
         record = await _put(store, make_record(workflow_id="w1", **old))
         later = NOON + timedelta(hours=1)
         changes = {"workflow_id": None, "created_at": later, **new}
         save = make_save(record, launch=make_launch(), **changes)
         await store.commit([save])
-        for field in ("name", "user_id", "tags"):
+        for field in old:
             assert await store.page(Query(filter=JobFilter({field: old[field]}))) == []
             assert await store.page(Query(filter=JobFilter({field: new[field]}))) == [save.record]
         assert await store.page(Query(filter=JobFilter(workflow_id="w1"))) == []
@@ -640,6 +895,56 @@ class StoreContract:
                 expected = _expected_counts(records.values(), _FILTERS[name])
                 assert await _counts(store, _FILTERS[name]) == expected, name
 
+    # Metrics.
+
+    async def test_an_empty_store_has_nothing_to_tell(self, store: JobStore) -> None:
+        metrics = await store.tally()
+        assert metrics == _expected_metrics([])
+        assert metrics.by_status == dict.fromkeys(Status, 0)
+        assert (metrics.durations.mean, metrics.durations.max) == (None, None)
+
+    async def test_metrics_agree_with_a_model(self, store: JobStore) -> None:
+        records = await _put_varied(store)
+        assert await store.tally() == _expected_metrics(records)
+
+    async def test_metrics_follow_saves_renewals_and_deletes(self, store: JobStore) -> None:
+        rng = random.Random(1)
+        records = {record.self_id: record for record in await _put_varied(store)}
+        for _ in range(20):
+            writes = [_random_write(rng, r) for r in rng.sample(list(records.values()), 5)]
+            await store.commit(writes)
+            for change in chain.from_iterable(map(changes_of, writes)):
+                records[change.record.self_id] = change.record
+                if isinstance(change, Delete):
+                    del records[change.record.self_id]
+            assert await store.tally() == _expected_metrics(records.values())
+
+    async def test_a_job_counts_once_for_a_tag(self, store: JobStore) -> None:
+        await _put(store, make_record("a", tags=["red", "it's", "red"]))
+        await _put(store, make_record("b", tags=["red"]))
+        assert (await store.tally()).by_tag == {"red": 2, "it's": 1}
+
+    async def test_what_has_not_ended_has_no_duration(self, store: JobStore) -> None:
+        moments = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=5)}
+        for status in Status:
+            # Also one that waits for its next attempt has the times of the last.
+            await _put(store, make_record(status.value, status=status, **moments))
+        durations = (await store.tally()).durations
+        ended = sum(status.is_terminal for status in Status)
+        assert (durations.count, durations.mean, durations.max) == (ended, 5.0, 5.0)
+
+    async def test_what_never_started_has_no_duration(self, store: JobStore) -> None:
+        await _put(store, make_record("a", status="cancelled", finished_at=NOON))
+        assert (await store.tally()).durations.count == 0
+
+    async def test_a_clock_that_was_set_back_makes_no_duration_negative(
+        self, store: JobStore
+    ) -> None:
+        moments = {"started_at": NOON, "finished_at": NOON - timedelta(hours=1)}
+        await _put(store, make_record("a", status="finished", **moments))
+        durations = (await store.tally()).durations
+        assert (durations.count, durations.mean, durations.max) == (1, 0.0, 0.0)
+
     # History.
 
     async def test_the_history_tells_each_change_of_a_status(self, store: JobStore) -> None:
@@ -654,6 +959,39 @@ class StoreContract:
                 seq=2, at=later, previous="starting", status="failed", why="exit code 1", **about
             ),
         ]
+
+    async def test_the_history_tells_how_an_attempt_ended_that_another_follows(
+        self, store: JobStore
+    ) -> None:
+        record = await _put(store, make_record(attempt=1))
+        ended = AttemptRecord(
+            attempt=1,
+            status=Status.failed,
+            started_at=NOON + timedelta(microseconds=1),
+            finished_at=NOON + timedelta(days=1),
+            pid=4711,
+            exit_code=-9,
+            evidence="adopted",
+            error="killed by SIGKILL: ü",
+        )
+        save = make_save(_next_attempt(record), status=Status.pending, ended=ended, why="signal 9")
+        await store.commit([save])
+        event = (await store.history())[-1]
+        assert event.ended == ended
+        # It is told of the attempt that it happened to.
+        assert (event.attempt, event.status, event.why) == (1, Status.pending, "signal 9")
+        next_one = make_save(save.record, status=Status.queued)
+        await store.commit([next_one])
+        assert [e.ended for e in await store.history()] == [None, ended, None]
+        assert [e.attempt for e in await store.history()] == [1, 1, 2]
+
+    async def test_an_ended_attempt_of_which_little_is_known_is_told_so(
+        self, store: JobStore
+    ) -> None:
+        record = await _put(store, make_record(attempt=7))
+        ended = AttemptRecord(attempt=7, status=Status.lost)
+        await store.commit([make_save(_next_attempt(record), status=Status.pending, ended=ended)])
+        assert (await store.history(job_id="a-job", after=1))[0].ended == ended
 
     async def test_refused_writes_are_not_in_the_history(self, store: JobStore) -> None:
         record = await _put(store, make_record())
@@ -690,6 +1028,66 @@ class StoreContract:
         assert await store.history() == []
         assert await store.last_seq() == 1
 
+    # Documents.
+
+    async def test_a_new_store_has_no_documents(self, store: JobStore) -> None:
+        assert await store.documents("schedules") == {}
+
+    async def test_documents_are_kept_by_kind_and_name(self, store: JobStore) -> None:
+        await store.put_document("schedules", "b", "1")
+        await store.put_document("schedules", "a", "2")
+        await store.put_document("templates", "a", "3")
+        assert list((await store.documents("schedules")).items()) == [("a", "2"), ("b", "1")]
+        assert await store.documents("templates") == {"a": "3"}
+        assert await store.documents("schedule") == {}
+
+    async def test_a_document_takes_the_place_of_the_one_of_its_name(self, store: JobStore) -> None:
+        await store.put_document("schedules", "a", "old")
+        await store.put_document("schedules", "b", "other")
+        await store.put_document("schedules", "a", "new")
+        assert await store.documents("schedules") == {"a": "new", "b": "other"}
+
+    async def test_a_document_that_was_removed_is_gone(self, store: JobStore) -> None:
+        for kind in ("schedules", "templates"):
+            await store.put_document(kind, "a", "body")
+        await store.put_document("schedules", "a", None)
+        await store.put_document("schedules", "a", None)
+        await store.put_document("schedules", "unknown", None)
+        assert await store.documents("schedules") == {}
+        assert await store.documents("templates") == {"a": "body"}
+
+    @pytest.mark.parametrize(
+        "name", ["", " ", "../../x", "it's", "%", "Ünïcødé 🚀", "a\nb", "x" * 1000, "NULL", "A"]
+    )
+    async def test_a_document_may_have_any_name_and_any_text(
+        self, store: JobStore, name: str
+    ) -> None:
+        body = f"{name}'\"\\\r\n\t" * 100
+        await store.put_document(name, name, body)
+        await store.put_document("", "a", "")
+        assert await store.documents(name) == {name: body} | ({"a": ""} if name == "" else {})
+        assert await store.documents("") == {"a": ""} | ({name: body} if name == "" else {})
+
+    async def test_a_document_that_cannot_be_kept_is_a_store_error_and_harms_no_other(
+        self, store: JobStore
+    ) -> None:
+        """A store that can keep it, may."""
+        await store.put_document("schedules", "a", "old")
+        with contextlib.suppress(StoreError):
+            await store.put_document("schedules", "\udcff", "\udcff")
+        await store.put_document("schedules", "a", "new")
+        assert (await store.documents("schedules"))["a"] == "new"
+
+    async def test_documents_put_at_once_with_writes_are_all_kept(self, store: JobStore) -> None:
+        names = [f"{n:02}" for n in range(20)]
+        await asyncio.gather(
+            *(store.put_document("schedules", name, f"body {name}") for name in names),
+            *(_put(store, make_record(name)) for name in names),
+        )
+        expected = {name: f"body {name}" for name in names}
+        assert await store.documents("schedules") == expected
+        assert await store.last_seq() == 20, "a document is nothing for the history"
+
 
 class DurableStoreContract(StoreContract):
     """The promises of a store whose records outlive it, and which others may use meanwhile.
@@ -714,6 +1112,9 @@ class DurableStoreContract(StoreContract):
         insert = Insert(record=_full_record(), launch=_full_launch(), attempt=_full_attempt())
         await store.commit([insert])
         records = await _put_many(store)
+        await store.put_document("schedules", "a", "body")
+        await store.put_document("schedules", "b", "body")
+        await store.put_document("schedules", "b", None)
         history = await store.history()
         async with _open(await self.reopened(store, tmp_path)) as again:
             assert await again.get("a-job") == _as_stored(insert)
@@ -723,6 +1124,8 @@ class DurableStoreContract(StoreContract):
             assert await _counts(again, JobFilter()) == _expected_counts(records, JobFilter())
             assert await again.history() == history
             assert await again.last_seq() == len(history)
+            assert await again.dependents("z") == ["a-job"]
+            assert await again.documents("schedules") == {"a": "body"}
 
     async def test_a_store_can_be_opened_again_itself(self, store: JobStore) -> None:
         record = await _put(store, make_record())
@@ -793,6 +1196,35 @@ class DurableStoreContract(StoreContract):
                 async with asyncio.timeout(PATIENCE_S):
                     await told.wait()
 
+    async def test_a_store_is_told_of_the_documents_that_another_puts(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        told = asyncio.Event()
+        async with _open(await self.make_store(tmp_path), told.set) as listening:
+            for body in ("first", "second", None):
+                told.clear()
+                await store.put_document("schedules", "a", body)
+                async with asyncio.timeout(PATIENCE_S):
+                    await told.wait()
+                expected = {} if body is None else {"a": body}
+                assert await listening.documents("schedules") == expected
+
+    async def test_of_two_stores_that_insert_several_one_does(
+        self, store: JobStore, other: JobStore
+    ) -> None:
+        for n in range(10):
+            mine, theirs = _several(f"{n}", f"a{n}"), _several(f"b{n}", f"{n}")
+            results = await asyncio.gather(
+                store.commit([InsertAll(mine)]), other.commit([InsertAll(theirs)])
+            )
+            assert sum(seq is not None for (seq,) in results) == 1
+            winner = mine if results[0] != [None] else theirs
+            loser = theirs if winner is mine else mine
+            assert await other.get(f"{n}") in [_as_stored(insert) for insert in winner]
+            kept = [await store.get(insert.record.self_id) is not None for insert in loser]
+            assert sum(kept) == 1
+        assert await store.last_seq() == 20
+
     async def test_what_a_store_is_told_of_is_there_to_be_read(
         self, store: JobStore, tmp_path: Path
     ) -> None:
@@ -851,6 +1283,16 @@ async def _put(store: JobStore, record: JobRecord) -> JobRecord:
     return record
 
 
+def _several(*job_ids: str) -> tuple[Insert, ...]:
+    """Return inserts for pending jobs that have a tag and a dependency."""
+    fields = {"status": "pending", "tags": ["new"], "depends_on": ["needed"]}
+    return tuple(make_insert(make_record(i, **fields), why=f"why {i}") for i in job_ids)
+
+
+def _next_attempt(record: JobRecord) -> JobRecord:
+    return record.model_copy(update={"attempt": record.attempt + 1})
+
+
 async def _stored(store: JobStore, job_id: str = "a-job") -> Stored:
     stored = await store.get(job_id)
     assert stored is not None, f"{job_id} is not there"
@@ -890,7 +1332,24 @@ def _full_record() -> JobRecord:
         metadata={"deep": [{"er": None}, 1.5, True, "x"], "": {}},
         user_id="u1",
         workflow_id="w1",
+        batch_id="b1",
+        payload={"deep": [{"er": None}, 1.5, True, "ü"], "": []},
+        result=[{"r": 0}],
+        progress=0.1,
+        priority=-(2**63),
+        queue="it's a Queue",
+        depends_on=["z", "../../ü", "a"],
+        on_dependency_failure="hold",
+        run_at=NOON + timedelta(microseconds=5),
+        start_deadline=0.1,
+        submitted_at=NOON + timedelta(microseconds=3),
+        due_at=NOON + timedelta(microseconds=7),
         attempt=2,
+        max_retries=3,
+        retry={"kind": "exponential", "initial": 0.1, "exit_codes": [-9, 3]},
+        restart="on-failure",
+        restart_policy={"when": "on-failure", "limit": None},
+        limits={"memory_bytes": 2**40},
         timeout=0.1,
         started_at=NOON + timedelta(microseconds=1),
         finished_at=NOON + timedelta(days=1),
@@ -940,6 +1399,9 @@ def _random_fields(rng: random.Random) -> dict[str, Any]:
         "name": rng.choice([None, *_NAMES]),
         "user_id": rng.choice([None, "u1", "u2", ""]),
         "workflow_id": rng.choice([None, "w1", "w2"]),
+        "batch_id": rng.choice([None, "b1", "b2", ""]),
+        "queue": rng.choice(["default", "q1", "it's"]),
+        "priority": rng.choice([-(2**63), -1, 0, 20, 2**63 - 1]),
         "tags": rng.sample(_TAGS, rng.randint(0, 4)) * rng.randint(1, 2),
     }
 
@@ -974,6 +1436,50 @@ def _expected(records: Iterable[JobRecord], query: Query) -> list[JobRecord]:
 
 def _expected_counts(records: Iterable[JobRecord], filter: JobFilter) -> dict[Status, int]:
     return Counter(record.status for record in records if filter.matches(record))
+
+
+async def _put_varied(store: JobStore) -> list[JobRecord]:
+    """Put in jobs that differ in whatever metrics tell apart."""
+    rng = random.Random(2)
+    records = [
+        make_record(
+            f"varied-{number}",
+            **{
+                **_random_fields(rng),
+                "status": rng.choice(list(Status)),
+                "queue": rng.choice(["default", "gpu", "it's"]),
+                "priority": rng.choice([-(2**63), 0, 20, 2**63 - 1]),
+                "attempt": rng.choice([1, 1, 2, 7]),
+            },
+        )
+        for number in range(80)
+    ]
+    assert None not in await store.commit([make_insert(record) for record in records])
+    return records
+
+
+def _expected_metrics(records: Iterable[JobRecord]) -> Metrics:
+    """Return the metrics as plain Python has them."""
+    records = list(records)
+    took = [
+        max(0, (record.finished_at - record.started_at) // timedelta(microseconds=1))
+        for record in records
+        if record.is_done and record.started_at and record.finished_at
+    ]
+    return Metrics(
+        by_status={status: sum(r.status is status for r in records) for status in Status},
+        by_tag=Counter(tag for record in records for tag in set(record.tags)),
+        by_queue=Counter(record.queue for record in records),
+        by_priority=Counter(record.priority for record in records),
+        durations=Durations(
+            count=len(took),
+            mean=sum(took) / len(took) / 1e6 if took else None,
+            max=max(took) / 1e6 if took else None,
+        ),
+        queue_depth=Counter(r.queue for r in records if r.status is Status.queued),
+        occupied_slots=Counter(r.queue for r in records if r.status in ALIVE),
+        retries=sum(record.attempt - 1 for record in records),
+    )
 
 
 def _ids(records: Sequence[JobRecord]) -> list[str]:

@@ -7,10 +7,12 @@ event; "nothing happens" (``KEEP``) and "not allowed" (``REFUSE``) are written, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import replace
 from enum import Enum
 from signal import Signals
 from typing import Any, Final, Literal
+
+from pydantic import JsonValue
 
 from anodejobs.errors import InvalidTransition, StatusUnreachable
 from anodejobs.events import (
@@ -74,10 +76,10 @@ def _outcome(event: Exited) -> Status:
 
 
 def _after_stop(record: JobRecord, event: Exited) -> Status:
-    if event.ended_by_itself:
-        return _by_exit_code(record, event)
-    # What a caller has stopped is not started again; what ran out of time may be.
-    return (_again(event) or Status.failed) if record.error else Status.stopped
+    if not record.error:  # what a caller has stopped is not started again
+        return _outcome(event) if event.ended_by_itself else Status.stopped
+    # What ran out of time may be.
+    return _again(event) or (_outcome(event) if event.ended_by_itself else Status.failed)
 
 
 def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
@@ -85,7 +87,11 @@ def _failed_to_start(record: JobRecord, event: StartFailed) -> Status:
 
 
 def _lost(record: JobRecord, event: Lost) -> Status:
-    return _again(event) or Status.lost
+    return _again(event) or (Status.failed if event.is_failure else Status.lost)
+
+
+def _lost_after_stop(record: JobRecord, event: Lost) -> Status:
+    return _lost(record, event) if record.error else Status.lost
 
 
 def _again(event: Exited | StartFailed | Lost) -> Status | None:
@@ -171,14 +177,14 @@ TABLE: Final[Mapping[Status, Mapping[type[Event], Cell]]] = {
         StopRequested=KEEP,
         StopFailed=_S.failed_stop,
         Exited=_after_stop,
-        Lost=_lost,
+        Lost=_lost_after_stop,
     ),
     _S.failed_stop: _row(
         Claimed=_S.failed_stop,
         Adopted=_S.failed_stop,
         StopRequested=_S.stopping,
         Exited=_after_stop,
-        Lost=_lost,
+        Lost=_lost_after_stop,
     ),
     _S.finished: _ENDED,
     _S.failed: _ENDED,
@@ -275,22 +281,17 @@ def ended_attempt(record: JobRecord, event: Event, after: JobRecord) -> AttemptR
     if after.attempt == record.attempt:
         return None
     assert isinstance(event, (Exited, StartFailed, Lost))
-    match event:
-        case Exited():
-            status = _outcome(event)
-        case StartFailed():
-            status = Status.failed_start
-        case Lost():
-            status = Status.lost
+    # As it would stand on record if nothing followed.
+    last = transition(record, replace(event, retry_at=None))
     return AttemptRecord(
-        attempt=record.attempt,
-        status=status,
-        started_at=after.started_at,
-        finished_at=after.finished_at,
-        pid=after.last_pid,
-        exit_code=after.exit_code,
-        evidence=after.evidence,
-        error=after.error,
+        attempt=last.attempt,
+        status=last.status,
+        started_at=last.started_at,
+        finished_at=last.finished_at,
+        pid=last.last_pid,
+        exit_code=last.exit_code,
+        evidence=last.evidence,
+        error=last.error,
     )
 
 
@@ -304,19 +305,28 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
                 "finished_at": event.at,
                 "exit_code": event.exit_code,
                 "evidence": event.evidence,
-                "error": event.log_error or _end_line(record, event, status),
-                **_another(record, event.retry_at, status),
+                "error": event.log_error or _end_line(record, event, status) or event.result_error,
+                "result": event.result,
+                "progress": event.progress,
+                **_another(record, event, status),
             }
         case Adopted():
             found = {"last_pid": event.attempt.pid}
             return found if record.started_at else {**found, "started_at": event.at}
         case StopRequested(error=str(error)):
             return {"error": error}
-        case StartFailed(error=error) | Lost(error=error):
+        case StartFailed():
             return {
                 "finished_at": event.at,
-                "error": error,
-                **_another(record, event.retry_at, status),
+                "error": event.error,
+                **_another(record, event, status),
+            }
+        case Lost():
+            return {
+                "finished_at": event.at,
+                "error": event.error,
+                "metadata": _recovered(record, event, status),
+                **_another(record, event, status),
             }
         case Submitted():
             return {"submitted_at": event.at}
@@ -342,11 +352,27 @@ _UNSTARTED: Final = {
 }
 
 
-def _another(record: JobRecord, retry_at: datetime | None, status: Status) -> dict[str, Any]:
+def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, JsonValue]:
+    """Return the metadata with what became of an attempt that a failure has interrupted."""
+    recovery: dict[str, JsonValue] = {
+        "at": event.at.isoformat(),
+        "attempt": record.attempt,
+        "was": record.status.value,
+        "became": status.value,
+        "error": event.error,
+    }
+    history = record.metadata.get("recovery_history")
+    earlier = history if isinstance(history, list) else []
+    return {**record.metadata, "recovery_history": [*earlier, recovery]}
+
+
+def _another(
+    record: JobRecord, event: Exited | StartFailed | Lost, status: Status
+) -> dict[str, Any]:
     """Return what is to be said of the attempt that follows, if one does."""
     if status is not Status.pending:
         return {}
-    return {"attempt": record.attempt + 1, "due_at": retry_at, "reached": [Status.pending]}
+    return {"attempt": record.attempt + 1, "due_at": event.retry_at, "reached": [Status.pending]}
 
 
 def _end_line(record: JobRecord, event: Exited, status: Status) -> str | None:
@@ -360,6 +386,8 @@ def _end_line(record: JobRecord, event: Exited, status: Status) -> str | None:
 def _failure_line(record: JobRecord, event: Exited) -> str:
     if record.error and not event.ended_by_itself:
         return record.error  # why we stopped it
+    if event.limit:
+        return event.limit
     exit_code = event.exit_code
     if exit_code >= 0:
         return f"exit code {exit_code}"

@@ -13,6 +13,8 @@ import logging
 import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -42,11 +44,14 @@ from anodejobs.events import (
     StopRequested,
     Withdrawn,
 )
-from anodejobs.executors.base import Executor, Host, Launch, new_token, remove_attempts
+from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
 from anodejobs.jobdb import JobDB, unstarted
+from anodejobs.jobfiles import JobFiles
+from anodejobs.logs import remove_logs
 from anodejobs.planner import Plan
+from anodejobs.progress import last_progress
 from anodejobs.records import WAITING, JobRecord, Status
-from anodejobs.sequels import with_sequel
+from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import Stored, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
@@ -65,8 +70,18 @@ Ended = Exited | StartFailed | Lost
 class Watcher:
     """Starts, follows, adopts and ends attempts."""
 
-    def __init__(self, jobdb: JobDB, executor: Executor, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        jobdb: JobDB,
+        executor: Executor,
+        tasks: asyncio.TaskGroup,
+        *,
+        files: Path,
+        recovery: Recovery,
+    ) -> None:
         self._jobdb = jobdb
+        self._files = files
+        self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
         self._watched: dict[str, Launch] = {}
@@ -87,11 +102,12 @@ class Watcher:
 
     async def open(self) -> None:
         """Open the executor, and take care of what earlier applications have left."""
-        host = Host(own=self._own, on_inherited=self._inherit, on_departure=self._depart)
+        host = Host(own=self.own, on_inherited=self._inherit, on_departure=self._depart)
         await self._executor.open(host)
         await self.reconcile()
 
-    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+    def own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Run a task for as long as this Jobs is open. Raises ExecutorError where it is not."""
         try:
             return self._tasks.create_task(work, name=f"anodejobs {name}")
         except RuntimeError:  # the group is ending
@@ -119,7 +135,7 @@ class Watcher:
         self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
     ) -> Result:
         """Return the answer that the work gives; or that will not come, if all ends before."""
-        self._own(work, name)
+        self.own(work, name)
         self._answers.add(answer)
         try:
             return await answer
@@ -172,7 +188,7 @@ class Watcher:
         ``on_refusal`` is called where that is not on record, with the id and the reason.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._own(self._admitted_life(job_id, answer, on_refusal), job_id)
+        self.own(self._admitted_life(job_id, answer, on_refusal), job_id)
         self._admissions.add(answer)
         answer.add_done_callback(self._admissions.discard)
 
@@ -265,7 +281,7 @@ class Watcher:
             if old is not None and not may_replace(old):
                 return old
         if old is not None:
-            await asyncio.to_thread(remove_attempts, launch, old.attempt)
+            await asyncio.to_thread(remove_attempts, launch, old)
         return None
 
     async def _start(
@@ -273,7 +289,11 @@ class Watcher:
     ) -> Started | StartFailed | Lost:
         try:
             number = record.attempt
+            if record.payload is not None:
+                await asyncio.to_thread(_hand_out, launch, record)
             return await self._executor.start(launch.of_attempt(number), attempt, number)
+        except OSError as error:
+            return StartFailed(error=f"its payload cannot be written: {error}")
         except Exception as error:  # an executor's fault; the record must not stay `starting`
             LOG.exception("job %s could not be started", record.self_id)
             return StartFailed(error=f"the executor failed: {error!r}")
@@ -299,7 +319,7 @@ class Watcher:
                 await self._executor.stop(event.attempt, 0)
                 events.append(await self._executor.wait(attempt.token, _unheard))
                 await self._executor.clean(attempt.token)
-            self._own(self._record_all(job_id, events, attempt.token), job_id)
+            self.own(self._record_all(job_id, events, attempt.token), job_id)
             raise
 
     async def _record_all(self, job_id: str, events: list[Event], token: str) -> None:
@@ -348,10 +368,11 @@ class Watcher:
         rest_s = _FIRST_RETRY_S
         while True:
             try:
+                known = event
                 if isinstance(event, Exited | StartFailed | Lost):
                     stored = await self._jobdb.stored(job_id)
-                    event = await self._with_sequel(stored.record, event)
-                await self._jobdb.apply(job_id, event, token=token)
+                    known = await self._with_sequel(stored.record, event)
+                await self._jobdb.apply(job_id, known, token=token)
                 return
             except (InvalidTransition, JobNotFound):
                 return  # it is on record already, or came too late to matter
@@ -363,10 +384,29 @@ class Watcher:
 
     async def _with_sequel(self, record: JobRecord, event: Ended) -> Ended:
         """Return the end of an attempt with what follows it, as the job's policies say."""
-        if (not record.max_retries and record.restart == "never") or event.retry_at is not None:
+        if event.retry_at is not None:
             return event
-        events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
-        return with_sequel(record, event, events, random.random())
+        if isinstance(event, Exited):
+            event = await self._with_answer(record, event)
+        if record.max_retries or record.restart != "never":
+            events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
+            event = with_sequel(record, event, events, random.random())
+        if isinstance(event, Lost):
+            return recovered(record, event, self._recovery)
+        return event
+
+    async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
+        """Return the end of an attempt with what it had to say for itself."""
+        files, logfile, number = JobFiles(self._files), record.logfile, record.attempt
+        progress = last_progress(files.progress(logfile, number))
+        if progress is not None:
+            exit = replace(exit, progress=progress[0])
+        if not files.has_result(logfile, number):
+            return exit
+        result = await asyncio.to_thread(files.result, logfile, number)
+        if result is None:
+            return exit
+        return replace(exit, result=result.value, result_error=result.error)
 
     # What callers ask for.
 
@@ -491,7 +531,7 @@ class Watcher:
         """See to a stop that was committed; one that is under way keeps its grace."""
         stored = await self._current(job)
         if stored is not None:
-            self._own(self._finish_stop(stored), job.job_id)
+            self.own(self._finish_stop(stored), job.job_id)
 
     async def _finish_stop(self, stored: Stored) -> None:
         grace = stored.launch.stop_grace
@@ -510,7 +550,7 @@ class Watcher:
         event = await self._executor.adopt(launch, stored.attempt)
         await self._record(job.job_id, event, job.attempt.token)
         if isinstance(event, Adopted):
-            self._own(self._adopted_life(stored, event.attempt), job.job_id)
+            self.own(self._adopted_life(stored, event.attempt), job.job_id)
         else:
             await self._executor.clean(job.attempt.token)
 
@@ -536,7 +576,7 @@ class Watcher:
     def _inherit(self, job_id: str, token: str) -> None:
         """Watch an attempt that another application has started."""
         if token not in self._inherited:
-            self._own(self._inherited_life(job_id, token), job_id)
+            self.own(self._inherited_life(job_id, token), job_id)
             self._inherited.add(token)
 
     async def _inherited_life(self, job_id: str, token: str) -> None:
@@ -555,7 +595,7 @@ class Watcher:
         if supervisor not in self._heeded:
             self._heeded.add(supervisor)
             with contextlib.suppress(ExecutorError):  # closed: the succession is somebody else's
-                self._own(self._succeed(supervisor), "succession")
+                self.own(self._succeed(supervisor), "succession")
 
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)
@@ -564,7 +604,7 @@ class Watcher:
 
     def _depart(self) -> None:
         with contextlib.suppress(ExecutorError):
-            self._own(self._reconcile_soon(), "departure")
+            self.own(self._reconcile_soon(), "departure")
 
     async def _reconcile_soon(self) -> None:
         """Reconcile, however long the store takes to allow it."""
@@ -610,6 +650,20 @@ class Watcher:
         self._lives -= 1
         if not self._lives:
             self._is_idle.set()
+
+
+def _hand_out(launch: Launch, record: JobRecord) -> None:
+    """Write the payload of an attempt that is about to start. Waits for the disk."""
+    JobFiles(launch.files).prepare(record.logfile, record.attempt, record.payload)
+
+
+def remove_attempts(launch: Launch, record: JobRecord) -> None:
+    """Remove the logs and files of a job that has ended. Waits for the disk."""
+    for number in range(1, record.attempt + 1):
+        logs = launch.logs.of_attempt(number)
+        remove_logs(map(logs.path, STREAMS))
+    if launch.files:
+        JobFiles(launch.files).remove(record.logfile, record.attempt)
 
 
 def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:

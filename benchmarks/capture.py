@@ -1,13 +1,15 @@
 """One job's output into its log file, as fast as the job can write it, 8 KiB a write.
 
-Beside the same job writing its own file (O_APPEND, no supervisor in between), and beside asyncio's
-StreamReader. Memory has to stay flat however much the job writes. CPU is that of the host and, if
-there is one, the shim.
+Beside the same job writing its own file (O_APPEND, no supervisor in between); beside asyncio's
+StreamReader; and beside a reader that throws away what it reads: more no pipe gives to whoever
+copies out of it. Memory has to stay flat however much the job writes. CPU is that of the host and,
+if there is one, the shim.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import os
 from collections.abc import Awaitable, Callable
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 RATE = "MB/s"
 CPU = "CPU s/GB"
 MEMORY = "memory growth MiB"
+READ_BYTES = 256 * 1024
 
 
 async def anodejobs(place: Path, size: Size, *, executor: Executor = "shim") -> Figures:
@@ -57,6 +60,32 @@ async def stream_reader(place: Path, size: Size) -> Figures:
         return log
 
     return await _captured(size, one)
+
+
+async def thrown_away(place: Path, size: Size) -> Figures:
+    fifo = place / "fifo"
+    os.mkfifo(fifo)
+    rates = []
+    for _ in range(size["times"]):
+        await asyncio.to_thread(os.sync)
+        watch = Stopwatch()
+        fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # opened for writing by the job
+        pid = posix_spawn(flooding(size["mib"]), fifo)
+        got = await asyncio.to_thread(_read_to_end, fd)
+        expect("exit code of the flood", await wait_by_pidfd(pid), 0)
+        rates.append(got / 1e6 / watch.wall_s)
+        expect("bytes read", got, size["mib"] * 2**20)
+        os.close(fd)
+    return {RATE: median(rates)}
+
+
+def _read_to_end(fd: int) -> int:
+    os.set_blocking(fd, True)
+    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, READ_BYTES)
+    buffer, got = bytearray(READ_BYTES), 0
+    while n := os.readv(fd, [buffer]):
+        got += n
+    return got
 
 
 async def _captured(
@@ -91,6 +120,7 @@ SIDES = {
     "anodejobs inline": functools.partial(anodejobs, executor="inline"),
     "own file": own_file,
     "StreamReader": stream_reader,
+    "thrown away": thrown_away,
 }
 
 SUBJECTS = (
@@ -103,6 +133,8 @@ SUBJECTS = (
         rows=(
             Row(RATE, "own file", at_least(1.5)),
             Row(MEMORY, target=at_most(8), how=How.ALONE),
+            Row(RATE, "thrown away"),
+            Row(RATE, "own file", ours="thrown away"),
             Row(RATE, "StreamReader"),
             Row(CPU, "StreamReader"),
             Row(RATE, "own file", at_least(1.0), ours="anodejobs inline"),

@@ -1,7 +1,8 @@
 """How late the host's loop is while 4 jobs write at full speed.
 
-Beside the same jobs writing their own files, which load the machine as much but not the loop;
-beside an idle loop; and beside asyncio's StreamReader carrying the output in the loop itself.
+Beside the same jobs writing their own files, or into nothing, which load the machine as much but
+not the loop; beside an idle loop; and beside asyncio's StreamReader carrying the output in the
+loop itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ STALLED = "ms/s later than 5 ms"
 LONGEST = "longest, ms late"
 P99 = "p99, ms late"
 WRITERS = 4
+NOTHING_IS_QUICKER = 15
+"""How many times as much has to be written into nothing, to take about as long."""
 
 
 async def anodejobs(place: Path, size: Size, *, executor: Executor = "shim") -> Figures:
@@ -58,6 +61,14 @@ async def stream_reader(place: Path, size: Size) -> Figures:
     return await _observed(size, one)
 
 
+async def nothing(place: Path, size: Size) -> Figures:
+    async with ticking() as lateness, asyncio.TaskGroup() as group:
+        for _ in range(WRITERS):
+            job = posix_spawn(flooding(size["mib"] * NOTHING_IS_QUICKER))
+            group.create_task(wait_by_pidfd(job))
+    return _figures(lateness.stalled_ms_per_s, lateness.longest_ms, lateness.p99_ms)
+
+
 async def idle(place: Path, size: Size) -> Figures:
     async with ticking() as lateness:
         await asyncio.sleep(size["idle_ms"] / 1000)
@@ -83,6 +94,7 @@ SIDES = {
     "anodejobs": anodejobs,
     "anodejobs inline": functools.partial(anodejobs, executor="inline"),
     "own files": own_files,
+    "nothing": nothing,
     "StreamReader": stream_reader,
     "idle": idle,
 }
@@ -97,6 +109,7 @@ SUBJECTS = (
         rows=(
             Row(STALLED, "idle", at_most(0), How.DIFFERENCE),
             Row(STALLED, "own files", how=How.DIFFERENCE),
+            Row(STALLED, "nothing", how=How.DIFFERENCE),
             Row(STALLED, "StreamReader", how=How.DIFFERENCE),
             Row(LONGEST, "own files"),
             Row(P99, "own files"),

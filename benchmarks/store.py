@@ -34,9 +34,12 @@ Change = tuple[tuple[object, ...], tuple[object, ...], tuple[str, str]]
 PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"
 UPDATE = """
     UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
-        record = ?, attempt = coalesce(?, attempt)
+        submitted_at = ?, due_at = ?, number = ?, last_pid = ?, exit_code = ?, evidence = ?,
+        error = ?, reached = ?, progress = ?, attempt = coalesce(?, attempt)
     WHERE job_id = ? AND revision = ?"""
-ENTER = "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)"
+ENTER = """
+    INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
 LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
 COUNT = """
     INSERT INTO counters VALUES (?, ?)
@@ -136,33 +139,19 @@ def _job_id(number: int) -> str:
 
 
 def _changes(records: list[JobRecord], changes: int) -> Iterator[Change]:
-    """What pausing and resuming each job in turn would write, made by the library's own table."""
+    """What pausing and resuming each job in turn would write, made by the library's own tables."""
     from anodejobs.events import Paused, Resumed
+    from anodejobs.stores.rows import fact_columns, micros
     from anodejobs.transitions import transition
 
     for number in range(changes):
         turn, job = divmod(number, len(records))
         old = records[job]
         new = records[job] = transition(old, Resumed() if turn % 2 else Paused())
-        update = (
-            new.revision,
-            new.status,
-            _micros(new.last_update),
-            _micros(new.started_at),
-            None,
-            new.model_dump_json(),
-            None,
-            new.self_id,
-            old.revision,
-        )
-        at = _micros(new.last_update)
-        entry = (new.self_id, new.attempt, at, old.status, new.status, None)
+        update = (*fact_columns(new), None, new.self_id, old.revision)
+        at = micros(new.last_update)
+        entry = (new.self_id, new.attempt, at, old.status, new.status, None, None)
         yield update, entry, (old.status, new.status)
-
-
-def _micros(moment: datetime | None) -> int:
-    assert moment is not None
-    return int(moment.timestamp() * 1_000_000)
 
 
 def _figures(watch: Stopwatch, changes: int) -> Figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import select
 import signal
@@ -49,10 +50,16 @@ async def jobs(tmp_path: Path, executor: Literal["inline", "shim"]) -> AsyncIter
 
 
 @pytest.fixture(autouse=True)
-def no_shim_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_shim_left_over(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Wait for the shims of the test to leave, which they do soon; fail a test where one stays."""
     monkeypatch.setattr(shim, "LINGER_S", 0.05)
+    # Before it, so that the folder is there when we look; most tests have none.
+    tmp_path = request.getfixturevalue("tmp_path") if _has_folder(request) else None
     yield
+    if tmp_path is None:
+        return
     left = [pid for lock in tmp_path.rglob("shim/*lock") if (pid := locker(lock))]
     for pid in left:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -62,6 +69,10 @@ def no_shim_left_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         if not has_died(pid, within_s=10):
             _kill_tree(pid)
             pytest.fail(f"shim {pid} stays: its jobs were not stopped")
+
+
+def _has_folder(request: pytest.FixtureRequest) -> bool:
+    return "tmp_path" in request.fixturenames
 
 
 def _kill_tree(pid: int) -> None:
@@ -98,8 +109,9 @@ def nothing_left_over() -> Iterator[None]:
     before = _descriptors()
     threads = set(threading.enumerate())
     yield
-    children = [p for p in psutil.Process().children(recursive=True) if _runs(p)]
-    assert not children, f"left running: {[p.cmdline() for p in children]}"
+    if _has_children():
+        children = [p for p in psutil.Process().children(recursive=True) if _runs(p)]
+        assert not children, f"left running: {[p.cmdline() for p in children]}"
     left = [
         thread
         for thread in threading.enumerate()
@@ -115,7 +127,14 @@ def nothing_left_over() -> Iterator[None]:
     )
 
 
-@pytest.fixture(autouse=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have those tests looked after for tasks that have an event loop."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            item.fixturenames.insert(0, "no_task_left_over")
+
+
+@pytest.fixture
 async def no_task_left_over() -> AsyncIterator[None]:
     """Fail a test that leaves a task behind."""
     before = asyncio.all_tasks()
@@ -123,6 +142,15 @@ async def no_task_left_over() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() - before if not task.done()}
     left.discard(asyncio.current_task())  # type: ignore[arg-type]
     assert not left, f"tasks left: {left}"
+
+
+def _has_children() -> bool:
+    """Ask the kernel, which is a hundred times quicker than to look at all processes."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _descriptors() -> dict[int, str]:

@@ -9,11 +9,14 @@ import select
 import shlex
 import signal
 import socket
+import sqlite3
 import sys
+import tarfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -243,6 +246,111 @@ async def test_no_more_commands_run_at_once_than_asked_for(tmp_path: Path) -> No
         steps += [(record.started_at, 1), (record.finished_at, -1)]
     running = [sum(step for _, step in sorted(steps)[:end]) for end in range(len(steps) + 1)]
     assert 1 < max(running) <= 4
+
+
+# Extract, transform and load.
+
+
+async def test_each_step_starts_when_the_one_before_has_ended(tmp_path: Path) -> None:
+    args = ("db", "--folder", "data", "--orders", "10")
+    for _ in range(2):  # the second time, the same jobs are run anew
+        stdout, _ = await output("etl.py", *args, cwd=tmp_path)
+        assert stdout.splitlines() == [
+            "extract: finished: 10 orders",
+            "transform: finished: 4 totals",
+            "load: finished: 45 in all",
+        ]
+    records = {record.self_id: record for record in await recorded(tmp_path / "db")}
+    extract, transform, load = (records[step] for step in ("extract", "transform", "load"))
+    for before, after in ((extract, transform), (transform, load)):
+        assert before.finished_at is not None and after.started_at is not None
+        assert before.finished_at <= after.started_at
+    with closing(sqlite3.connect(tmp_path / "data" / "shop.db")) as shop:
+        totals = dict(shop.execute("SELECT country, total FROM totals"))
+    assert totals == {"France": 12, "Ghana": 15, "Japan": 8, "Peru": 10}
+
+
+async def test_where_a_step_fails_the_next_ones_never_start(tmp_path: Path) -> None:
+    stdout, _ = await output("etl.py", "db", "--orders", "0", cwd=tmp_path)
+    first, *others = stdout.splitlines()
+    assert first == "extract: failed: there are no orders"
+    assert sorted(line.split(": ")[0] for line in others) == ["load", "transform"]
+    assert all("cancelled" in line for line in others)
+    assert "'extract' failed" in stdout
+    assert list((tmp_path / "etl").iterdir()) == []
+
+
+# Regions.
+
+
+async def test_what_the_regions_give_is_combined(tmp_path: Path) -> None:
+    stdout, _ = await output("regions.py", "db", cwd=tmp_path)
+    submitted, *ended, combined = stdout.splitlines()
+    assert re.fullmatch(r"submitted 4 jobs as batch \S+", submitted)
+    assert combined == "127 countries in 3 regions"
+    assert {line.split(":")[0] for line in ended} == {
+        *("Process europe", "Process asia", "Process americas", "Combine results"),
+    }
+    assert ended[-1] == "Combine results: finished; 4 of 4 have ended"
+    *of_regions, last = await recorded(tmp_path / "db")
+    assert last.depends_on == [record.self_id for record in of_regions]
+    assert len({record.batch_id for record in (*of_regions, last)}) == 1
+
+
+# A nightly backup.
+
+
+async def test_a_backup_can_be_made_now(tmp_path: Path) -> None:
+    for folder in ("my source", "target"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "my source" / "file").write_text("precious")
+    args = ("my source", "target", "--db-path", "db", "--now")
+    stdout, _ = await output("nightly_backup.py", *args, cwd=tmp_path)
+    (archive,) = (tmp_path / "target").iterdir()
+    assert re.match(r"nightly-backup comes next at \d{4}-\d\d-\d\d 02:00:00\+00:00\n", stdout)
+    assert stdout.endswith(f"attempt 1: finished, exit code 0\nwrote {archive}\n")
+    with tarfile.open(archive) as backup:
+        assert "./file" in backup.getnames()
+
+
+async def test_a_backup_that_fails_is_tried_again_after_growing_pauses(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    args = ("source", "nowhere", "--db-path", "db", "--pause", "0.01", "--now")
+    stdout, _ = await output("nightly_backup.py", *args, cwd=tmp_path)
+    attempts = [line for line in stdout.splitlines() if line.startswith("attempt")]
+    assert len(attempts) == 4
+    assert all(re.fullmatch(r"attempt \d: failed, exit code [1-9]\d*", line) for line in attempts)
+    async with Jobs(db_path=tmp_path / "db") as jobs:
+        (record,) = await jobs.list_jobs()
+        tried = await jobs.attempts(record.self_id)
+    for number, (before, after) in enumerate(pairwise(tried)):
+        assert before.finished_at is not None and after.started_at is not None
+        pause = (after.started_at - before.finished_at).total_seconds()
+        assert pause >= 0.01 * 2**number * 0.9  # a tenth of it is left to chance
+
+
+async def test_a_nightly_backup_is_kept_for_the_night(tmp_path: Path) -> None:
+    args = ("source", "target", "--db-path", "db", "--tz", "Asia/Tokyo")
+    for _ in range(2):  # said again, it is the same
+        async with example("nightly_backup.py", *args, cwd=tmp_path) as process:
+            await line_with(r"comes next at .* 17:00:00\+00:00", process.stdout)
+    async with Jobs(db_path=tmp_path / "db") as jobs:
+        assert await jobs.list_jobs() == []
+        (told,) = (await jobs.schedules()).values()
+    assert (told.name, told.schedule["cron"]) == ("nightly-backup", "0 2 * * *")
+    assert (told.schedule["misfire"], told.schedule["overlap"]) == ("once", "skip")
+
+
+async def test_a_nightly_backup_tells_of_each_that_was_made(tmp_path: Path) -> None:
+    async with example("nightly_backup.py", "a", "b", "--db-path", "db", cwd=tmp_path) as process:
+        await line_with("waits for it", process.stdout)
+        async with Jobs(db_path=tmp_path / "db") as jobs:
+            for name in ("another", "nightly-backup"):
+                record = await jobs.submit(f"echo {name} is done", name=name)
+                await jobs.wait(record.self_id)
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"attempt 1: finished, exit code 0\n"
+            assert await process.stdout.readline() == b"nightly-backup is done\n"
 
 
 # The web apps: one suite for both.

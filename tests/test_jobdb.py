@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import shlex
@@ -35,9 +36,21 @@ from anodejobs import (
     Status,
     StoreError,
 )
-from anodejobs.events import Attempt, Exited, Paused, Started, StopRequested
+from anodejobs.events import (
+    Admitted,
+    Attempt,
+    Exited,
+    Lost,
+    Paused,
+    Readied,
+    Relinked,
+    Started,
+    StopRequested,
+    utc_now,
+)
 from anodejobs.jobdb import JobDB
-from anodejobs.stores.base import JobStore, Write
+from anodejobs.records import ALIVE
+from anodejobs.stores.base import JobStore, Query, Stored, Write, changes_of
 from anodejobs.testing import make_attempt, make_launch, make_record
 
 LIMIT_S = 10.0
@@ -75,7 +88,8 @@ class FaultyStore(MemoryJobStore):
         self.began.set()
         await asyncio.sleep(0)
         await self.may_go_on.wait()
-        if self.failures or any(w.record.status is self.failing_status for w in writes):
+        statuses = [change.record.status for w in writes for change in changes_of(w)]
+        if self.failures or self.failing_status in statuses:
             self.failures = max(0, self.failures - 1)
             if self.keeps_what_fails:
                 await super().commit(writes)
@@ -253,10 +267,263 @@ async def test_an_active_job_is_not_deleted() -> None:
         await create(jobdb, status="running")
         with pytest.raises(JobActive):
             await jobdb.delete("a-job")
-        await jobdb.apply("a-job", exited())
-        assert await jobdb.delete("a-job") is True
-        assert await jobdb.delete("a-job") is False
+
+
+async def test_a_deletion_gives_what_was_kept_of_the_job() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        attempt = await create(jobdb, status="running")
+        record = await jobdb.apply("a-job", exited())
+        stored = Stored(record=record, launch=make_launch("a-job"), attempt=attempt)
+        assert await jobdb.delete("a-job") == stored
+        assert await jobdb.delete("a-job") is None
         assert await jobdb.get("a-job") is None
+
+
+# Several records at once.
+
+
+def several(*job_ids: str, status: str = "pending") -> list[Stored]:
+    return [
+        Stored(
+            record=make_record(job_id, status=status),
+            launch=make_launch(job_id),
+            attempt=make_attempt(),
+        )
+        for job_id in job_ids
+    ]
+
+
+async def test_all_records_are_made_and_told_in_order() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        told = telling(jobdb)
+        jobs = several("a", "b", "c")
+        assert await jobdb.create_all(jobs)
+        assert [await jobdb.stored(job.record.self_id) for job in jobs] == jobs
+        assert told == [job.record for job in jobs]
+        async with aclosing(jobdb.events(None, 0, None)) as events:
+            seen = [await anext(events) for _ in jobs]
+    assert [(event.seq, event.job_id) for event in seen] == [(1, "a"), (2, "b"), (3, "c")]
+
+
+async def test_no_record_is_made_where_one_of_the_ids_is_taken() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        await create(jobdb, "b", status="running")
+        told = telling(jobdb)
+        assert not await jobdb.create_all(several("a", "b", "c"))
+        assert [await jobdb.get(job_id) for job_id in "ac"] == [None, None]
+        assert told == []
+
+
+async def test_records_made_at_once_share_a_commit_with_other_writes() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        attempt = await create(jobdb)
+        made, record = await asyncio.gather(
+            jobdb.create_all(several("a", "b")), jobdb.apply("a-job", Started(attempt=attempt))
+        )
+        assert made and record.status is Status.running
+        assert store.batches == [1, 2]
+        assert [event.seq for event in await jobdb.history("a-job")] == [1, 4]
+
+
+async def test_records_that_could_not_be_kept_are_not_made() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        told = telling(jobdb)
+        store.failures = 1
+        with pytest.raises(StoreError, match="the disk is full"):
+            await jobdb.create_all(several("a", "b"))
+        assert told == []
+        assert await jobdb.create_all(several("a", "b"))
+
+
+# Attempts that others follow, and jobs that wait.
+
+
+async def test_an_attempt_that_another_follows_is_in_the_history() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        attempt = await create(jobdb, status="running")
+        again = dataclasses.replace(exited(3), retry_at=utc_now())
+        record = await jobdb.apply("a-job", again, token=attempt.token)
+        assert (record.status, record.attempt) == (Status.pending, 2)
+        event = (await jobdb.history("a-job"))[-1]
+        assert event.ended is not None
+        assert (event.attempt, event.status) == (1, Status.pending)
+        assert (event.ended.attempt, event.ended.status) == (1, Status.failed)
+        assert (event.ended.exit_code, event.ended.error) == (3, "exit code 3")
+
+
+async def test_what_is_heard_of_an_ended_attempt_is_nothing_to_the_next() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        first = await create(jobdb, status="running")
+        again = dataclasses.replace(exited(3), retry_at=utc_now())
+        await jobdb.apply("a-job", again, token=first.token)
+        waiting = await jobdb.apply("a-job", Lost(error="late"), token=first.token)
+        assert (waiting.status, waiting.attempt) == (Status.pending, 2)
+        await jobdb.apply("a-job", Readied())
+        second = make_attempt()
+        await jobdb.apply("a-job", Admitted(attempt=second))
+        record = await jobdb.apply("a-job", Lost(error="later"), token=first.token)
+        assert record.status is Status.starting
+        assert (await jobdb.stored("a-job")).attempt == second
+
+
+async def test_relinking_is_seen_by_those_who_ask_for_dependents() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        assert await jobdb.create_all(several("a"))
+        record = await jobdb.apply("a", Relinked(depends_on=("b", "c")))
+        assert record.depends_on == ["b", "c"]
+        assert await jobdb.dependents("c") == ["a"]
+
+
+async def test_what_is_under_way_has_an_attempt_that_has_not_ended() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        for status in Status:
+            await create(jobdb, status.value, status)
+        under_way = await jobdb.under_way()
+    assert {job.job_id for job in under_way} == {job.status for job in under_way} == ALIVE
+
+
+# Who is told of records.
+
+
+def telling(jobdb: JobDB) -> list[JobRecord]:
+    """Return the list to which every record that the JobDB tells of is added."""
+    told: list[JobRecord] = []
+    jobdb.on_record = told.append
+    return told
+
+
+async def test_each_record_that_is_written_is_told_once_it_is_kept() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb:
+        told = telling(jobdb)
+        attempt = await create(jobdb)
+        store.failures = 1
+        with pytest.raises(StoreError):
+            await jobdb.apply("a-job", Started(attempt=attempt))
+        started = await jobdb.apply("a-job", Started(attempt=attempt))
+        ended = await jobdb.apply("a-job", exited())
+    assert told == [make_record("a-job", status="starting"), started, ended]
+
+
+@pytest.mark.parametrize("second", [None, {"b": 2}])
+async def test_the_result_on_record_is_that_of_the_last_attempt(
+    tmp_path: Path, second: object
+) -> None:
+    async with served(SqliteJobStore(tmp_path / "jobs.db")) as jobdb:
+        await create(jobdb, status="running")
+        first = dataclasses.replace(exited(3), result={"a": 1}, retry_at=utc_now())
+        assert (await jobdb.apply("a-job", first)).result == {"a": 1}
+        await jobdb.apply("a-job", Readied())
+        attempt = make_attempt(pid=1)
+        await jobdb.apply("a-job", Admitted(attempt=attempt))
+        await jobdb.apply("a-job", Started(attempt=attempt))
+        record = await jobdb.apply("a-job", dataclasses.replace(exited(), result=second))
+        assert record.result == second
+        assert await jobdb.page(Query(filter=JobFilter())) == [record]
+
+
+async def test_a_loss_keeps_what_it_says_in_the_metadata(tmp_path: Path) -> None:
+    async with served(SqliteJobStore(tmp_path / "jobs.db")) as jobdb:
+        await create(jobdb, status="running")
+        record = await jobdb.apply("a-job", Lost(error="it is gone"))
+        assert await jobdb.get("a-job") == record
+        assert record.metadata.keys() == {"recovery_history"}
+
+
+async def test_a_deletion_is_told() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        told: list[str] = []
+        jobdb.on_deleted = told.append
+        await create(jobdb, status="finished")
+        await jobdb.delete("a-job")
+        await jobdb.delete("a-job")
+    assert told == ["a-job"]
+
+
+async def test_what_another_process_writes_is_told_to_its_newest_record(tmp_path: Path) -> None:
+    async with rivals("sqlite", tmp_path) as (one, other), asyncio.timeout(LIMIT_S):
+        await create(one, "mine", "running")
+        told = telling(one)
+        heeded: list[int] = []
+        one.on_foreign.append(lambda: heeded.append(len(told)))
+        await create(other, "theirs", "running")
+        await one.wait_for("theirs", frozenset({Status.running}))
+        ended = await other.apply("theirs", exited(3))
+        async with aclosing(one.events(None, 0, None)) as events:
+            while (await anext(events)).seq < 3:
+                pass
+    assert told[-1] == ended
+    assert [record.self_id for record in told].count("mine") == 0
+    revisions = [record.revision for record in told]
+    # What was overtaken before it was read need not be told; what was read early is told again.
+    assert revisions == sorted(revisions)
+    assert heeded
+
+
+class SlowPages(MemoryJobStore):
+    """A store whose pages are read at once, and given when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_read = asyncio.Event()
+        self.may_give = asyncio.Event()
+        self.tell: Callable[[], None] = lambda: None
+
+    async def open(self, on_foreign_commit: Callable[[], None]) -> None:
+        self.tell = on_foreign_commit
+
+    async def page(self, query: Query) -> list[JobRecord]:
+        page = await super().page(query)
+        self.was_read.set()
+        await self.may_give.wait()
+        return page
+
+
+@asynccontextmanager
+async def overtaken(
+    job_ids: Sequence[str], *, ended: Sequence[str] = ()
+) -> AsyncIterator[tuple[JobDB, list[JobRecord]]]:
+    """A JobDB that has read what another process wrote of its jobs, and not told it yet."""
+    store = SlowPages()
+    async with served(store) as jobdb, asyncio.timeout(LIMIT_S):
+        told = telling(jobdb)
+        async with served(store) as rival:
+            for job_id in job_ids:
+                await create(rival, job_id, "running")
+            for job_id in ended:
+                await rival.apply(job_id, exited())
+            store.tell = jobdb._has_foreign.set
+        store.tell()
+        await store.was_read.wait()
+        yield jobdb, told
+        store.may_give.set()
+        await create(jobdb, "last")
+        async with aclosing(jobdb.events("last", 0, None)) as events:
+            await anext(events)
+
+
+def revisions_of(job_id: str, told: Sequence[JobRecord]) -> list[int]:
+    return [record.revision for record in told if record.self_id == job_id]
+
+
+async def test_an_older_record_of_another_process_is_not_told_after_a_newer_one() -> None:
+    async with overtaken("ab") as (jobdb, told):
+        ended = await jobdb.apply("a", exited(3))
+        assert told == [ended]
+    # What is written here may be told again, once it is known what lies between.
+    assert set(revisions_of("a", told)) == {2}
+    assert revisions_of("b", told) == [1]
+
+
+async def test_a_record_of_another_process_is_not_told_after_it_was_deleted_here() -> None:
+    async with overtaken("ab", ended="a") as (jobdb, told):
+        await jobdb.delete("a")
+        new = make_record("a", status="pending")
+        assert await jobdb.create(new, make_launch("a"), make_attempt(), replace=None)
+        assert told == [new]
+    assert set(revisions_of("a", told)) == {1}, "its second revision was that of the old job"
 
 
 async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,14 @@ from anodejobs.shim.journal import Entry, Journal, load
 from anodejobs.shim.protocol import (
     Lines,
     TooLong,
+    begin_of,
+    begin_text,
+    decoded,
     encoded,
     event_from_json,
     event_to_json,
     event_to_text,
+    start_request,
 )
 
 pytestmark = pytest.mark.smoke
@@ -74,7 +78,14 @@ EVENTS = [
     Lost(at=NOON, error=ODD),
 ]
 SECRET = "hunter2"
-NOT_KEPT: dict[str, Any] = {"argv": (), "cwd": "/", "base_env": {}, "envs": {}}
+NOT_KEPT: dict[str, Any] = {
+    "argv": (),
+    "cwd": "/",
+    "base_env": {},
+    "envs": {},
+    "files": "",
+    "limits": None,
+}
 
 text = st.one_of(st.text(), st.binary().map(os.fsdecode))
 moments = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
@@ -107,6 +118,37 @@ events = st.one_of(
     ),
     st.builds(Lost, at=moments, error=text),
 )
+plans = st.builds(
+    LogPlan, stdout=text, stderr=text, max_bytes=st.none() | numbers, backups=st.integers(0, 9)
+)
+launches = st.builds(
+    Launch,
+    job_id=text,
+    argv=st.lists(text, min_size=1, max_size=3).map(tuple),
+    cwd=text,
+    base_env=st.dictionaries(text, text, max_size=2),
+    envs=st.dictionaries(text | st.sampled_from(["begin", "exec", '"begin":', ',"exec":']), text),
+    logs=plans,
+    timeout=st.none() | seconds | st.integers(0, 2**40),
+    stop_grace=seconds,
+    start_grace=seconds,
+    leftovers=st.sampled_from(["kill", "leave"]),
+    on_host_death=st.sampled_from(["leave", "stop"]),
+    files=text,
+    limits=st.none() | st.dictionaries(text, st.integers() | text, min_size=1, max_size=2),
+)
+MARKS = 'x","exec":{"begin":{,"exec":"begin":\\",\\"exec\\":\\'
+"""What would mislead who looks for the marks in a request, were it not escaped."""
+HOSTILE = Launch(
+    job_id=MARKS,
+    argv=(MARKS, "begin", "exec", ODD),
+    cwd=MARKS,
+    base_env={"begin": MARKS, "exec": MARKS},
+    envs={"begin": MARKS, "exec": MARKS, MARKS: "\udcff", "\ud83d": "\ude80"},
+    logs=LogPlan(stdout=MARKS, stderr=f'{MARKS}"'),
+    stop_grace=1.5,
+)
+LASTING = [f for f in fields(Launch) if f.init and f.name not in NOT_KEPT]
 
 
 # Events and messages.
@@ -133,7 +175,7 @@ def test_every_kind_of_event_that_is_told_is_tried_here():
 def test_any_message_is_one_line(message):
     line = encoded(message)
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
-    assert Lines().feed(line) == [message]
+    assert decoded(Lines().feed(line)) == [message]
 
 
 @settings(max_examples=300)
@@ -149,28 +191,28 @@ def test_messages_are_put_together_however_they_were_cut(messages, cuts):
     lines, got = Lines(), []
     for start, end in itertools.pairwise(places):
         if start < end:
-            got += lines.feed(data[start:end])
+            got += decoded(lines.feed(data[start:end]))
     assert got == messages
 
 
 def test_a_message_may_come_byte_by_byte():
     lines = Lines()
     data = encoded({"text": ODD}) * 2
-    got = [message for n in range(len(data)) for message in lines.feed(data[n : n + 1])]
-    assert got == [{"text": ODD}] * 2
+    fed = [decoded(lines.feed(data[n : n + 1])) for n in range(len(data))]
+    assert [message for messages in fed for message in messages] == [{"text": ODD}] * 2
 
 
 def test_a_message_may_be_many_megabytes_long():
     message = {"vars": {"LONG": "ü" * 1_000_000, "LONGER": "x" * 3_000_000}}
     lines, data = Lines(), encoded(message)
     pieces = [data[start : start + 65536] for start in range(0, len(data), 65536)]
-    assert [m for piece in pieces for m in lines.feed(piece)] == [message]
+    assert [m for piece in pieces for m in decoded(lines.feed(piece))] == [message]
 
 
 def test_what_is_too_long_to_be_a_message_is_refused(monkeypatch):
     monkeypatch.setattr(protocol, "LONGEST_BYTES", 1000)
     lines = Lines()
-    assert lines.feed(encoded({"short": "x" * 900}) * 5) == [{"short": "x" * 900}] * 5
+    assert decoded(lines.feed(encoded({"short": "x" * 900}) * 5)) == [{"short": "x" * 900}] * 5
     lines.feed(b"x" * 1000)
     with pytest.raises(TooLong):
         lines.feed(b"x")
@@ -188,7 +230,7 @@ def test_what_is_too_long_is_refused_after_a_message_in_the_same_bytes(monkeypat
 )
 def test_what_is_no_object_is_refused(line):
     with pytest.raises(ValueError, match=r"object|decode|value|data|delimiter"):
-        Lines().feed(line + b"\n")
+        decoded(Lines().feed(line + b"\n"))
 
 
 # The journal.
@@ -210,8 +252,8 @@ def opened(path: Path, entries: Iterable[Entry] = ()) -> Iterator[Journal]:
         book.close()
 
 
-def entry(job_id: str = "a", **fields: Any) -> Entry:
-    """Return an attempt that is about to be spawned; ``fields`` are those of ``Launch``."""
+def entry(job_id: str = "a", **more: Any) -> Entry:
+    """Return an attempt that is about to be spawned; what is given are fields of its ``Launch``."""
     usual: dict[str, Any] = {
         "argv": ("true",),
         "cwd": "/tmp",
@@ -220,8 +262,12 @@ def entry(job_id: str = "a", **fields: Any) -> Entry:
         "logs": LogPlan(stdout="/o", stderr="/e", max_bytes=7, backups=2),
         "stop_grace": 1.5,
     }
-    launch = Launch(job_id=job_id, **{**usual, **fields})
+    launch = Launch(job_id=job_id, **{**usual, **more})
     return Entry(3, launch, Attempt(token=new_token(), supervisor="shim:s"))
+
+
+def note(book: Journal, token: str, event: protocol.Told) -> None:
+    book.note(token, event_to_text(event))
 
 
 def written(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
@@ -250,7 +296,7 @@ def test_what_has_happened_is_in_it_after_a_flush(path):
         begun = entry()
         book.begin(begun)
         for event in EVENTS:
-            book.note(begun.attempt.token, event)
+            note(book, begun.attempt.token, event)
         assert load(path)[0].events == []
         book.flush()
         assert load(path)[0].events == EVENTS
@@ -260,7 +306,7 @@ def test_what_was_said_is_in_it_when_it_was_closed(path):
     with opened(path) as book:
         begun = entry()
         book.begin(begun)
-        book.note(begun.attempt.token, EVENTS[0])
+        note(book, begun.attempt.token, EVENTS[0])
     assert load(path)[0].events == EVENTS[:1]
     book.close()
 
@@ -270,7 +316,7 @@ def test_what_is_done_is_in_it_no_more(path):
         begun, other = entry("a"), entry("b")
         book.begin(begun)
         book.begin(other)
-        book.note(begun.attempt.token, EVENTS[0])
+        note(book, begun.attempt.token, EVENTS[0])
         book.done(begun.attempt.token)
         book.flush()
         assert written(load(path)) == written([other])
@@ -278,7 +324,7 @@ def test_what_is_done_is_in_it_no_more(path):
 
 def test_what_happened_to_the_unknown_is_passed_over(path):
     with opened(path) as book:
-        book.note(new_token(), EVENTS[0])
+        note(book, new_token(), EVENTS[0])
         book.done(new_token())
         book.flush()
         assert load(path) == []
@@ -293,11 +339,59 @@ def test_any_text_survives(path, job_id, log, happened):
     with opened(path) as book:
         book.begin(begun)
         for event in happened:
-            book.note(begun.attempt.token, event)
+            note(book, begun.attempt.token, event)
         book.flush()
         (found,) = load(path)
     assert (found.launch.job_id, found.launch.logs) == (job_id, logs)
     assert found.events == happened
+
+
+# The request of a start, and the line of the journal that is cut from it.
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(launches, attempts, st.integers(1, 2**31), st.sampled_from(["start", "adopt"]))
+@example(HOSTILE, ATTEMPT, 7, "start")
+def test_the_line_cut_from_any_request_reads_back_to_what_was_asked_for(
+    path, launch, attempt, number, what
+):
+    path.write_bytes(begin_of(request(what, number, attempt, launch)))
+    (found,) = load(path)
+    assert (found.number, found.attempt) == (number, attempt)
+    assert found.launch == replace(launch, **NOT_KEPT)
+
+
+@settings(max_examples=300)
+@given(launches, attempts)
+@example(HOSTILE, ATTEMPT)
+def test_the_line_cut_from_any_request_is_the_one_that_the_journal_writes(launch, attempt):
+    begin = begin_text(3, attempt, launch.parts()[0])
+    assert begin_of(request("start", 3, attempt, launch)) == f"{{{begin}}}\n".encode("ascii")
+
+
+@settings(max_examples=300)
+@given(launches, attempts)
+@example(HOSTILE, ATTEMPT)
+def test_the_line_cut_from_any_request_holds_nothing_that_is_only_needed_to_start(launch, attempt):
+    line = json.loads(begin_of(request("start", 3, attempt, launch)))
+    assert line.keys() == {"begin", "number", "launch"}
+    assert line["launch"].keys() == {field.name for field in LASTING}
+
+
+@settings(max_examples=300)
+@given(launches, attempts)
+@example(HOSTILE, ATTEMPT)
+def test_any_launch_arrives_as_it_was_asked_for(launch, attempt):
+    (message,) = decoded(Lines().feed(request("start", 3, attempt, launch)))
+    arrived = Launch.from_json({**message["launch"], **message["exec"]}, launch.base_env)
+    assert (message["do"], message["id"], message["number"]) == ("start", 5, 3)
+    assert Attempt.from_json(message["begin"]) == attempt
+    assert arrived == launch
+
+
+def request(what: Any, number: int, attempt: Attempt, launch: Launch) -> bytes:
+    """Return a request as an application sends it."""
+    return f'{start_request(what, number, attempt, launch.parts())},"id":5}}\n'.encode("ascii")
 
 
 def test_no_environment_and_no_argument_is_ever_in_it(path):
@@ -305,7 +399,7 @@ def test_no_environment_and_no_argument_is_ever_in_it(path):
     secret.events = list(EVENTS)
     with opened(path, [secret]) as book:
         book.begin(secret)
-        book.note(secret.attempt.token, EVENTS[0])
+        note(book, secret.attempt.token, EVENTS[0])
         book.flush()
         begun = path.read_bytes()
         book.open()
@@ -337,7 +431,7 @@ def test_wherever_it_was_cut_what_is_whole_is_there(path):
         sizes = [path.stat().st_size]
         book.begin(second)
         sizes.append(path.stat().st_size)
-        book.note(first.attempt.token, EVENTS[0])
+        note(book, first.attempt.token, EVENTS[0])
     data = path.read_bytes()
     for size in range(len(data)):
         path.write_bytes(data[:size])
@@ -433,7 +527,7 @@ def test_a_line_that_lacks_only_its_end_spoils_no_other(path):
         lost = Entry(first.number, first.launch, Attempt(token=new_token(), supervisor="shim:s"))
         with full_disk(path, more=len(begin) - 1), pytest.raises(OSError, match="no space"):
             book.begin(lost)
-        book.note(lost.attempt.token, StartFailed(error="no space"))
+        note(book, lost.attempt.token, StartFailed(error="no space"))
         book.begin(begun)
         book.done(lost.attempt.token)
         book.flush()
@@ -446,9 +540,9 @@ def test_what_happens_while_the_disk_is_full_is_written_when_there_is_space(path
     with opened(path) as book:
         book.begin(begun)
         with full_disk(path, more):
-            book.note(begun.attempt.token, EVENTS[0])
+            note(book, begun.attempt.token, EVENTS[0])
             book.flush()
-            book.note(begun.attempt.token, EVENTS[8])
+            note(book, begun.attempt.token, EVENTS[8])
             book.flush()
         book.flush()
         assert load(path)[0].events[-2:] == [EVENTS[0], EVENTS[8]]
@@ -459,7 +553,7 @@ def test_a_begin_takes_along_what_could_not_be_written_before(path):
     with opened(path) as book:
         book.begin(begun)
         with full_disk(path):
-            book.note(begun.attempt.token, EVENTS[0])
+            note(book, begun.attempt.token, EVENTS[0])
             book.flush()
         book.begin(other)
         assert [e.events for e in load(path)] == [[EVENTS[0]], []]
@@ -469,7 +563,7 @@ def test_a_full_disk_is_said_once(path, caplog):
     with opened(path) as book:
         with full_disk(path):
             for _ in range(3):
-                book.note(new_token(), EVENTS[0])
+                note(book, new_token(), EVENTS[0])
                 book.flush()
         assert len(caplog.records) == 1
         assert str(path) in caplog.text
@@ -479,13 +573,13 @@ def test_a_journal_that_cannot_be_made_anew_stays_as_it_was(path):
     begun = entry()
     kept = [begun]
     with opened(path, kept) as book:
-        book.note(begun.attempt.token, EVENTS[0])
+        note(book, begun.attempt.token, EVENTS[0])
         book.flush()
         kept += [entry(f"job-{number}") for number in range(100)]
         with full_disk(path), pytest.raises(OSError, match="no space"):
             book.open()
         assert [e.events for e in load(path)] == [[EVENTS[0]]]
-        book.note(begun.attempt.token, EVENTS[8])
+        note(book, begun.attempt.token, EVENTS[8])
         book.flush()
         assert load(path)[0].events == [EVENTS[0], EVENTS[8]]
 
@@ -508,8 +602,8 @@ def test_it_keeps_small_whatever_passes_through_it(path, monkeypatch):
         for number in range(300):
             passing = entry(f"job-{number}")
             book.begin(passing)
-            book.note(passing.attempt.token, EVENTS[0])
-            book.note(passing.attempt.token, EVENTS[8])
+            note(book, passing.attempt.token, EVENTS[0])
+            note(book, passing.attempt.token, EVENTS[8])
             book.done(passing.attempt.token)
             book.flush()
             assert path.stat().st_size < 25_000
@@ -521,7 +615,7 @@ def test_it_is_not_made_anew_while_it_is_mostly_of_the_present(path, monkeypatch
     lives = [entry(f"job-{number}") for number in range(10)]
     with opened(path, lives) as book:
         file = path.stat().st_ino
-        book.note(lives[0].attempt.token, EVENTS[0])
+        note(book, lives[0].attempt.token, EVENTS[0])
         book.flush()
         assert path.stat().st_ino == file
 

@@ -287,6 +287,43 @@ def test_log_files_are_the_owners_alone(log: Callable[..., LogFile]) -> None:
     assert mode(rotated_folder(rotating.path)) == 0o700
 
 
+@pytest.mark.parametrize("max_bytes", [None, 3, 100])
+def test_what_is_spliced_follows_what_was_written(
+    log: Callable[..., LogFile], max_bytes: int | None
+) -> None:
+    mixed = log(max_bytes=max_bytes, backups=10)
+    write(mixed, b"one ")
+    splice(mixed, b"two ")
+    write(mixed, b"three ")
+    splice(mixed, b"four")
+    assert all_bytes(mixed.path) == b"one two three four"
+    assert mixed.offset == 18
+
+
+def test_a_spliced_piece_longer_than_a_file_is_cut_up(log: Callable[..., LogFile]) -> None:
+    short = log(max_bytes=4, backups=9)
+    splice(short, b"0123456789")
+    assert [path.read_bytes() for path in files(short.path)] == [b"0123", b"4567", b"89"]
+
+
+def test_what_is_spliced_goes_to_the_end_of_a_file_that_somebody_emptied(
+    log: Callable[..., LogFile],
+) -> None:
+    emptied = log()
+    splice(emptied, b"gone")
+    os.truncate(emptied.path, 0)
+    splice(emptied, b"kept")
+    assert emptied.path.read_bytes() == b"kept"
+
+
+def test_a_retired_log_drops_what_is_spliced(log: Callable[..., LogFile]) -> None:
+    retired = log()
+    write(retired, b"mine")
+    retired.retire()
+    splice(retired, b"of another run")
+    assert retired.path.read_bytes() == b"mine"
+
+
 def test_removed_logs_leave_nothing(log: Callable[..., LogFile], tmp_path: Path) -> None:
     rotating = log(max_bytes=4, backups=9)
     write(rotating, b"0123456789")
@@ -543,6 +580,47 @@ async def test_bytes_arrive_as_they_are(
     assert (tmp_path / "log").read_bytes() == data
 
 
+@pytest.mark.parametrize("max_bytes", [None, 1_000_003])
+async def test_floods_between_lines_arrive_whole(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, max_bytes: int | None
+) -> None:
+    reading, writing = pipe()
+    flooded = pump.add(reading, LogFile(tmp_path / "log", max_bytes, backups=100))
+    for number in range(1, 4):
+        writing.write(b"a line\n")
+        with flood(writing):
+            await has_grown(pump, flooded, number * (7 + len(FLOOD)))
+    assert all_bytes(tmp_path / "log") == (b"a line\n" + FLOOD) * 3
+
+
+async def test_floods_at_once_arrive_each_in_its_own_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        flooded = []
+        for name in "abc":
+            reading, writing = pipe()
+            writing.write(name.encode())
+            flooded.append(pump.add(reading, LogFile(tmp_path / name)))
+            stack.enter_context(flood(writing))
+        for one in flooded:
+            await has_grown(pump, one, 1 + len(FLOOD))
+    for name in "abc":
+        assert (tmp_path / name).read_bytes() == name.encode() + FLOOD
+
+
+async def test_a_flood_arrives_where_the_file_system_cannot_splice(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    log = Unspliceable(tmp_path / "log")
+    flooded = pump.add(reading, log)
+    with flood(writing):
+        await has_grown(pump, flooded, len(FLOOD))
+    assert log.was_asked
+    assert log.path.read_bytes() == FLOOD
+
+
 async def test_many_pipes_arrive_each_in_its_own_log(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -759,6 +837,24 @@ async def test_one_logs_fault_leaves_the_others_alone(
     assert "broken" in caplog.text
 
 
+async def test_a_flood_that_cannot_be_carried_on_leaves_no_byte_in_the_next_ones_log(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    log = LogFile(tmp_path / "broken", max_bytes=len(FLOOD) // 2)
+    writing.write(b"a line")
+    await has_grown(pump, pump.add(reading, log), 6)
+    rotated_folder(log.path).mkdir()
+    (rotated_folder(log.path) / "no offset").touch()
+    with flood(writing) as process:
+        assert await asyncio.to_thread(process.wait) != 0  # its pipe was closed
+    reading, writing = pipe()
+    flooded = pump.add(reading, LogFile(tmp_path / "log"))
+    with flood(writing):
+        await has_grown(pump, flooded, len(FLOOD))
+    assert (tmp_path / "log").read_bytes() == FLOOD
+
+
 async def test_closing_closes_every_pipe(pump: LogPump, pipe: Pipes, tmp_path: Path) -> None:
     ends = [pipe() for _ in range(5)]
     for reading, writing in ends:
@@ -825,6 +921,16 @@ class Trouble(LogFile):
             raise
 
 
+class Unspliceable(LogFile):
+    """A log on a file system that knows no splice."""
+
+    was_asked = False
+
+    def splice(self, pipe_fd: int, most: int) -> int:
+        self.was_asked = True
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Callable[..., LogFile]]:
     """Makes logs at one path, and closes them."""
@@ -859,6 +965,32 @@ def write(log: LogFile, *written: bytes) -> None:
         left = memoryview(piece)
         while left:
             left = left[log.write(left) :]
+
+
+def splice(log: LogFile, piece: bytes) -> None:
+    reading, writing = os.pipe()
+    try:
+        left = os.write(writing, piece)
+        while left:
+            left -= log.splice(reading, left)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def all_bytes(path: Path) -> bytes:
+    """Return what all files of a log hold."""
+    return b"".join(file.read_bytes() for file in files(path))
+
+
+FLOOD = b"".join(b"%09d\n" % number for number in range(600_000))
+"""More than any pipe holds."""
+
+
+def flood(stdout: FileIO) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """Write FLOOD, as fast as it can be."""
+    code = "import sys; sys.stdout.write(''.join(f'{n:09d}\\n' for n in range(600_000)))"
+    return child(python(code), stdout)
 
 
 def read_all(reader: LogTail, limit: int = 1000) -> bytes:

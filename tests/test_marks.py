@@ -126,12 +126,14 @@ async def test_what_escapes_is_ended_with_its_job_and_no_other_jobs_is(
 
 @pytest.mark.parametrize(("number", "code"), ESCAPES.values(), ids=ESCAPES)
 async def test_what_escapes_and_is_left_behind_is_ended_and_no_other_jobs_is(
-    jobs: Jobs, pids: Pids, number: int, code: str
+    jobs: Jobs, pids: Pids, tmp_path: Path, number: int, code: str
 ) -> None:
     await run(jobs, "b", f"{dedent(code)}\nhere()")
     await pids.told(b=number + 1)
-    await run(jobs, "a", f"{dedent(code)}\nsys.exit(5)")
+    os.mkfifo(tmp_path / "go")
+    await run(jobs, "a", f"{dedent(code)}\nopen('go').read()\nsys.exit(5)")
     await pids.told(a=number)
+    (tmp_path / "go").write_text("")
     assert (await jobs.wait("a", timeout=LIMIT_S)).exit_code == 5
     await seen(lambda: not living(pids.of("a")))
     assert living(pids.of("b")) == pids.of("b")
@@ -151,8 +153,8 @@ async def test_what_has_escaped_is_paused_with_its_job(jobs: Jobs, pids: Pids) -
     await run(jobs, "a", f"{dedent(code)}\nhere()")
     await pids.told(a=number + 1)
     await jobs.pause("a")
-    states = {psutil.Process(pid).status() for pid in pids.of("a")}
-    assert states == {psutil.STATUS_STOPPED}
+    processes = [psutil.Process(pid) for pid in pids.of("a")]
+    await seen(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
 
 
 async def test_what_has_escaped_is_ended_though_another_shim_started_it(

@@ -587,6 +587,8 @@ async def test_the_environment_may_be_the_jobs_own_alone(jobs: Jobs) -> None:
         "COLOUR",
         "ANODEJOBS_JOB_ID",
         "ANODEJOBS_ATTEMPT",
+        "ANODEJOBS_RESULT",
+        "ANODEJOBS_PROGRESS",
     }
 
 

@@ -330,6 +330,7 @@ async def test_a_queue_has_slots_of_its_own(tmp_path: Path) -> None:
 async def test_a_full_queue_holds_up_no_other(tmp_path: Path) -> None:
     async with opened(tmp_path, queues={"gpu": 1}) as jobs:
         await jobs.submit("sleep 1000", "holder", queue="gpu")
+        await jobs.wait("holder", "running")
         await jobs.submit("true", "second", queue="gpu", priority="critical")
         await jobs.submit("true", "other", priority="low")
         await ended(jobs, "other")

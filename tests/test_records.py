@@ -26,7 +26,7 @@ from anodejobs import (
     Status,
     Usage,
 )
-from anodejobs.records import TERMINAL, check_seconds
+from anodejobs.records import TERMINAL, AttemptRecord, BatchProgress, Priority, check_seconds
 
 NOON = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))
@@ -47,7 +47,24 @@ FULL = {
     "metadata": {"deep": [{"er": None}, 1.5, True]},
     "user_id": "u1",
     "workflow_id": "w1",
+    "batch_id": "b1",
+    "payload": {"p": [1, None]},
+    "result": "done",
+    "progress": 0.5,
+    "priority": 7,
+    "queue": "q1",
+    "depends_on": ["b"],
+    "on_dependency_failure": "run",
+    "run_at": NOON - timedelta(seconds=1),
+    "start_deadline": 60.0,
+    "submitted_at": NOON,
+    "due_at": NOON - timedelta(seconds=1),
     "attempt": 2,
+    "max_retries": 3,
+    "retry": {"kind": "fixed", "delay": 1.0},
+    "restart": "never",
+    "restart_policy": {"when": "never"},
+    "limits": {"memory_bytes": 2**40},
     "timeout": 0.5,
     "created_at": NOON,
     "started_at": NOON + timedelta(seconds=1),
@@ -187,7 +204,8 @@ def test_a_record_is_frozen(spelling):
 def test_two_records_share_no_default():
     record().tags.append("x")
     record().metadata["x"] = 1
-    assert (record().tags, record().metadata) == ([], {})
+    record().depends_on.append("x")
+    assert (record().tags, record().metadata, record().depends_on) == ([], {}, [])
 
 
 def test_times_are_aware_utc_whatever_they_came_as():
@@ -220,6 +238,10 @@ def test_a_record_may_have_any_id_a_job_may_have():
         ({"metadata": {"a": ...}}, "metadata"),
         ({"created_at": "yesterday"}, "created_at"),
         ({"reached": ["running", "nope"]}, "reached"),
+        ({"depends_on": "abc"}, "depends_on"),
+        ({"on_dependency_failure": "fail"}, "on_dependency_failure"),
+        ({"restart": "sometimes"}, "restart"),
+        ({"payload": ...}, "payload"),
         ({"nope": 1}, "nope"),
     ],
     ids=str,
@@ -356,6 +378,8 @@ def test_the_fields_of_a_filter_are_these():
         "name",
         "user_id",
         "workflow_id",
+        "batch_id",
+        "queue",
         "tags",
         "created_after",
         "created_before",
@@ -372,7 +396,9 @@ def test_a_filter_has_the_habits_of_a_record():
         made.name = ["y"]
 
 
-@pytest.mark.parametrize("field", ["self_id", "name", "user_id", "workflow_id"])
+@pytest.mark.parametrize(
+    "field", ["self_id", "name", "user_id", "workflow_id", "batch_id", "queue"]
+)
 def test_a_filter_takes_one_value_or_several(field):
     assert JobFilter({field: "x"}) == JobFilter({field: ["x"]}) == JobFilter({field: ("x",)})
     assert set(JobFilter({field: {"x", "y"}})[field]) == {"x", "y"}
@@ -404,6 +430,8 @@ def test_a_filter_takes_naive_times_as_utc():
         ({"status": [1]}, "status"),
         ({"name": b"x"}, "name"),
         ({"user_id": {"a": 1}}, "user_id"),
+        ({"batch_id": 5}, "batch_id"),
+        ({"queue": ["a", None]}, "queue"),
         ({"tags": "abc"}, "tags"),
         ({"tags": [5]}, "tags"),
         ({"created_after": "yesterday"}, "created_after"),
@@ -438,6 +466,9 @@ def test_an_empty_filter_matches_everything():
         ({"name": []}, False),
         ({"name": "Name", "user_id": "u2"}, False),
         ({"name": "name"}, False),
+        ({"batch_id": "b1", "queue": ["q1", "q2"]}, True),
+        ({"batch_id": "b2"}, False),
+        ({"queue": "default"}, False),
     ],
     ids=str,
 )
@@ -454,6 +485,8 @@ RECORDS = st.builds(
     name=st.none() | VALUES,
     user_id=st.none() | VALUES,
     workflow_id=st.none() | VALUES,
+    batch_id=st.none() | VALUES,
+    queue=VALUES,
     tags=st.lists(VALUES, max_size=3),
     created_at=MOMENTS,
 )
@@ -465,6 +498,8 @@ FIELDS = st.fixed_dictionaries(
         "name": st.lists(VALUES, max_size=2),
         "user_id": st.lists(VALUES, max_size=2),
         "workflow_id": st.lists(VALUES, max_size=2),
+        "batch_id": st.lists(VALUES, max_size=2),
+        "queue": st.lists(VALUES, max_size=2),
         "tags": st.lists(VALUES, max_size=2),
         "created_after": MOMENTS,
         "created_before": MOMENTS,
@@ -510,11 +545,24 @@ def test_a_spec_needs_a_command_and_no_more():
         "start_grace": 0.0,
         "leftovers": "kill",
         "on_host_death": "leave",
+        "payload": None,
+        "priority": Priority.medium,
+        "queue": "default",
+        "depends_on": [],
+        "on_dependency_failure": "cancel",
+        "run_at": None,
+        "start_deadline": None,
+        "max_retries": 0,
+        "retry_delay": None,
+        "retry": None,
+        "restart": "never",
+        "limits": None,
     }
 
 
 def test_the_options_of_a_run_are_the_fields_of_a_spec():
-    assert {*JobOptions.__annotations__, "command", "job_id"} == set(JobSpec.model_fields)
+    options = {*JobOptions.__annotations__, "command", "job_id"}
+    assert options == {*JobSpec.model_fields, "call"}, "call stands for a command"
 
 
 @pytest.mark.parametrize(
@@ -532,6 +580,21 @@ def test_the_options_of_a_run_are_the_fields_of_a_spec():
         ({"timeout": 0}, 0.0),
         ({"timeout": 1.5}, 1.5),
         ({"stop_grace": 10}, 10.0),
+        ({"payload": {"deep": [{"er": None}, 1.5, "ü"]}}, {"deep": [{"er": None}, 1.5, "ü"]}),
+        ({"payload": 0}, 0),
+        ({"priority": "low"}, Priority.low.value),
+        ({"priority": Priority.high}, Priority.high.value),
+        ({"priority": -(2**63)}, -(2**63)),
+        ({"queue": "gpu 0"}, "gpu 0"),
+        ({"depends_on": ("b", "a", "b")}, ["b", "a"]),
+        ({"depends_on": {"a"}}, ["a"]),
+        ({"depends_on": ["a", 0, 0]}, ["a", 0]),
+        ({"on_dependency_failure": "hold"}, "hold"),
+        ({"run_at": NOON.replace(tzinfo=None)}, NOON),
+        ({"run_at": NOON.astimezone(BERLIN)}, NOON),
+        ({"start_deadline": 0}, 0.0),
+        ({"max_retries": 2**31 - 1}, 2**31 - 1),
+        ({"retry_delay": 1}, 1.0),
     ],
     ids=str,
 )
@@ -600,6 +663,19 @@ WRONG = {
     "start_grace": [*WRONG_SECONDS, None],
     "leftovers": ["", "stop", None, True, 5],
     "on_host_death": ["", "kill", None, True, 5],
+    "payload": [..., {1, 2}, b"x", math.nan, [math.inf], NOT_UTF8, {NOT_UTF8: 1}, {5: "x"}, NOON],
+    "priority": ["", "urgent", "10", 1.5, True, None, 2**63, -(2**63) - 1, [1]],
+    "queue": ["", "x" * 201, "a\nb", 5, b"a", None, "\udcff"],
+    "depends_on": ["abc", 5, None, [None], [b"a"], [""], ["a\n"], [-1], [1.5], [True], {"a": 1}],
+    "on_dependency_failure": ["", "fail", None, True, 5],
+    "run_at": ["yesterday", [NOON], {}, datetime.min.replace(tzinfo=BERLIN)],
+    "start_deadline": WRONG_SECONDS,
+    "max_retries": [-1, 1.5, "1", True, None, 2**31],
+    "retry_delay": WRONG_SECONDS,
+    # What these are is not for the spec to know: see test_planner.
+    "retry": [],
+    "restart": [],
+    "limits": [],
 }
 
 
@@ -698,3 +774,39 @@ def test_a_usage_has_the_habits_of_a_record():
     usage = Usage(processes=1, cpu_seconds=0.5, memory_bytes=1024)
     assert usage["processes"] == usage.f_processes == 1
     assert Usage.memory_bytes == "memory_bytes"
+
+
+def test_an_attempt_goes_through_json():
+    attempt = AttemptRecord(
+        attempt=2,
+        status="failed",
+        started_at=NOON,
+        finished_at=NOON + timedelta(seconds=1),
+        pid=4711,
+        exit_code=-9,
+        evidence="adopted",
+        error="killed by SIGKILL",
+    )
+    assert AttemptRecord.model_validate_json(attempt.model_dump_json()) == attempt
+    event = JobEvent(seq=1, kind="status", at=NOON, job_id="a", status="pending", ended=attempt)
+    again = JobEvent.model_validate_json(event.model_dump_json())
+    assert again.ended == event["ended"] == attempt
+
+
+@pytest.mark.parametrize(("ended", "fraction"), [(0, 0.0), (1, 0.25), (4, 1.0)])
+def test_the_progress_of_a_batch_is_the_part_that_has_ended(ended, fraction):
+    progress = BatchProgress(total=4, ended=ended, counts={Status.finished: ended})
+    assert progress.fraction == fraction
+
+
+def test_the_progress_of_a_batch_goes_through_json():
+    progress = BatchProgress(total=3, ended=1, counts={"finished": 1, "running": 2})
+    assert progress.counts == {Status.finished: 1, Status.running: 2}
+    assert BatchProgress.model_validate_json(progress.model_dump_json()) == progress
+
+
+def test_the_priorities_stand_in_their_order():
+    by_rank = sorted(Priority, key=lambda priority: priority.value)
+    assert by_rank.index(Priority.low) < by_rank.index(Priority.medium)
+    assert by_rank.index(Priority.medium) < by_rank.index(Priority.high)
+    assert record().priority == Priority.medium.value

@@ -27,7 +27,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import VERSION, Message, encoded
+from anodejobs.shim.protocol import VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
 from tests.conftest import has_died, python
 
@@ -1113,16 +1113,20 @@ class Raw:
         return await self.ask("hello", version=VERSION, mine=[])
 
     async def ask(self, what: str, **fields: Any) -> Message:
+        return await self.ask_by(json.dumps({"do": what, **fields})[:-1])
+
+    async def ask_by(self, request: str) -> Message:
+        """Return the answer to a request, whose text lacks its id and its closing brace."""
         self._number += 1
         number = self._number
-        self.send({"do": what, "id": number, **fields})
+        self._writer.write(f'{request},"id":{number}}}\n'.encode("ascii"))
         return await self._next(lambda message: message.get("re") == number)
 
     async def start(self, command: str, attempt: Attempt | None = None, name: str = "") -> Message:
         """Ask for a start in the folder; the logs have the name."""
         attempt = attempt or Attempt(token=new_token(), supervisor="")
         launch = launch_of(command, self._folder, name)
-        return await self.ask("start", attempt=attempt.to_json(), launch=launch.to_json(), number=1)
+        return await self.ask_by(start_request("start", 1, attempt, launch.parts()))
 
     async def hears(self, what: str) -> Message:
         """Return the next message that has this."""
@@ -1166,7 +1170,8 @@ async def connected(folder: Path) -> AsyncIterator[Raw]:
 
 
 def launch_of(command: str, folder: Path, name: str) -> Launch:
-    logs = LogPlan(stdout=str(folder / f"{name}_out.txt"), stderr=str(folder / f"{name}_errors.txt"))
+    log = folder / name
+    logs = LogPlan(stdout=f"{log}_out.txt", stderr=f"{log}_errors.txt")
     return Launch(
         job_id=name,
         argv=("/bin/sh", "-c", command),

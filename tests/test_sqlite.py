@@ -8,10 +8,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,8 +23,10 @@ from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
 from anodejobs.stores.base import Query, Stored
+from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
-from anodejobs.testing import make_insert, make_record, make_save
+from anodejobs.stores.sqlite_writes import Batch
+from anodejobs.testing import make_attempt, make_insert, make_record, make_save
 
 IS_LINUX = sys.platform == "linux"
 PATIENCE_S = 20.0
@@ -118,6 +123,12 @@ VERSION_1 = """
         (9, 'old/job', 1, 1700000001000000, 'starting', 'failed', 'exit code 3');
     INSERT INTO counters VALUES ('seq', 12), ('failed', 1), ('starting', 0);
 """
+VERSION_1_FIELDS = {
+    *("self_id", "status", "last_update", "last_pid", "dirname", "cwd", "logdir", "logfile"),
+    *("command", "name", "description", "tags", "metadata", "user_id", "workflow_id", "attempt"),
+    *("timeout", "created_at", "started_at", "finished_at", "exit_code", "evidence", "error"),
+    *("host", "reached", "revision"),
+}
 
 
 @asynccontextmanager
@@ -332,6 +343,97 @@ async def test_a_database_that_may_not_be_written_is_a_store_error(
         assert ends_well(running)
 
 
+# What somebody else has written into it.
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        """specs SET spec = '{"unknown": 1}'""",
+        "specs SET spec = '{\"cut\":'",
+        "specs SET spec = ''",
+        "specs SET spec = 'null'",
+        "specs SET spec = '[]'",
+        "jobs SET status = 'unheard of'",
+        "jobs SET reached = 'running,unheard of'",
+        "jobs SET created_at = 'noon'",
+        "jobs SET created_at = 9223372036854775807",
+    ],
+)
+async def test_a_record_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", damage)
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.get("a")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.page(Query(filter=JobFilter()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "specs SET launch = 'hello'",
+        "specs SET launch = '{}'",
+        "specs SET launch = '[]'",
+        """specs SET launch = json_set(launch, '$.logs', 5)""",
+        "environments SET body = '{'",
+        "jobs SET attempt = 'hello'",
+        "jobs SET attempt = '{}'",
+        "jobs SET attempt = 'null'",
+    ],
+)
+async def test_a_launch_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", damage)
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.get("a")
+
+
+@pytest.mark.parametrize("attempt", ["hello", "{}", "null", "[]"])
+async def test_an_attempt_that_makes_no_sense_is_a_store_error(tmp_path, attempt):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", f"jobs SET attempt = '{attempt}'")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.unfinished()
+
+
+@pytest.mark.parametrize(
+    "damage", ["status = 'unheard of'", "previous = 5", "at = 'noon'", "attempt = 'first'"]
+)
+async def test_a_history_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", f"history SET {damage}")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.history()
+
+
+async def test_a_count_of_what_makes_no_sense_is_a_store_error(tmp_path):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a")
+        _damage(tmp_path / "jobs.db", "jobs SET status = 'unheard of', name = 'a'")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.count(JobFilter(name="a"))
+
+
+async def test_a_job_that_makes_no_sense_is_in_the_way_of_no_other(tmp_path):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a", "b")
+        _damage(tmp_path / "jobs.db", "specs SET spec = '' WHERE job_id = 'a'")
+        stored = await store.get("b")
+        assert stored.record.self_id == "b"
+        assert await put(store, "c") == [3]
+
+
+def _damage(path: Path, damage: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(f"UPDATE {damage}").rowcount > 0
+        connection.commit()
+
+
 # Versions.
 
 
@@ -349,6 +451,60 @@ async def test_a_version_1_file_opens_with_its_data(tmp_path):
             13,
             14,
         ]
+
+
+async def test_a_version_1_file_of_many_jobs_opens_with_each_as_it_was(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    jobs = [OLD_JOB, *more_old_jobs()]
+    with closing(sqlite3.connect(path)) as connection:
+        for stored in jobs[1:]:
+            _add_to_version_1(connection, stored)
+        connection.commit()
+    async with opened(path) as store:
+        for stored in jobs:
+            assert await store.get(stored.record.self_id) == stored
+        records = {stored.record.self_id: stored.record for stored in jobs}
+        page = await store.page(Query(filter=JobFilter(), sort_by="self_id"))
+        assert page == [records[job_id] for job_id in sorted(records)]
+        tagged = await store.page(Query(filter=JobFilter({"tags": ["blue"]})))
+        assert {record.self_id for record in tagged} == {"blue", "every colour"}
+        unfinished = {(u.job_id, u.status, u.attempt) for u in await store.unfinished()}
+        assert unfinished == {
+            (stored.record.self_id, stored.record.status, stored.attempt)
+            for stored in jobs
+            if not stored.record.is_done
+        }
+
+
+async def test_what_was_in_a_version_1_file_is_written_on(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    async with opened(path) as store:
+        save = make_save(OLD_JOB.record, status=Status.running, reached=[Status.running])
+        await store.commit([save])
+    async with opened(path) as store:
+        stored = await store.get("old/job")
+        assert (stored.record, stored.launch) == (save.record, OLD_JOB.launch)
+
+
+async def test_a_version_1_file_that_makes_no_sense_is_refused_unharmed(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    with closing(sqlite3.connect(path)) as connection:
+        (good,) = connection.execute("SELECT record FROM jobs").fetchone()
+        connection.execute("UPDATE jobs SET record = '{'")
+        connection.commit()
+    before = _build(path)
+    with pytest.raises(StoreError, match="cannot open"):
+        async with opened(path):
+            pass
+    assert _build(path) == before
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE jobs SET record = ?", (good,))
+        connection.commit()
+    async with opened(path) as store:
+        assert await store.get("old/job") == OLD_JOB
 
 
 async def test_a_migrated_file_is_built_like_a_new_one(tmp_path):
@@ -372,6 +528,28 @@ def _make_version_1(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"BEGIN; {VERSION_1}; COMMIT;")
     assert len(MIGRATIONS) >= 1
+
+
+def _add_to_version_1(connection: sqlite3.Connection, stored: Stored) -> None:
+    """Keep the job as version 1 did: its record as one document."""
+    record = stored.record
+    moments = (record.created_at, record.last_update, record.started_at, record.finished_at)
+    row = (
+        record.self_id,
+        record.revision,
+        record.status,
+        *map(micros, moments),
+        record.name,
+        record.user_id,
+        record.workflow_id,
+        record.model_dump_json(include=VERSION_1_FIELDS),
+        stored.attempt.to_text(),
+        stored.launch.to_text(),
+        "abc",
+    )
+    connection.execute(f"INSERT INTO jobs VALUES ({', '.join('?' * len(row))})", row)
+    tags = [(tag, record.self_id) for tag in record.tags]
+    connection.executemany("INSERT INTO tags VALUES (?, ?)", tags)
 
 
 def _build(path: Path) -> set[tuple[str, str]]:
@@ -432,6 +610,26 @@ OLD_JOB = Stored(
         pipes=(3, 4),
     ),
 )
+
+
+def more_old_jobs() -> Iterator[Stored]:
+    """Give jobs that differ from ``OLD_JOB`` in all that a record can hold."""
+    some: dict[str, dict[str, Any]] = {
+        "bare": {},
+        "blue": {"tags": ["blue"], "reached": [Status.starting, Status.running]},
+        "every colour": {"tags": ["red", "green", "blue"], "status": Status.paused},
+        "every status": {"reached": [*Status, *Status], "revision": 99, "attempt": 12},
+        "a line": {"command": "exit 3", "description": "a 'line'\nand more", "error": '"5%"'},
+        "任务 🚀": {"name": "Ünï", "metadata": {"$.a": {"b": [1.5, True, {"c": "\\"}]}}},
+        "an end": {"status": Status.lost, "exit_code": -9, "finished_at": WHEN[1]},
+        "no times": {"created_at": WHEN[0], "last_update": WHEN[0], "timeout": 2.0},
+    }
+    for job_id, fields in some.items():
+        record = make_record(job_id, **fields)
+        launch = replace(OLD_JOB.launch, job_id=job_id)
+        yield Stored(record=record, launch=launch, attempt=make_attempt())
+
+
 OLD_HISTORY = [
     JobEvent(seq=7, kind="status", at=WHEN[0], job_id="old/job", attempt=1, status=Status.starting),
     JobEvent(
@@ -494,6 +692,29 @@ async def test_a_commit_that_waited_in_vain_harms_no_later_one(tmp_path, monkeyp
         assert await store.get("a") is None
         stored = await store.get("b")
         assert stored == Stored(record=second.record, launch=second.launch, attempt=second.attempt)
+
+
+async def test_a_cancelled_commit_that_fails_harms_no_later_one(tmp_path):
+    env = {"COLOUR": "red"}
+    odd = make_insert(make_record("odd", revision=2**70), base_env=env)
+    plain = make_insert(make_record("plain"), base_env=env)
+    async with opened(tmp_path / "jobs.db") as store:
+        with process(sys.executable, "-c", LOCK_HOLDER, folder=tmp_path) as holder:
+            assert holder.stdout.readline() == "locked\n"
+            cancelled = asyncio.create_task(store.commit([odd]))
+            await asyncio.sleep(0)
+            while store._batch is not None:  # noqa: ASYNC110  # until the thread has taken it
+                await asyncio.sleep(0)
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            commit = asyncio.create_task(store.commit([plain]))
+            await asyncio.sleep(0)
+            holder.stdin.write("let go\n")
+            assert await commit == [1]
+            assert ends_well(holder)
+        assert await store.get("odd") is None
+        stored = await store.get("plain")
+        assert stored == Stored(record=plain.record, launch=plain.launch, attempt=plain.attempt)
 
 
 async def test_many_processes_can_make_the_database_at_once(tmp_path):
@@ -668,3 +889,40 @@ async def _assert_failed_and_went_on(running: subprocess.Popen[str]) -> None:
     assert int(running.stdout.readline()) > 0
     assert len(running.stdout.readline().split()) == 50
     assert ends_well(running)
+
+
+async def test_a_batch_that_failed_in_the_call_of_somebody_cancelled_is_not_told_as_applied(
+    tmp_path, monkeypatch
+):
+    def fail(self, connection):
+        raise sqlite3.OperationalError("as it happens")
+
+    async with opened(tmp_path / "jobs.db") as store:
+        # What holds the writer's thread up until both calls are in its line.
+        release = threading.Event()
+        assert store._writer is not None
+        await store._writer.create_function("hold", 0, lambda: release.wait(10))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(store._writer.execute("SELECT hold()"))
+            cancelled = tasks.create_task(store.put_document("kind", "name", "body"))
+            await _turns_of_the_loop()
+            cancelled.cancel()
+            await _turns_of_the_loop()
+            monkeypatch.setattr(Batch, "apply", fail)
+            batch = tasks.create_task(_error_of(put(store, "a")))
+            await _turns_of_the_loop()
+            release.set()
+        assert "as it happens" in str(batch.result())
+        monkeypatch.undo()
+        assert await put(store, "a") == [1]
+
+
+async def _turns_of_the_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def _error_of(work):
+    with pytest.raises(StoreError) as caught:
+        await work
+    return caught.value

@@ -17,8 +17,14 @@ ROOT = Path(anodejobs.__file__).parent
 
 PUBLIC = [
     "AnodeJobsError",
+    "AttemptRecord",
+    "BatchProgress",
     "DependencyCycle",
+    "Durations",
     "ExecutorError",
+    "ExponentialBackoff",
+    "Failure",
+    "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
     "JobActive",
@@ -31,12 +37,21 @@ PUBLIC = [
     "JobSpec",
     "JobStore",
     "Jobs",
+    "Limits",
     "LogChunk",
     "MemoryJobStore",
+    "Metrics",
+    "Parameter",
+    "Priority",
+    "RestartPolicy",
+    "RetryPolicy",
+    "Schedule",
+    "Scheduled",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
     "StoreError",
+    "Template",
     "Usage",
     "WaitTimeout",
 ]
@@ -44,25 +59,24 @@ PUBLIC = [
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
     ["errors", "events", "faults"],
-    ["dependencies", "jobqueue"],
+    ["dependencies", "jobqueue", "folderwatch", "this_job"],
+    ["executors.limited", "executors.limits", "calling", "calls", "jobfiles", "progress"],
     [
         *("logs", "records", "executors.marks", "executors.first_step", "executors.inheritance"),
         *("shim.peers", "shim.protocol"),
     ],
+    ["limits"],
     [
-        "executors.base",
-        "executors.pidfds",
-        "executors.dedication",
-        "retries",
-        "schedules",
-        "templates",
+        *("executors.base", "executors.pidfds", "executors.dedication", "retries", "schedules"),
         "transitions",
     ],
+    ["templates"],
     [
         "executors.tree",
         "executors.children",
         "stores.base",
         "stores.doorbell",
+        "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
@@ -70,11 +84,14 @@ LAYERS = [
     ],
     ["executors.supervisors", "shim.orphans", "stores.sqlite_queries", "stores.sqlite_writes"],
     ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
-    ["shim.server", "stores", "follower", "planner", "sequels"],
-    ["watcher"],
+    [
+        *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
+        "retention",
+    ],
+    ["watcher", "timetable", "catalogue", "progressfeed", "links"],
     ["scheduler"],
     ["shim.main", "jobs"],
-    ["doctor"],
+    ["doctor", "prometheus"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -116,8 +133,8 @@ def test_the_package_is_typed():
 
 
 _PURE = [
-    *("dependencies", "errors", "jobqueue", "records", "retries", "schedules", "templates"),
-    "transitions",
+    *("calls", "dependencies", "errors", "jobfiles", "jobqueue", "limits", "progress", "records"),
+    *("retries", "schedules", "templates", "this_job", "transitions"),
 ]
 
 
@@ -130,7 +147,10 @@ def test_what_a_module_calls_public_is_there(module):
 
 # What an import costs.
 
-STORES_AND_WEB = {"sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"}
+STORES_AND_WEB = {
+    *("sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"),
+    "prometheus_client",
+}
 
 
 def imported_by(statement: str) -> set[str]:
@@ -162,7 +182,13 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
     assert not imported & {*STORES_AND_WEB, "psutil", "anodejobs.jobs", "anodejobs.testing"}
 
 
-@pytest.mark.parametrize("module", ["", "dependencies", "errors", "events", "jobqueue"])
+_SMALL = [
+    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits", "jobfiles"),
+    *("jobqueue", "progress", "this_job"),
+]
+
+
+@pytest.mark.parametrize("module", _SMALL)
 def test_the_smallest_modules_import_the_standard_library_only(module):
     imported = imported_by(f"import anodejobs.{module}".rstrip("."))
     strangers = {name.partition(".")[0] for name in imported}
@@ -192,7 +218,9 @@ def test_a_record_by_its_public_name_imports_no_database():
 
 def test_the_facade_imports_no_web_and_no_tests():
     imported = imported_by("from anodejobs import Jobs")
-    assert not imported & {"fastapi", "starlette", "aiohttp", "pytest", "anodejobs.testing"}
+    assert not imported & {
+        *("fastapi", "starlette", "aiohttp", "prometheus_client", "pytest", "anodejobs.testing"),
+    }
 
 
 # Who knows whom.
@@ -239,7 +267,7 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
             # The package itself: it tells the interpreter that it starts where that lies.
             is_said = module == "executors.shim" and known in ("", "shim.peers", "shim.protocol")
             assert is_below or is_said or known.startswith("executors"), (module, known)
@@ -249,7 +277,7 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
     """It is of its own version: what it knows of others is what is said over its socket."""
     for module in _modules("shim"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
             is_executor = known.startswith("executors") and known != "executors.shim"
             assert is_below or is_executor or known.startswith("shim"), (module, known)
 
@@ -272,6 +300,7 @@ def test_stores_know_nothing_above_them():
     for module in _modules("stores"):
         for known in _imports(module):
             assert known.startswith("stores") or known in (
+                "dependencies",
                 "errors",
                 "events",
                 "records",
@@ -359,11 +388,13 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
     ]
     groups = {"tasks.create_task", "self._tasks.create_task"}
     assert [call for call in calls if call[1] not in groups] == [("jobs", "asyncio.create_task")]
-    assert {module for module, _ in calls} == {"jobs", "watcher", "succession", "shim.server"}
+    assert {module for module, _ in calls} == {
+        *("jobs", "watcher", "scheduler", "succession", "shim.server"),
+    }
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
-    owners = {"shim.main"}
+    owners = {"shim.main", "calling"}
     taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
     for module in set(_modules()) - owners:
         for text in _calls(module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import timedelta
 from signal import Signals
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from anodejobs import InvalidTransition, JobRecord, Status, StatusUnreachable
 from anodejobs.events import (
+    Admitted,
     Adopted,
     Attempt,
     Claimed,
@@ -19,18 +21,23 @@ from anodejobs.events import (
     Exited,
     Lost,
     Paused,
+    Readied,
+    Relinked,
     Resumed,
     Started,
     StartFailed,
     StopFailed,
     StopRequested,
+    Submitted,
+    Withdrawn,
     utc_now,
 )
-from anodejobs.records import TERMINAL
+from anodejobs.records import TERMINAL, WAITING
 from anodejobs.transitions import (
     EVENTS,
     SIGNALLABLE,
     TABLE,
+    ended_attempt,
     has_reached,
     opened,
     renewed,
@@ -45,7 +52,14 @@ ATTEMPT = Attempt(token="t0ken", supervisor="nobody", pid=4711)
 CODE_0 = Exited(at=NOW, exit_code=0, evidence="observed")
 CODE_3 = Exited(at=NOW, exit_code=3, evidence="observed")
 KILLED = Exited(at=NOW, exit_code=-9, evidence="observed")
+LATER = NOW + timedelta(minutes=1)
 EXAMPLES = {
+    "Submitted": Submitted(at=NOW, is_ready=False),
+    "Submitted ready": Submitted(at=NOW, is_ready=True),
+    "Readied": Readied(at=NOW),
+    "Admitted": Admitted(at=NOW, attempt=ATTEMPT),
+    "Withdrawn": Withdrawn(at=NOW),
+    "Relinked": Relinked(at=NOW, depends_on=("b",)),
     "Started": Started(at=NOW, attempt=ATTEMPT),
     "StartFailed": StartFailed(at=NOW, error="no such program"),
     "Claimed": Claimed(at=NOW),
@@ -57,10 +71,32 @@ EXAMPLES = {
     "Exited 0": CODE_0,
     "Exited 3": CODE_3,
     "Lost": Lost(at=NOW, error="it is gone"),
+    "Lost failing": Lost(at=NOW, error="it is gone", is_failure=True),
 }
+# The same ends where another attempt is to follow.
+AGAIN = {
+    f"{name} again": replace(EXAMPLES[name], retry_at=LATER)
+    for name in ("StartFailed", "Exited 0", "Exited 3", "Lost")
+}
+EXAMPLES |= AGAIN
 
 # What each event makes of each status. "=" leaves the record as it is, "!" is refused.
 EXPECTED = """
+              Submitted  Submitted_ready  Readied  Admitted  Withdrawn  Relinked
+pending       pending    queued           queued   !         cancelled  pending
+queued        =          =                =        starting  cancelled  pending
+starting      !          !                !        !         !          !
+running       !          !                !        !         !          !
+paused        !          !                !        !         !          !
+stopping      !          !                !        !         !          !
+finished      !          !                !        !         =          !
+failed        !          !                !        !         =          !
+failed_start  !          !                !        !         =          !
+stopped       !          !                !        !         =          !
+cancelled     !          !                !        !         =          !
+lost          !          !                !        !         =          !
+failed_stop   !          !                !        !         !          !
+
               Started  StartFailed   Claimed      Adopted      Paused  Resumed  StopRequested  StopFailed   Exited_0  Exited_3  Lost
 pending       !        !             !            !            !       !        !              !            !         !         !
 queued        !        !             !            !            !       !        !              !            !         !         !
@@ -75,12 +111,44 @@ stopped       !        !             !            !            !       !        
 cancelled     !        !             !            !            !       !        =              !            =         =         =
 lost          !        !             !            !            !       !        =              !            =         =         =
 failed_stop   !        !             failed_stop  failed_stop  !       !        stopping       !            stopped   stopped   lost
+
+              Lost_failing
+pending       !
+queued        !
+starting      failed
+running       failed
+paused        failed
+stopping      lost
+finished      =
+failed        =
+failed_start  =
+stopped       =
+cancelled     =
+lost          =
+failed_stop   lost
+
+              StartFailed_again  Exited_0_again  Exited_3_again  Lost_again
+pending       !                  !               !               !
+queued        !                  !               !               !
+starting      pending            !               !               pending
+running       !                  pending         pending         pending
+paused        !                  pending         pending         pending
+stopping      !                  stopped         stopped         lost
+finished      !                  =               =               =
+failed        !                  =               =               =
+failed_start  !                  =               =               =
+stopped       !                  =               =               =
+cancelled     !                  =               =               =
+lost          !                  =               =               =
+failed_stop   !                  stopped         stopped         lost
 """  # noqa: E501
-HEAD, *ROWS = [line.split() for line in EXPECTED.strip().splitlines()]
+TABLES = [[line.split() for line in table.splitlines()] for table in EXPECTED.strip().split("\n\n")]
+HEAD = [name for head, *_ in TABLES for name in head]
 CELLS = [
     (Status(status), event.replace("_", " "), cell)
-    for status, *cells in ROWS
-    for event, cell in zip(HEAD, cells, strict=True)
+    for head, *rows in TABLES
+    for status, *cells in rows
+    for event, cell in zip(head, cells, strict=True)
 ]
 
 
@@ -110,7 +178,8 @@ def test_the_table_knows_every_event_there_is():
 
 
 def test_every_pair_has_its_expectation_here():
-    assert [status for status, *_ in ROWS] == [status.value for status in Status]
+    for _, *rows in TABLES:
+        assert [status for status, *_ in rows] == [status.value for status in Status]
     assert {type(event) for event in EXAMPLES.values()} == set(EVENTS)
     assert [name.replace("_", " ") for name in HEAD] == list(EXAMPLES)
 
@@ -170,14 +239,15 @@ def test_each_status_is_reached_once_in_order(status, name):
     before = record(status)
     after = transition(before, EXAMPLES[name])
     fresh = [] if after.status in before.reached else [after.status]
-    assert after.reached == [*before.reached, *fresh]
+    so_far = [] if after.attempt > before.attempt else before.reached
+    assert after.reached == [*so_far, *(fresh if so_far else [after.status])]
 
 
 @pytest.mark.parametrize(("status", "name"), CHANGES)
 def test_only_an_end_is_told_as_one(status, name):
     after = transition(record(status), EXAMPLES[name])
-    assert (after.finished_at is not None) == after.is_done
-    assert (after.exit_code is not None) == (name in ("Exited 0", "Exited 3"))
+    assert (after.finished_at is not None) == (after.is_done or after.attempt == 2)
+    assert (after.exit_code is not None) == name.startswith("Exited")
     assert (after.evidence is not None) == (after.exit_code is not None)
 
 
@@ -185,8 +255,134 @@ def test_only_an_end_is_told_as_one(status, name):
 def test_a_transition_keeps_what_was_asked_for(status, name):
     asked = {"name": "x", "tags": ["t"], "command": ["true"], "metadata": {"a": 1}, "timeout": 2.0}
     after = transition(record(status, **asked, created_at=EARLIER, attempt=3), EXAMPLES[name])
-    assert after.model_dump(include=set(asked)) == asked
-    assert (after.self_id, after.created_at, after.attempt) == ("a", EARLIER, 3)
+    assert after.model_dump(include=set(asked) - {"metadata"}) | {"metadata": {"a": 1}} == asked
+    assert after.metadata["a"] == 1
+    assert after.metadata.keys() - {"a"} == ({"recovery_history"} if "Lost" in name else set())
+    assert (after.self_id, after.created_at) == ("a", EARLIER)
+
+
+@pytest.mark.parametrize(("status", "name"), CHANGES)
+def test_another_attempt_is_counted_where_one_is_to_follow_and_nowhere_else(status, name):
+    after = transition(record(status, attempt=3), EXAMPLES[name])
+    follows = name in AGAIN and after.status is Status.pending
+    assert after.attempt == (4 if follows else 3)
+    assert after.due_at == (LATER if follows else None)
+
+
+# Taking turns.
+
+
+def test_what_is_submitted_tells_when():
+    for status in (EXAMPLES["Submitted"], EXAMPLES["Submitted ready"]):
+        assert transition(record("pending"), status).submitted_at == NOW
+
+
+def test_an_admitted_job_has_nothing_of_the_attempt_before():
+    of_the_last = {
+        "last_pid": 1,
+        "started_at": EARLIER,
+        "finished_at": EARLIER,
+        "exit_code": 1,
+        "evidence": "observed",
+        "error": "exit code 1",
+        "progress": 0.5,
+        "due_at": EARLIER,
+    }
+    after = transition(record("queued", **of_the_last, attempt=2), EXAMPLES["Admitted"])
+    assert after.model_dump(include=set(of_the_last)) == dict.fromkeys(of_the_last)
+    assert (after.status, after.attempt) == ("starting", 2)
+
+
+def test_a_withdrawn_job_tells_why_where_nobody_asked_for_it():
+    after = transition(record("queued"), Withdrawn(at=NOW, error="'b' failed"))
+    assert (after.status, after.error, after.finished_at) == ("cancelled", "'b' failed", NOW)
+    assert transition(record("queued"), Withdrawn()).error is None
+
+
+@pytest.mark.parametrize("status", ["pending", "queued"])
+def test_a_relinked_job_waits_for_what_it_depends_on_now(status):
+    after = transition(record(status, depends_on=["old"]), EXAMPLES["Relinked"])
+    assert (after.status, after.depends_on) == ("pending", ["b"])
+
+
+# Another attempt.
+
+
+@pytest.mark.parametrize(
+    ("before", "name", "ended"),
+    [
+        ("starting", "StartFailed again", "failed_start"),
+        ("starting", "Lost again", "lost"),
+        ("running", "Exited 0 again", "finished"),
+        ("running", "Exited 3 again", "failed"),
+        ("paused", "Lost again", "lost"),
+    ],
+)
+def test_an_attempt_that_another_follows_is_told_as_it_ended(before, name, ended):
+    old = record(before, attempt=2, started_at=EARLIER, last_pid=4711)
+    event = EXAMPLES[name]
+    after = transition(old, event)
+    alone = transition(old, replace(event, retry_at=None))
+    told = ended_attempt(old, event, after)
+    assert (told.attempt, told.status) == (2, ended)
+    assert (told.started_at, told.finished_at, told.pid) == (EARLIER, NOW, 4711)
+    assert (told.exit_code, told.evidence, told.error) == (
+        alone.exit_code,
+        alone.evidence,
+        alone.error,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - set(AGAIN)))
+@pytest.mark.parametrize("status", Status)
+def test_no_attempt_is_told_as_ended_where_none_follows(status, name):
+    before = record(status)
+    try:
+        after = transition(before, EXAMPLES[name])
+    except InvalidTransition:
+        return
+    assert ended_attempt(before, EXAMPLES[name], after) is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        AGAIN["Exited 0 again"],
+        AGAIN["Exited 3 again"],
+        replace(AGAIN["Exited 3 again"], ended_by_itself=True),
+        AGAIN["Lost again"],
+    ],
+)
+@pytest.mark.parametrize("status", ["stopping", "failed_stop"])
+def test_what_a_caller_has_stopped_is_not_started_again(status, event):
+    before = record(status)
+    after = transition(before, event)
+    assert after.is_done
+    assert (after.attempt, after.due_at, after.reached[0]) == (1, None, "starting")
+    assert ended_attempt(before, event, after) is None
+
+
+@pytest.mark.parametrize("name", ["Exited 0 again", "Exited 3 again", "Lost again"])
+def test_what_was_stopped_because_of_an_error_may_be_started_again(name):
+    stopping = transition(record("running"), StopRequested(error="took longer than 2 s"))
+    after = transition(stopping, EXAMPLES[name])
+    assert (after.status, after.attempt, after.due_at) == ("pending", 2, LATER)
+
+
+def test_an_attempt_that_took_too_long_has_failed_whatever_its_exit_code():
+    stopping = transition(record("running"), StopRequested(error="took longer than 2 s"))
+    told = ended_attempt(
+        stopping, AGAIN["Exited 0 again"], transition(stopping, AGAIN["Exited 0 again"])
+    )
+    assert (told.status, told.exit_code, told.error) == ("failed", 0, "took longer than 2 s")
+
+
+def test_a_service_that_is_given_up_says_so():
+    exited = replace(CODE_3, gave_up="gave up: 10 restarts in 600 s")
+    after = transition(record("running"), exited)
+    assert (after.status, after.error) == ("failed", "exit code 3; gave up: 10 restarts in 600 s")
+    after = transition(record("running"), replace(CODE_0, gave_up="gave up: 1 restart in 9 s"))
+    assert (after.status, after.error) == ("finished", "gave up: 1 restart in 9 s")
 
 
 # Starting, adopting.
@@ -312,6 +508,50 @@ def test_a_lost_job_has_no_exit_code(status):
     assert (after.error, after.finished_at) == ("it is gone", NOW)
 
 
+@pytest.mark.parametrize("result", [{"a": [1, None]}, "text", 0, False, None])
+def test_an_end_tells_the_result_and_the_last_progress(result):
+    exited = replace(CODE_0, result=result, progress=0.5)
+    after = transition(record("running"), exited)
+    assert (after.result, after.progress, after.error) == (result, 0.5, None)
+
+
+def test_what_is_no_result_is_told_unless_there_is_more_to_say():
+    wrong = {"result_error": "its result is no JSON"}
+    after = transition(record("running"), replace(CODE_0, **wrong))
+    assert (after.status, after.error) == ("finished", "its result is no JSON")
+    after = transition(record("running"), replace(CODE_3, **wrong))
+    assert (after.status, after.error) == ("failed", "exit code 3")
+
+
+def test_an_end_by_a_limit_names_it_unless_the_job_was_stopped():
+    killed = replace(KILLED, limit="used more than 1 MB")
+    after = transition(record("running"), killed)
+    assert (after.status, after.error) == ("failed", "used more than 1 MB")
+    stopping = transition(record("running"), StopRequested(error="took too long"))
+    assert transition(stopping, killed).error == "took too long"
+    assert transition(transition(record("running"), StopRequested()), killed).error is None
+
+
+def test_each_loss_is_added_to_the_recovery_history():
+    first = transition(record("running", metadata={"a": 1}, attempt=2), AGAIN["Lost again"])
+    second = transition(first.changed({"status": Status.starting}), EXAMPLES["Lost failing"])
+    facts = {"at": NOW.isoformat(), "error": "it is gone"}
+    assert second.metadata == {
+        "a": 1,
+        "recovery_history": [
+            {**facts, "attempt": 2, "was": "running", "became": "pending"},
+            {**facts, "attempt": 3, "was": "starting", "became": "failed"},
+        ],
+    }
+
+
+@pytest.mark.parametrize("odd", [None, "text", {"a": 1}])
+def test_a_recovery_history_that_a_user_wrote_otherwise_is_replaced(odd):
+    before = record("running", metadata={"recovery_history": odd})
+    after = transition(before, EXAMPLES["Lost"])
+    assert [entry["became"] for entry in after.metadata["recovery_history"]] == ["lost"]
+
+
 def test_an_error_of_the_logs_is_told_whatever_the_end():
     exited = Exited(exit_code=0, evidence="observed", log_error="no space left")
     after = transition(record("running"), exited)
@@ -321,6 +561,13 @@ def test_an_error_of_the_logs_is_told_whatever_the_end():
 @pytest.mark.parametrize(
     ("event", "why"),
     [
+        (Submitted(is_ready=True), None),
+        (Readied(), None),
+        (Admitted(attempt=ATTEMPT), None),
+        (Withdrawn(), None),
+        (Withdrawn(error="'b' failed"), "'b' failed"),
+        (Relinked(depends_on=("b", "it's")), "depends on 'b', \"it's\""),
+        (Relinked(depends_on=()), "depends on nothing"),
         (Started(attempt=ATTEMPT), None),
         (StartFailed(error="no such program"), "no such program"),
         (Claimed(), "its supervisor had gone"),
@@ -349,13 +596,32 @@ def test_an_event_says_why_in_one_line(event, why):
 # A run's first record.
 
 
-def test_a_job_opens_as_starting():
-    first = opened(self_id="a", name="x")
-    assert (first.status, first.reached, first.revision) == ("starting", ["starting"], 1)
+@pytest.mark.parametrize(
+    ("opening", "fields", "status"),
+    [
+        ("start", {}, "starting"),
+        ("submit", {}, "queued"),
+        ("submit", {"depends_on": ["b"]}, "pending"),
+        ("submit", {"due_at": LATER}, "pending"),
+        ("create", {}, "pending"),
+        ("create", {"depends_on": ["b"], "due_at": LATER}, "pending"),
+    ],
+)
+def test_a_job_opens_as(opening, fields, status):
+    first = opened(opening, self_id="a", name="x", created_at=NOW, **fields)
+    assert (first.status, first.reached, first.revision) == (status, [status], 1)
     assert (first.self_id, first.name) == ("a", "x")
+    assert first.submitted_at == (None if opening == "create" else NOW)
 
 
-def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run():
+def test_two_first_records_share_nothing():
+    first = opened("start", self_id="a")
+    first.reached.append("x")
+    assert opened("start", self_id="a").reached == ["starting"]
+
+
+@pytest.mark.parametrize("opening", ["start", "submit", "create"])
+def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run(opening):
     asked = {
         "self_id": "a",
         "dirname": "/d",
@@ -369,6 +635,19 @@ def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run():
         "metadata": {"a": 1},
         "user_id": "u",
         "workflow_id": "w",
+        "batch_id": "b",
+        "payload": {"p": [1]},
+        "priority": 5,
+        "queue": "q",
+        "depends_on": ["b"],
+        "on_dependency_failure": "run",
+        "run_at": EARLIER,
+        "start_deadline": 9.0,
+        "max_retries": 2,
+        "retry": {"kind": "fixed", "delay": 1.0},
+        "restart": "never",
+        "restart_policy": None,
+        "limits": {"memory_bytes": 1},
         "timeout": 1.5,
         "host": "h",
     }
@@ -385,16 +664,21 @@ def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run():
         "error": "exit code 1",
         "reached": ["starting", "running", "failed"],
         "revision": 7,
+        "result": {"r": 1},
+        "progress": 0.5,
+        "submitted_at": EARLIER,
+        "due_at": EARLIER,
     }
     assert asked.keys() | of_the_run.keys() == JobRecord.model_fields.keys()
-    again = renewed(JobRecord({**asked, **of_the_run}))
-    assert again == opened(**asked, created_at=again.created_at, last_update=again.created_at)
-    assert again.created_at >= NOW
+    again = renewed(JobRecord({**asked, **of_the_run}), opening)
+    now = again.created_at
+    assert again == opened(opening, **asked, created_at=now, last_update=now)
+    assert now >= NOW
 
 
 def test_a_run_after_another_goes_on_counting_revisions():
     old = record("failed", revision=7)
-    first = opened(self_id="a")
+    first = opened("start", self_id="a")
     assert reopened(first, after=old) == first.model_copy(update={"revision": 8})
 
 
@@ -448,6 +732,11 @@ GRAPH = {
     (Status.stopping, Status.finished),
     (Status.stopping, Status.failed),
     (Status.stopping, Status.failed_start),
+    # What ran out of time may be tried again.
+    (Status.stopping, Status.pending),
+    (Status.failed_stop, Status.pending),
+    # A stop that failed, and what had to be stopped.
+    *((Status.failed_stop, s) for s in (Status.finished, Status.failed, Status.failed_start)),
 }
 ANY_EVENT = st.one_of(
     st.sampled_from(list(EXAMPLES.values())),
@@ -459,13 +748,15 @@ ANY_EVENT = st.one_of(
         ended_by_itself=st.booleans(),
         in_start_grace=st.booleans(),
         log_error=st.none() | st.just("no space left"),
+        retry_at=st.none() | st.just(LATER),
     ),
 )
+OPENINGS = st.sampled_from(["start", "submit", "create"])
 
 
-@given(st.lists(ANY_EVENT, max_size=30))
-def test_no_life_leaves_the_graph_and_every_end_is_final(events):
-    now = opened(self_id="a")
+@given(OPENINGS, st.lists(ANY_EVENT, max_size=30))
+def test_no_life_leaves_the_graph_and_every_end_is_final(opening, events):
+    now = opened(opening, self_id="a")
     for event in events:
         before = now
         try:
@@ -477,21 +768,24 @@ def test_no_life_leaves_the_graph_and_every_end_is_final(events):
         if now.status is not before.status:
             assert (before.status, now.status) in GRAPH
         assert now.revision == before.revision + (now is not before)
-        assert now.reached[: len(before.reached)] == before.reached
+        follows = now.attempt > before.attempt
+        assert now.reached == ["pending"] if follows else _begins_with(now.reached, before.reached)
+        assert (ended_attempt(before, event, now) is not None) == follows
         assert now.status in now.reached
         assert len(now.reached) == len(set(now.reached))
         assert JobRecord.model_validate_json(now.model_dump_json()) == now
 
 
-@given(st.lists(ANY_EVENT, max_size=30))
-def test_an_end_says_what_it_knows(events):
-    now = opened(self_id="a")
+@given(OPENINGS, st.lists(ANY_EVENT, max_size=30))
+def test_an_end_says_what_it_knows(opening, events):
+    now = opened(opening, self_id="a")
     for event in events:
         try:
             now = transition(now, event)
         except InvalidTransition:
             continue
-    if now.status in (Status.finished, Status.failed, Status.stopped):
+    was_lost = bool(now.metadata) and now.metadata["recovery_history"][-1]["became"] == "failed"
+    if now.status in (Status.finished, Status.stopped) or (now.status == "failed" and not was_lost):
         assert now.exit_code is not None
         assert now.evidence is not None
     if now.status is Status.finished:
@@ -499,4 +793,9 @@ def test_an_end_says_what_it_knows(events):
     if now.status in (Status.failed, Status.failed_start, Status.lost):
         assert now.error
         assert "\n" not in now.error
-    assert (now.finished_at is not None) == now.is_done
+    has_ended = now.is_done or (now.attempt > 1 and now.status in WAITING)
+    assert (now.finished_at is not None) == has_ended
+
+
+def _begins_with(whole: list[Status], beginning: list[Status]) -> bool:
+    return whole[: len(beginning)] == beginning

@@ -27,7 +27,8 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.logs import LogTail, remove_logs
+from anodejobs.jobfiles import JobFiles
+from anodejobs.logs import LogTail, log_name
 
 _quoted = encode_basestring_ascii
 
@@ -94,6 +95,10 @@ class Launch:
     start_grace: float = 0.0
     leftovers: Literal["kill", "leave"] = "kill"
     on_host_death: Literal["leave", "stop"] = "leave"
+    files: str = ""
+    """The folder of ``JobFiles``; empty: the job is told of none."""
+    limits: dict[str, int | str] | None = None
+    """The fields of ``AttemptLimits`` that are set, if any is."""
     _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def of_attempt(self, number: int) -> Launch:
@@ -102,11 +107,14 @@ class Launch:
 
     def marks(self, attempt_number: int, token: str) -> dict[str, str]:
         """Return what an attempt has in its environment beside what was asked for."""
-        return {
+        marks = {
             "ANODEJOBS_JOB_ID": self.job_id,
             "ANODEJOBS_ATTEMPT": str(attempt_number),
             "ANODEJOBS_TOKEN": token,
         }
+        if self.files:
+            marks |= JobFiles(self.files).variables(log_name(self.job_id), attempt_number)
+        return marks
 
     def to_text(self) -> str:
         """Return it as JSON, without ``base_env``: many launches share one."""
@@ -128,7 +136,9 @@ class Launch:
                 f'"stop_grace":{self.stop_grace!r},"start_grace":{self.start_grace!r},'
                 f'"leftovers":"{self.leftovers}","on_host_death":"{self.on_host_death}"',
                 f'"argv":[{",".join(map(_quoted, self.argv))}],"cwd":{_quoted(self.cwd)},'
-                f'"envs":{json.dumps(self.envs) if self.envs else "{}"}',
+                f'"envs":{json.dumps(self.envs) if self.envs else "{}"},'
+                f'"files":{_quoted(self.files)},'
+                f'"limits":{json.dumps(self.limits) if self.limits else "null"}',
             )
         lasting, passing = self._texts
         return lasting, passing
@@ -154,18 +164,13 @@ class Launch:
             start_grace=fields["start_grace"],
             leftovers=fields["leftovers"],
             on_host_death=fields.get("on_host_death", "leave"),
+            files=fields.get("files", ""),
+            limits=fields.get("limits"),
         )
 
 
 def _number(value: float | None) -> str:
     return "null" if value is None else repr(value)
-
-
-def remove_attempts(launch: Launch, number: int) -> None:
-    """Remove the logs of the first so many attempts. Waits for the disk."""
-    for attempt in range(1, number + 1):
-        logs = launch.logs.of_attempt(attempt)
-        remove_logs(map(logs.path, STREAMS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from anodejobs.events import (
     StopRequested,
     utc_now,
 )
-from anodejobs.executors import supervisors, tree
+from anodejobs.executors import limits, supervisors, tree
 from anodejobs.executors.base import (
     STREAMS,
     Executor,
@@ -48,6 +48,7 @@ from anodejobs.executors.base import (
 from anodejobs.executors.deaths import POLL_S, all_gone
 from anodejobs.executors.dedication import Dedication
 from anodejobs.executors.first_step import FirstStep
+from anodejobs.executors.limits import AttemptLimits
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
@@ -155,7 +156,7 @@ class Processes(Executor):
                 null = self._dedication.null
             process = await self._over_watch(
                 asyncio.create_subprocess_exec(
-                    *launch.argv,
+                    *_argv(launch),
                     stdin=null,
                     stdout=theirs["stdout"],
                     stderr=theirs["stderr"],
@@ -272,11 +273,13 @@ class Processes(Executor):
         if code is None:
             return Lost(error=_UNSEEN if held.process is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
+        refused, limit = await _limits_word(held.launch, code) if held.launch.limits else _NONE
         return Exited(
             exit_code=code,
             evidence="observed" if held.process else "adopted",
             ended_by_itself=held.stop_was_asked and not held.stop_has_reached,
-            in_start_grace=ended_at - started_at < held.launch.start_grace,
+            in_start_grace=bool(refused) or ended_at - started_at < held.launch.start_grace,
+            limit=refused or limit,
             log_error=next((p.error for p in held.pipes.values() if p.error), None),
         )
 
@@ -521,6 +524,36 @@ class Processes(Executor):
 _TAKEN = "the application, or something in it, took the exit code before asyncio could read it"
 _DOUBTFUL = "its supervisor died before it had started it, or soon after; the log may have a gap"
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
+
+
+def _argv(launch: Launch) -> Sequence[str]:
+    """Return what is to be executed. Raises OSError, ValueError where a limit cannot be set."""
+    if launch.limits is None:
+        return launch.argv
+    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)))
+
+
+def _fields(launch: Launch) -> dict[str, Any]:
+    return dict(launch.limits or {})
+
+
+async def _limits_word(launch: Launch, code: int) -> tuple[str | None, str | None]:
+    """Return why the limits could not be set, and which of them ended the attempt."""
+
+    def read() -> bytes:
+        with contextlib.suppress(OSError), open(launch.logs.stderr, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _STDERR_BYTES))
+            return file.read()
+        return b""
+
+    stderr = (await asyncio.to_thread(read)).decode("utf-8", "replace")
+    why = limits.why_ended(AttemptLimits(**_fields(launch)), code, stderr_tail=stderr)
+    return limits.refusal(code, stderr), why
+
+
+_NONE = (None, None)
+_STDERR_BYTES = 16 * 1024
 
 
 def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:

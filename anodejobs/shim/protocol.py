@@ -51,7 +51,7 @@ def event_to_text(event: Event) -> str:
     if isinstance(event, Started):
         at = event.at.timestamp()
         return f'{{"kind":"Started","at":{at},"attempt":{event.attempt.to_text()}}}'
-    if isinstance(event, Exited) and event.log_error is None:
+    if isinstance(event, Exited) and event.log_error is None and event.limit is None:
         return (
             f'{{"kind":"Exited","at":{event.at.timestamp()},"exit_code":{event.exit_code},'
             f'"evidence":"{event.evidence}","ended_by_itself":{_truth(event.ended_by_itself)},'

@@ -23,6 +23,7 @@ from anodejobs.records import (
     JobEvent,
     JobFilter,
     JobRecord,
+    Metrics,
     OnDependencyFailure,
     Status,
 )
@@ -52,7 +53,10 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class InsertAll:
-    """Records for ids that have none: all of them, or none where one of the ids is taken."""
+    """Records for ids that have none, one or more: all of them, or none of them.
+
+    They are refused where one of the ids is taken, or named twice.
+    """
 
     inserts: tuple[Insert, ...]
 
@@ -62,8 +66,8 @@ class Save:
     """The next record of a job, made from the one whose revision was one less.
 
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
-    then may what filters look at change, beside the status. With ``is_respecified`` what the job
-    was asked to be has changed, dependencies or metadata; else only what happens to it may have.
+    then may what filters look at change, beside the status. With ``is_respecified`` its
+    dependencies, its metadata or its result may have changed; else only what happens to every job.
     """
 
     record: JobRecord
@@ -231,6 +235,10 @@ class JobStore(ABC):
         """Return how many records match, by status; a status without any may be missing."""
 
     @abstractmethod
+    async def tally(self) -> Metrics:
+        """Return how many jobs there are of what, all of one moment."""
+
+    @abstractmethod
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[JobEvent]:
@@ -256,6 +264,15 @@ class JobStore(ABC):
         """
 
 
+def attempt_told(write: Insert | Save) -> int:
+    """Return the number of the attempt that the history tells of with an applied write.
+
+    What happens to an attempt is told of that one, also where the record has gone on to the next.
+    """
+    ended = write.ended if isinstance(write, Save) else None
+    return write.record.attempt if ended is None else ended.attempt
+
+
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:
     """Return what the history says of an applied write."""
     record = write.record
@@ -264,7 +281,7 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         kind="status",
         at=record.last_update or utc_now(),
         job_id=record.self_id,
-        attempt=record.attempt,
+        attempt=attempt_told(write),
         previous=write.previous if isinstance(write, Save) else None,
         status=record.status,
         why=write.why,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from anodejobs.errors import JobNotFound
-from anodejobs.records import JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     UNFINISHED,
     Delete,
@@ -21,6 +21,7 @@ from anodejobs.stores.base import (
     Write,
     history_entry,
 )
+from anodejobs.stores.tally import group_of, metrics_of
 
 
 class MemoryJobStore(JobStore):
@@ -43,7 +44,8 @@ class MemoryJobStore(JobStore):
 
     def _apply(self, write: Write) -> int | None:
         if isinstance(write, InsertAll):
-            if any(insert.record.self_id in self._jobs for insert in write.inserts):
+            job_ids = {insert.record.self_id for insert in write.inserts}
+            if len(job_ids) < len(write.inserts) or not job_ids.isdisjoint(self._jobs):
                 return None
             return [self._apply(insert) for insert in write.inserts][-1]
         job_id = write.record.self_id
@@ -102,6 +104,11 @@ class MemoryJobStore(JobStore):
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         records = (stored.record for stored in self._jobs.values())
         return Counter(record.status for record in records if filter.matches(record))
+
+    async def tally(self) -> Metrics:
+        records = [stored.record for stored in self._jobs.values()]
+        by_tag = Counter(tag for record in records for tag in set(record.tags))
+        return metrics_of(map(group_of, records), by_tag)
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None

@@ -151,6 +151,8 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         spec,
     ) = row
     asked = json.loads(spec)
+    if not isinstance(asked, dict):
+        raise ValueError("a spec is an object")
     if unknown := asked.keys() - _BLANK.keys():
         raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
     if "run_at" in asked:
@@ -158,6 +160,9 @@ def record_of(row: Sequence[Any]) -> JobRecord:
     return JobRecord.trusted(
         {
             **_BLANK,
+            "tags": [],  # of its own: its lists can be changed by who holds it
+            "metadata": {},
+            "depends_on": [],
             **asked,
             "self_id": job_id,
             "created_at": _moment(created_at or None),

@@ -33,12 +33,13 @@ import aiosqlite
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
-from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Status
+from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of, turn_of
-from anodejobs.stores.sqlite_queries import LARGEST, TURN, column, page, where
+from anodejobs.stores.sqlite_queries import LARGEST, TALLY, TURN, column, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Environments
+from anodejobs.stores.tally import Group, metrics_of
 
 Durability = Literal["process", "power"]
 
@@ -226,40 +227,48 @@ class SqliteJobStore(JobStore):
                 await connection.close()
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
-        async with self._translated("write to"):
+        async with self._turn, self._translated("write to"):
+            # In its turn: it leaves out the environments that the one before has written.
             batch = Batch(writes, self._environments)
-        await self._apply(batch)
+            await self._apply(batch)
         self._checkpoints.note(len(writes))
         return batch.results
 
     async def _apply(self, batch: Batch | DocumentWrite) -> None:
-        """Apply the batch in a transaction of its own."""
+        """Apply the batch in a transaction of its own; it must be its turn."""
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
-        async with self._turn, self._translated("write to"):
-            self._batch = batch
-            # aiosqlite sends each of its calls to the thread of the connection and back. The one
-            # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
-            await self._writer.commit()
+        self._batch = batch
+        # aiosqlite sends each of its calls to the thread of the connection and back. The one
+        # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
+        await self._writer.commit()
+        if batch.failure is not None:  # in the call of somebody who was cancelled
+            raise batch.failure
+        batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
-        for stored in _stored(await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))):
-            return stored
+        rows = await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))
+        async with self._translated("read"):
+            for stored in _stored(rows):
+                return stored
         return None
 
     async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
         clause = "WHERE job_id IN (SELECT value FROM json_each(?))"
-        return _stored(await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),)))
+        rows = await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),))
+        async with self._translated("read"):
+            return _stored(rows)
 
     async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         marks = ", ".join("?" * len(statuses))
         rows = await self._read(
             f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", tuple(statuses)
         )
-        return [
-            Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
-            for job_id, status, attempt in rows
-        ]
+        async with self._translated("read"):
+            return [
+                Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
+                for job_id, status, attempt in rows
+            ]
 
     async def turns(self) -> AsyncGenerator[Sequence[Turn], None]:
         filter, last, after = JobFilter(status=list(UNFINISHED)), None, None
@@ -276,7 +285,9 @@ class SqliteJobStore(JobStore):
         if query.after is not None:
             last = await self._sort_value(query)
         sql, parameters = page(query, last)
-        return [record_of(row) for row in await self._read(sql, parameters)]
+        rows = await self._read(sql, parameters)
+        async with self._translated("read"):
+            return [record_of(row) for row in rows]
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(
@@ -297,7 +308,20 @@ class SqliteJobStore(JobStore):
             clause, parameters = where(filter)
             sql = f"SELECT status, count(*) FROM jobs{clause} GROUP BY status"
             rows = await self._read(sql, parameters)
-        return {Status(status): n for status, n in rows if n}
+        async with self._translated("read"):
+            return {Status(status): n for status, n in rows if n}
+
+    async def tally(self) -> Metrics:
+        groups: list[Group] = []
+        by_tag: dict[str, int] = {}
+        rows = await self._read(TALLY, ())
+        async with self._translated("read"):
+            for tag, status, *rest in rows:
+                if status is None:
+                    by_tag[tag] = rest[-1]
+                else:
+                    groups.append(Group(Status(status), *rest))
+            return metrics_of(groups, by_tag)
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
@@ -310,20 +334,21 @@ class SqliteJobStore(JobStore):
             f" WHERE seq > ?{mine} ORDER BY seq LIMIT ?",
             (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
-        return [
-            JobEvent(
-                seq=seq,
-                kind="status",
-                at=moment(at),
-                job_id=job,
-                attempt=attempt,
-                previous=previous,
-                status=status,
-                why=why,
-                ended=ended and AttemptRecord.model_validate_json(ended),
-            )
-            for seq, job, attempt, at, previous, status, why, ended in rows
-        ]
+        async with self._translated("read"):
+            return [
+                JobEvent(
+                    seq=seq,
+                    kind="status",
+                    at=moment(at),
+                    job_id=job,
+                    attempt=attempt,
+                    previous=previous,
+                    status=status,
+                    why=why,
+                    ended=ended and AttemptRecord.model_validate_json(ended),
+                )
+                for seq, job, attempt, at, previous, status, why, ended in rows
+            ]
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
@@ -339,7 +364,8 @@ class SqliteJobStore(JobStore):
         return {row[0]: row[1] for row in rows}
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
-        await self._apply(DocumentWrite(kind, name, body))
+        async with self._turn, self._translated("write to"):
+            await self._apply(DocumentWrite(kind, name, body))
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Iterable[Sequence[Any]]:
         if self._reader is None:
@@ -359,7 +385,7 @@ class SqliteJobStore(JobStore):
     async def _translated(self, what: str) -> AsyncIterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
 
     def apply_next(self, connection: _Writer) -> None:
@@ -375,8 +401,8 @@ class SqliteJobStore(JobStore):
             connection.execute("BEGIN IMMEDIATE")
             batch.apply(connection)
             connection.execute("COMMIT")
-        except BaseException:
-            self._environments.forget()
+        except BaseException as error:
+            batch.failure = error
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise

@@ -11,6 +11,20 @@ from anodejobs.stores.rows import RECORD_COLUMNS, micros
 
 LARGEST = 2**63 - 1
 """As far as SQLite can count."""
+TALLY = """
+    SELECT NULL, status, queue, priority, count(*), sum(number - 1),
+        count(took), coalesce(sum(took), 0), coalesce(max(took), 0)
+    FROM (
+        SELECT status, queue, priority, number, max(0, finished_at - started_at) AS took FROM jobs
+    )
+    GROUP BY status, queue, priority
+    UNION ALL
+    SELECT tag, NULL, NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM tags GROUP BY tag
+"""
+"""The fields of each ``Group`` after a NULL; or a tag, and last how many jobs have it.
+
+One statement, which sees all at one moment.
+"""
 
 
 def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:

@@ -17,7 +17,15 @@ from itertools import chain
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobRecord
-from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
+from anodejobs.stores.base import (
+    Delete,
+    Insert,
+    InsertAll,
+    Save,
+    Write,
+    attempt_told,
+    changes_of,
+)
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
     Row,
@@ -94,9 +102,12 @@ class Batch:
                 self._specs[id(write)] = _spec_row(write.record, write.launch, environments)
             else:
                 self._saves.append((write, _save_row(write)))
+        self._environments = environments
         self._new_environments = environments.take_new()
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
+        self.failure: BaseException | None = None
+        """Why it was not."""
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statements. The caller has begun a transaction and commits it."""
@@ -118,6 +129,10 @@ class Batch:
         )
         _keep_links(connection, changes)
         self.results = self._keep_history(connection, applied)
+
+    def note_applied(self) -> None:
+        """Take note that it is on disk."""
+        self._environments.note_kept(self._new_environments)
 
     def _keep_history(self, connection: sqlite3.Connection, applied: set[int]) -> list[int | None]:
         """Write history and counters for what was applied; return the result of each write."""
@@ -145,13 +160,15 @@ class Batch:
         return results
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DocumentWrite:
     """One document that is kept, or removed."""
 
     kind: str
     name: str
     body: str | None
+    failure: BaseException | None = None
+    """Why it was not."""
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statement, as ``Batch.apply``."""
@@ -160,32 +177,42 @@ class DocumentWrite:
         else:
             _execute(connection, _PUT_DOCUMENT, [(self.kind, self.name, self.body)])
 
+    def note_applied(self) -> None:
+        """Do nothing, unlike ``Batch.note_applied``."""
+
 
 class Environments:
     """The environments that jobs were asked for with, each kept once however many jobs had it."""
 
     def __init__(self) -> None:
-        self._last: tuple[dict[str, str] | None, str] = (None, "")
-        self._new: list[Row] = []
+        self._last: tuple[dict[str, str] | None, str, str] = (None, "", "")
+        self._new: dict[str, str] = {}
+        self._kept = ""
+        """The key of one that is on disk, where it stays."""
 
     def key(self, env: dict[str, str]) -> str:
         """Return the key under which the environment is kept."""
-        known, digest = self._last
+        known, digest, body = self._last
         if env is not known:
             body = json.dumps(env, sort_keys=True)
             digest = hashlib.sha256(body.encode()).hexdigest()
-            self._last = (env, digest)
-            self._new.append((digest, body))
+            self._last = (env, digest, body)
+        if digest != self._kept:
+            self._new[digest] = body
         return digest
 
     def take_new(self) -> list[Row]:
-        """Return what the next batch has to add."""
-        new, self._new = self._new, []
-        return new
+        """Return the rows of those that may not be on disk yet.
 
-    def forget(self) -> None:
-        """Have none in mind: what was to be added may not have been."""
-        self._last = (None, "")
+        A batch that comes before they are brings them again: the one that has them may fail.
+        """
+        new, self._new = self._new, {}
+        return list(new.items())
+
+    def note_kept(self, rows: list[Row]) -> None:
+        """Take note that these are on disk."""
+        if rows:
+            self._kept = rows[-1][0]
 
 
 def _insert_row(write: Insert) -> Row:
@@ -214,10 +241,8 @@ def _history_row(write: Insert | Save) -> Row:
     previous = write.previous if isinstance(write, Save) else None
     at = micros(record.last_update) or 0
     ended = write.ended if isinstance(write, Save) else None
-    # What happens to an attempt is told of that one, also where the next one is on record with it.
-    number = record.attempt if ended is None else ended.attempt
     told = None if ended is None else ended.model_dump_json()
-    return (record.self_id, number, at, previous, record.status, write.why, told)
+    return (record.self_id, attempt_told(write), at, previous, record.status, write.why, told)
 
 
 def _apply_each(
@@ -282,7 +307,7 @@ def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save 
             respecified.append((spec_of(record), record.self_id))
         elif isinstance(change, Save):
             continue
-        dependencies += [(other, record.self_id) for other in record.depends_on]
+        dependencies += [(other, record.self_id) for other in set(record.depends_on)]
     _execute(connection, _FORGET_SPECS, gone)
     _execute(connection, _FORGET_HISTORY, gone)
     _execute(connection, _FORGET_TAGS, gone + renewed)

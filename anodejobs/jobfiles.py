@@ -1,0 +1,163 @@
+"""What a job is given and gives back, as files beside its logs.
+
+A job's *payload* is JSON in a file it may read; its *result* is JSON in a file it may write; its
+*progress* is the last line of a file it may append to. They lie in three folders, each for all
+jobs, which are there before any job starts: a job that uses none of them costs nothing.
+
+Nothing here knows records or processes. Calls that are said to block belong in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from anodejobs.this_job import MOST_RESULT_BYTES
+
+__all__ = ["MOST_RESULT_BYTES", "JobFiles", "Result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an attempt wrote as its result: a JSON value, or one line on why it is none."""
+
+    value: object = None
+    error: str | None = None
+
+
+class JobFiles:
+    """The files of all jobs of a directory; ``logfile`` is the safe name that its logs bear."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = os.path.abspath(folder)
+        self.progress_folder = Path(self._folder, "progress")
+        """Holds one file for each attempt that has told its progress."""
+
+    def open(self) -> None:
+        """Make the folders, where they are not there yet. Blocks."""
+        for name in ("payloads", "results", "progress"):
+            os.makedirs(os.path.join(self._folder, name), mode=0o700, exist_ok=True)
+        # makedirs leaves those above to the umask.
+        os.chmod(self._folder, 0o700)
+
+    def variables(
+        self, logfile: str, attempt_number: int, *, has_payload: bool = False
+    ) -> dict[str, str]:
+        """Return what the attempt has in its environment to find its files by. Does not block."""
+        found = {
+            "ANODEJOBS_RESULT": self._result(logfile, attempt_number),
+            "ANODEJOBS_PROGRESS": self._progress(logfile, attempt_number),
+        }
+        if has_payload:
+            found["ANODEJOBS_PAYLOAD"] = self._payload(logfile)
+        return found
+
+    def prepare(self, logfile: str, attempt_number: int, payload: object = None) -> dict[str, str]:
+        """Write the payload, forget what an earlier run left, and return ``variables``. Blocks.
+
+        Is only needed where there is a payload (None is none), or where the job's id has been used
+        before: attempts count from 1 again when a job is run anew.
+        """
+        has_payload = payload is not None
+        for path in (
+            self._result(logfile, attempt_number),
+            self._progress(logfile, attempt_number),
+        ):
+            _clear(path)
+        if has_payload:
+            _write(self._payload(logfile), json.dumps(payload, separators=(",", ":")).encode())
+        return self.variables(logfile, attempt_number, has_payload=has_payload)
+
+    def has_result(self, logfile: str, attempt_number: int) -> bool:
+        """Return whether the attempt wrote a result. A look at a name, which does not block."""
+        return os.path.lexists(self._result(logfile, attempt_number))
+
+    def result(self, logfile: str, attempt_number: int) -> Result | None:
+        """Return the attempt's result, None where it wrote none. Blocks.
+
+        Read it once the attempt has ended. What is no JSON, not a regular file, or longer than
+        ``MOST_RESULT_BYTES`` is a result with an ``error``.
+        """
+        try:
+            data = _read(self._result(logfile, attempt_number))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return Result(error=f"the result cannot be read: {_reason(error)}")
+        if len(data) > MOST_RESULT_BYTES:
+            return Result(error=f"the result is longer than {MOST_RESULT_BYTES} bytes")
+        # Imported here: programs that only need the names stay small.
+        from pydantic_core import from_json
+
+        try:
+            return Result(from_json(data, allow_inf_nan=False))
+        except ValueError as error:
+            return Result(error=f"the result is not JSON: {error}")
+
+    def progress(self, logfile: str, attempt_number: int) -> Path:
+        """Return the file that the attempt appends its progress to."""
+        return Path(self._progress(logfile, attempt_number))
+
+    def remove(self, logfile: str, attempts: int) -> None:
+        """Remove all files of the job, which had so many attempts. Blocks."""
+        _clear(self._payload(logfile))
+        for number in range(1, attempts + 1):
+            _clear(self._result(logfile, number))
+            _clear(self._progress(logfile, number))
+
+    def payload(self, logfile: str) -> str:
+        """Return the file that the job reads its payload from."""
+        return self._payload(logfile)
+
+    def _payload(self, logfile: str) -> str:
+        return f"{self._folder}/payloads/{logfile}.json"
+
+    def _result(self, logfile: str, attempt_number: int) -> str:
+        return f"{self._folder}/results/{logfile}.{attempt_number}.json"
+
+    def _progress(self, logfile: str, attempt_number: int) -> str:
+        return f"{self._folder}/progress/{logfile}.{attempt_number}"
+
+
+def _clear(path: str) -> None:
+    """Remove what is there, which a job may have made a folder."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        if not os.path.isdir(path) or os.path.islink(path):
+            raise
+        shutil.rmtree(path)
+
+
+def _write(path: str, data: bytes) -> None:
+    """Put the data in place at once: no reader sees half of it, also not after a crash."""
+    part = f"{path}.part"
+    _clear(part)  # of a process that died here
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+    os.replace(part, path)
+
+
+def _read(path: str) -> bytes:
+    """Return the content, or enough of it to see that it is too much."""
+    # A job can put anything there: a link to what only we may read, or a pipe that nobody fills.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    with open(fd, "rb") as file:
+        return file.read(MOST_RESULT_BYTES + 1)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a symbolic link"
+    return error.strerror or type(error).__name__

@@ -1,0 +1,77 @@
+"""What a job may use and as whom it runs, as users say it; executors set it.
+
+Knows neither the system nor its users: whether a limit can be had is seen when the job starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from anodejobs.errors import InvalidJob
+from anodejobs.records import _Model
+
+__all__ = ["Limits", "check_limits"]
+
+_LEAST_BYTES = 1024 * 1024
+_LEAST_FILES = 8
+
+
+def _who(value: str | int) -> str | int:
+    if isinstance(value, int):
+        if not 0 <= value < 2**32 - 1:
+            raise ValueError("must be a number of the system's")
+    elif not value or not value.isprintable() or any(sign in value for sign in ":, \t"):
+        raise ValueError(f"{value!a} cannot be the name of a user or group")
+    return value
+
+
+_Who = Annotated[str | int, AfterValidator(_who)]
+
+
+class Limits(_Model):
+    """The limits of a job; None is what the application itself has.
+
+    Each holds for every process of the job by itself, but for ``processes``.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    memory_bytes: Annotated[int, Field(ge=_LEAST_BYTES, lt=2**63)] | None = None
+    """How much writable memory a process may have of its own: what it asks for beyond is refused.
+    Files it maps to read them and memory it only reserves do not count."""
+    cpu_seconds: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """SIGXCPU after so many seconds of CPU time, SIGKILL some seconds of it later."""
+    open_files: Annotated[int, Field(ge=_LEAST_FILES, lt=2**31)] | None = None
+    """How many descriptors a process may have."""
+    niceness: Annotated[int, Field(ge=-20, le=19)] | None = None
+    """From 19, last in turn, to -20. Only root can go below the application's own."""
+    processes: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """How many processes and threads there may be of the user it runs as, all others of the
+    user's included; a limit of the job's own only where it has a ``user`` of its own. The system
+    does not hold root to it."""
+    user: _Who | None = None
+    """Its name or number; another than the application's needs root. HOME and USER are left as
+    they are, and the job may be unable to read its ``ANODEJOBS_PAYLOAD``."""
+    group: _Who | None = None
+    """Its name or number, by default the user's."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+        ) -> None: ...
+
+
+def check_limits(value: object) -> Limits:
+    """Return the limits that a caller hands in: as such, or as a mapping of their fields."""
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidJob("limits", "must be Limits, or a mapping of their fields")
+    try:
+        return Limits(value)
+    except InvalidJob as error:
+        raise InvalidJob("limits", str(error)) from None
