@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.errors import InvalidJob, JobNotFound
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
@@ -25,6 +24,7 @@ from anodejobs.records import (
     JobFilter,
     JobRecord,
     Metrics,
+    OnDependencyFailure,
     Status,
 )
 
