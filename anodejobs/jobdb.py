@@ -172,6 +172,11 @@ class JobDB:
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
+    def is_shared_by_hosts(self) -> bool:
+        """Whether other machines may have jobs of their own on record here."""
+        return self._store.is_shared_by_hosts
+
+    @property
     def lock_path(self) -> Path | None:
         """What processes that share the records can lock; None where nobody shares them."""
         return self._store.lock_path
@@ -239,9 +244,9 @@ class JobDB:
         """
         return (await self._changed(job_id, event, token)).record
 
-    async def admit(self, job_id: str, attempt: Attempt) -> Stored:
-        """Make a queued job one whose attempt is about to be started; as ``apply``."""
-        return await self._changed(job_id, Admitted(attempt=attempt), None)
+    async def admit(self, job_id: str, attempt: Attempt, host: str) -> Stored:
+        """Make a queued job one whose attempt is about to be started here; as ``apply``."""
+        return await self._changed(job_id, Admitted(attempt=attempt, host=host), None)
 
     async def _changed(
         self, job_id: str, asked: Event | Callable[[JobRecord], Event], token: str | None
@@ -701,6 +706,7 @@ def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
         after.depends_on is not before.depends_on
         or after.metadata is not before.metadata
         or after.result is not before.result
+        or after.host != before.host
     )
 
 

@@ -317,6 +317,10 @@ class Jobs:
 
     def _scheduler(self, watcher: Watcher) -> Scheduler:
         lock = self._jobdb.lock_path
+        if lock is None and self._jobdb.is_shared_by_hosts:
+            # One of those that use the directory; each machine has one of its own that acts, and
+            # the store lets the first one have a job.
+            lock = self.db_path / "scheduler"
         scheduler = Scheduler(
             self._jobdb,
             watcher,

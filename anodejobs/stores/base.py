@@ -170,7 +170,10 @@ class JobStore(ABC):
     """
 
     lock_path: Path | None = None
-    """A file for processes that share the records to lock; None where no other one can."""
+    """A file for processes that share the records to lock; None where no other one can, or where
+    they need not be on this machine."""
+    is_shared_by_hosts = False
+    """Whether processes on other machines may use the records, too."""
 
     @abstractmethod
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
