@@ -82,7 +82,11 @@ class JobFiles:
 
     def has_result(self, logfile: str, attempt_number: int) -> bool:
         """Return whether the attempt wrote a result. A look at a name, which does not block."""
-        return os.path.lexists(self._result(logfile, attempt_number))
+        return os.access(self._result(logfile, attempt_number), os.F_OK)
+
+    def has_progress(self, logfile: str, attempt_number: int) -> bool:
+        """Return whether the attempt said anything of its progress, likewise."""
+        return os.access(self._progress(logfile, attempt_number), os.F_OK)
 
     def result(self, logfile: str, attempt_number: int) -> Result | None:
         """Return the attempt's result, None where it wrote none. Blocks.

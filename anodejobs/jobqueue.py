@@ -130,8 +130,10 @@ class JobQueue:
 
     def occupy(self, job_id: str, queue: str = DEFAULT_QUEUE) -> None:
         """Give a job a slot, whether there is one or not: it runs. It waits no more."""
-        self.remove(job_id)
-        self.release(job_id)
+        if job_id in self._waiting or self._overdue:
+            self.remove(job_id)
+        if job_id in self._queue_of:
+            self.release(job_id)
         self._queue_of[job_id] = queue
         self._occupied[queue] += 1
 

@@ -284,10 +284,11 @@ class _Stock:
         job_id, status = record.self_id, record.status
         if status in ALIVE:
             if job_id not in self._active:
+                if self._knows(job_id):  # most jobs are run without waiting
+                    self._queued.pop(job_id, None)
+                    self._pending.pop(job_id, None)
+                    self._graph.started(job_id)
                 self._active.add(job_id)
-                self._queued.pop(job_id, None)
-                self._pending.pop(job_id, None)
-                self._graph.started(job_id)
                 self.queue.occupy(job_id, record.queue)
             return False
         if status is Status.pending or status is Status.queued:
@@ -311,8 +312,13 @@ class _Stock:
         self.queue.release(job_id)
 
     def _end(self, job_id: str, *, succeeded: bool, how: str) -> bool:
-        was_known = job_id in self._active or job_id in self._queued
-        self._leave(job_id)
+        is_active = job_id in self._active
+        was_known = is_active or job_id in self._queued
+        if is_active:
+            self._active.discard(job_id)
+            self.queue.release(job_id)
+        else:
+            self._leave(job_id)
         self._unknown.pop(job_id, None)
         if self._graph.dependents_of(job_id) or job_id in self._graph:
             self._conclude(self._graph.ended(job_id, succeeded=succeeded, how=_HOW.get(how, how)))

@@ -399,9 +399,9 @@ class Watcher:
     async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
         """Return the end of an attempt with what it had to say for itself."""
         files, logfile, number = self._files, record.logfile, record.attempt
-        progress = last_progress(files.progress(logfile, number))
-        if progress is not None:
-            exit = replace(exit, progress=progress[0])
+        if files.has_progress(logfile, number):
+            progress = last_progress(files.progress(logfile, number))
+            exit = replace(exit, progress=progress and progress[0])
         if not files.has_result(logfile, number):
             return exit
         result = await asyncio.to_thread(files.result, logfile, number)
