@@ -24,6 +24,7 @@ PUBLIC = [
     "ExecutorError",
     "ExponentialBackoff",
     "Failure",
+    "FileJobStore",
     "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
@@ -76,15 +77,23 @@ LAYERS = [
         "executors.children",
         "stores.base",
         "stores.doorbell",
+        "stores.file_lock",
+        "stores.file_places",
         "stores.rows",
         "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
-        *("stores.memory", "stores.sqlite_writes"),
+        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.sqlite_writes"),
     ],
-    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
-    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
+    [
+        *("executors.supervisors", "shim.orphans", "stores.file_folder", "stores.memory"),
+        "stores.sqlite_queries",
+    ],
+    [
+        *("executors.processes", "executors.shim", "stores.file", "stores.sqlite", "jobdb"),
+        "succession",
+    ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
         "retention",
@@ -304,6 +313,7 @@ def test_stores_know_nothing_above_them():
                 "errors",
                 "events",
                 "records",
+                "logs",
                 "executors.base",
             ), module
 
