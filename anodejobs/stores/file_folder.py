@@ -186,9 +186,10 @@ class JobFolder:
         contents.apply(self._folded_documents(documents))
         contents.apply(self._changes(commits))
         if events and events[-1].seq > contents.last_seq:
+            newest = events[-1]
             raise StoreError(
-                f"{self._log.path} is damaged: {events[-1].job_id!r} has an event of number "
-                f"{events[-1].seq}, and the log ends with {contents.last_seq}"
+                f"{self._log.path} has lost commits: it ends with event {contents.last_seq}, and "
+                f"{self._history_path(log_name(newest.job_id or ''))} has {newest.seq}"
             )
         self._is_stale = False
 
