@@ -11,7 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -218,6 +218,24 @@ async def test_the_environment_of_a_deleted_job_is_removed_when_the_log_is_folde
     assert not secrets()
     async with opened(tmp_path) as store:
         assert (await store.get("other")).launch.base_env == {"PATH": "/usr/bin:/bin"}
+
+
+async def test_who_reads_on_needs_no_environment_that_was_removed_meanwhile(tmp_path):
+    insert = make_insert(make_record(), envs={"PASSWORD": "hunter2"})
+    async with opened(tmp_path) as reader:
+        async with opened(tmp_path) as writer:
+            await writer.commit([insert])
+            await writer.commit([Delete(record=insert.record)])
+        assert await reader.get("a-job") is None
+        assert await reader.last_seq() == 1
+
+
+async def test_an_environment_that_was_changed_is_named(tmp_path):
+    async with opened(tmp_path) as store:
+        await store.commit([make_insert(make_record(), envs={"PASSWORD": "hunter2"})])
+    for path in (tmp_path / "environments").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"hunter2", b"hunter3"))
+    await _assert_refused_unharmed(tmp_path, match=r"/environments/\w+\.json is damaged")
 
 
 async def test_an_environment_that_another_process_has_removed_is_kept_again(tmp_path):
@@ -570,7 +588,52 @@ async def _assert_files_agree(store: FileJobStore) -> None:
         assert [json.loads(line)["seq"] for line in lines] == told
 
 
-@pytest.mark.parametrize("torn", [b"0", b"00000000 {", b"\0" * 300 + b"\n", b"\0" * 4096])
+async def test_all_is_synced_before_what_else_has_it_is_let_go(tmp_path, monkeypatch):
+    done: list[str] = []
+
+    def noting(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def noted(what: int | Path, *args: Path) -> None:
+            path = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else str(what)
+            done.append(f"{name} {os.path.relpath(path, tmp_path)}")
+            call(what, *args)
+
+        return noted
+
+    store = FileJobStore(tmp_path)
+    await store.open(lambda: None)
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+    await put(store, "a")
+    assert done.index("fsync commits.jsonl") < done.index("replace jobs/a.json.part")
+    environments = [step.partition("environments/")[0] for step in done[:4]]
+    assert environments == ["fsync ", "replace ", "fsync environments", "fsync "]
+    await store.put_document("schedules", "a", "body")
+    done.clear()
+    await store.close()
+    let_go = done.index("replace commits.jsonl.part")
+    expected = ["jobs/a.json", "history/a.jsonl", "documents/schedules%2Fa.json"]
+    expected += ["jobs", "history", "documents", "commits.jsonl.part"]
+    assert {f"fsync {name}" for name in expected} <= set(done[:let_go])
+    assert done[let_go + 1] == "fsync ."
+
+
+async def test_a_job_does_not_inherit_the_history_of_one_whose_file_was_removed(tmp_path):
+    async with opened(tmp_path) as store:
+        await put(store, "a", "b")
+    (tmp_path / JOB_A).unlink()
+    history = tmp_path / "history" / "a.jsonl"
+    old = history.read_text()
+    async with opened(tmp_path) as store:
+        assert [event.job_id for event in await store.history()] == ["b"]
+        assert await put(store, "a") == [3]
+        history.write_text(old)  # as if the process had died just now
+        async with opened(tmp_path) as other:
+            assert await other.history() == await store.history()
+        assert [event.seq for event in await store.history(job_id="a")] == [3]
+        await _assert_files_agree(store)
+
+
+@pytest.mark.parametrize("torn", [b"0", b"00000000 {", b"\0" * 300 + b"\n", b"x" * 9999])
 async def test_what_a_crash_has_left_behind_the_last_commit_is_no_commit(tmp_path, torn):
     async with opened(tmp_path) as store:
         await put(store, "a")
@@ -580,6 +643,8 @@ async def test_what_a_crash_has_left_behind_the_last_commit_is_no_commit(tmp_pat
         async with opened(tmp_path) as other:
             assert await ids_in(other) == ["a"]
             assert await put(other, "b") == [2]
+            log = (tmp_path / "commits.jsonl").read_bytes()
+            assert log.count(b"\n") == 3 and log.endswith(b"\n")
         assert await put(store, "c") == [3]
     async with opened(tmp_path) as store:
         assert await ids_in(store) == ["a", "b", "c"]
