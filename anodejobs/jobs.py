@@ -99,8 +99,8 @@ class Jobs:
     ``close()``. Opening takes care of what an earlier ``Jobs`` left on the directory: jobs that
     still run are adopted, those that are gone become ``lost``.
 
-    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
-    ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
+    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``); by
+    default SQLite in ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
     that outlives the application; or ``"inline"``: they are children of the application and end
     with it; or an Executor.
 
