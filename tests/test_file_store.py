@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -336,6 +337,10 @@ DAMAGES = {
     "history of the future": ("history/a.jsonl", lambda old: old.replace(b":3,", b":33,")),
     "half a document": ("documents/schedules%2Fs.json", lambda old: old[:10]),
     "another document": ("documents/schedules%2Fs.json", lambda old: old.replace(b'"s"', b'"t"')),
+    "a document without a text": (
+        "documents/schedules%2Fs.json",
+        lambda old: old.replace(b'"body"\n', b"null\n"),
+    ),
     "no marker": ("anodejobs.json", lambda old: b""),
     "a marker without a version": ("anodejobs.json", lambda old: b"{}"),
     "an empty log": ("commits.jsonl", lambda old: b""),
@@ -409,33 +414,41 @@ async def test_a_log_of_which_a_line_was_changed_is_named(tmp_path):
     await _assert_refused_unharmed(log.parent, match=r"commits\.jsonl is damaged at byte")
 
 
-@pytest.mark.parametrize("mode", [0o500, 0o000])
-@pytest.mark.parametrize("folder", ["", "jobs"])
-async def test_a_folder_that_may_not_be_written_is_a_store_error(tmp_path, mode, folder):
-    async with opened(tmp_path / "store") as store:
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that every user may get to, unlike ``tmp_path``."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("place", ["", "jobs", "commits.jsonl", "anodejobs-lock"])
+async def test_what_may_not_be_written_is_named(reachable, place):
+    async with opened(reachable / "store") as store:
         await put(store, "a")
-    before = files_in(tmp_path / "store")
+    before = files_in(reachable / "store")
     as_nobody = f"""
+    place = os.path.join("store", {place!r})
     if os.getuid() == 0:
-        for path, _, names in os.walk("store"):
-            for name in ["", *names]:
+        for path, folders, files in os.walk("store"):
+            for name in [".", *folders, *files]:
                 os.chown(os.path.join(path, name), 65534, 65534)
-        os.chown(".", 65534, 65534)
         os.setuid(65534)  # root may write everything
-    os.chmod("store/{folder}", {mode})
+    os.chmod(place, 0o500)
     try:
         await store.open(lambda: None)
-        say("opened")
     except StoreError as error:
         say("StoreError", error)
     await store.close()
-    os.chmod("store/{folder}", 0o700)
+    os.chmod(place, 0o700)
     """
-    tmp_path.chmod(0o755)
-    with process(*child(as_nobody), folder=tmp_path) as running:
-        assert running.stdout.readline().startswith("StoreError cannot open /")
+    with process(*child(as_nobody), folder=reachable) as running:
+        told = running.stdout.readline()
+        assert told.startswith("StoreError cannot open /")
+        named = os.path.join(reachable, "store", place).rstrip("/")
+        assert told.endswith(f"Permission denied: '{named}'\n")
         assert ends_well(running)
-    assert files_in(tmp_path / "store") == before
+    assert files_in(reachable / "store") == before
 
 
 # Crashes.
@@ -488,12 +501,13 @@ async def crash(folder, told):
     await store.close()
 
 asyncio.run(prepare())
-for is_torn in (False, True):
+for kind, is_torn in (("cut", False), ("torn", True), ("new-cut", False), ("new-torn", True)):
     n, is_alive = 0, False
     while not is_alive:
         n += 1
-        folder = f"{'torn' if is_torn else 'cut'}-{n:03}"
-        shutil.copytree("before", folder)
+        folder = f"{kind}-{n:03}"
+        if not kind.startswith("new"):
+            shutil.copytree("before", folder)
         pid = os.fork()
         if not pid:
             instrument(n, is_torn)
@@ -533,17 +547,25 @@ async def test_a_crash_at_any_step_of_a_commit_leaves_the_whole_of_it_or_none(tm
     assert run.returncode == 0, run.stderr
     cuts = [int(line) for line in run.stdout.split()]
     assert min(cuts) > 40, "a commit, a document and a fold take that many steps"
-    outcomes = set()
+    outcomes: dict[bool, set[tuple[str, bool]]] = {False: set(), True: set()}
     for folder in sorted(tmp_path.iterdir()):
         if folder.is_dir() and folder.name != "before":
-            is_told = folder.with_suffix(".told").exists()
-            outcomes.add((await _outcome(folder), is_told))
-    assert outcomes == {
-        ("before", False),
-        ("after", False),
-        ("after", True),
-        ("document", True),
-    }
+            is_new, is_told = folder.name.startswith("new"), folder.with_suffix(".told").exists()
+            outcome = await (_outcome_in_a_new_one(folder) if is_new else _outcome(folder))
+            outcomes[is_new].add((outcome, is_told))
+    expected = {("before", False), ("after", False), ("after", True), ("document", True)}
+    assert outcomes == {False: expected, True: expected}
+
+
+async def _outcome_in_a_new_one(folder: Path) -> str:
+    """Return as ``_outcome`` for a folder that was made just before."""
+    async with opened(folder) as store:
+        ids, documents = await ids_in(store), await store.documents("schedules")
+        assert ids in ([], ["d", "e"])
+        assert [event.job_id for event in await store.history()] == ids
+        await _assert_files_agree(store)
+        assert await put(store, "next") == [len(ids) + 1]
+    return "document" if documents else "after" if ids else "before"
 
 
 async def _outcome(folder: Path) -> str:

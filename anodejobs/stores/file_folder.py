@@ -11,6 +11,7 @@ Calls block. They are to come one after another, from one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -90,12 +91,14 @@ class JobFolder:
     def open(self) -> None:
         """Make what is missing, read everything, and have the files follow the log."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_access(self.path)
         self._is_ours()  # before anything is made in what may be somebody else's
         with self._lock.held() as lock:
             if not self._is_ours():
                 self._claim()
             for folder in self._folders:
                 folder.mkdir(mode=0o700, exist_ok=True)
+                _check_access(folder)
                 _clear_parts(folder)
             self._reload()
             self._follow(lock)
@@ -272,6 +275,8 @@ class JobFolder:
             with _damage(path):
                 fields = json.loads(content)
                 document = Document(fields["kind"], fields["name"], fields["body"])
+                if not isinstance(document.body, str):
+                    raise ValueError("it has no text")
                 if _document_name(document.kind, document.name) != path.stem:
                     raise ValueError(f"it is not named for its document {document.name!r}")
             yield document
@@ -349,7 +354,9 @@ class JobFolder:
             self._last = env, digest, text
         if digest not in self._kept_environments:
             path = self._environment_path(digest)
-            if not _has(path, text.encode()):
+            if _has(path, text.encode()):
+                sync([self._environments])  # who has put it there may not have come to that
+            else:
                 replace(path, text.encode(), is_synced=True)
             self._kept_environments.add(digest)
         return digest
@@ -507,6 +514,12 @@ def _files(folder: Path, ending: str) -> list[Path]:
     """Return our files in the folder; not those that an editor keeps beside them."""
     names = [name for name in os.listdir(folder) if name.endswith(ending) and name[0] != "."]
     return [folder / name for name in sorted(names)]
+
+
+def _check_access(folder: Path) -> None:
+    """Refuse now what may only be read, not when the first job ends."""
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _clear_parts(folder: Path) -> None:
