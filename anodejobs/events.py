@@ -108,6 +108,8 @@ class Admitted(Event):
     """A queued job has got a slot: an attempt is about to be started."""
 
     attempt: Attempt
+    host: str = ""
+    """The machine that starts it, where that may be another one than it was asked for on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

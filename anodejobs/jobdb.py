@@ -35,9 +35,6 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
-    Exited,
-    Lost,
-    Relinked,
     Started,
     utc_now,
 )
@@ -51,6 +48,7 @@ from anodejobs.stores.base import (
     Query,
     Save,
     Stored,
+    Turn,
     Unfinished,
     Write,
     changes_of,
@@ -174,6 +172,11 @@ class JobDB:
         self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
+    def is_shared_by_hosts(self) -> bool:
+        """Whether other machines may have jobs of their own on record here."""
+        return self._store.is_shared_by_hosts
+
+    @property
     def lock_path(self) -> Path | None:
         """What processes that share the records can lock; None where nobody shares them."""
         return self._store.lock_path
@@ -241,9 +244,9 @@ class JobDB:
         """
         return (await self._changed(job_id, event, token)).record
 
-    async def admit(self, job_id: str, attempt: Attempt) -> Stored:
-        """Make a queued job one whose attempt is about to be started; as ``apply``."""
-        return await self._changed(job_id, Admitted(attempt=attempt), None)
+    async def admit(self, job_id: str, attempt: Attempt, host: str) -> Stored:
+        """Make a queued job one whose attempt is about to be started here; as ``apply``."""
+        return await self._changed(job_id, Admitted(attempt=attempt, host=host), None)
 
     async def _changed(
         self, job_id: str, asked: Event | Callable[[JobRecord], Event], token: str | None
@@ -273,7 +276,7 @@ class JobDB:
                 attempt=unstarted() if ended else _attempt_of(event),
                 why=event.why,
                 ended=ended,
-                is_respecified=_respecifies(event),
+                is_respecified=_is_respecified(stored.record, record),
             )
             if await self._write(save):
                 self._log(save)
@@ -282,15 +285,20 @@ class JobDB:
             waiting = None
             self._forget(job_id)  # another writer was quicker: look again
 
-    async def delete(self, job_id: str, revision: int | None = None) -> Stored | None:
-        """Remove the job and its history; return it, None if there was none. Raises JobActive.
+    async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
+        """Remove the ended jobs whose records these still are, at once; return those removed."""
+        jobs: list[Stored] = []
+        for record in records:
+            stored = await self._store.get(record.self_id)
+            if stored is not None and stored.record.revision == record.revision:
+                jobs.append(stored)
+        removed = await asyncio.gather(*(self._write(Delete(record=job.record)) for job in jobs))
+        return [job for job, was_removed in zip(jobs, removed, strict=True) if was_removed]
 
-        With ``revision`` it is there no more where its record is another one.
-        """
+    async def delete(self, job_id: str) -> Stored | None:
+        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
         while stored := await self._store.get(job_id):
             record = stored.record
-            if revision not in (None, record.revision):
-                return None
             if not record.is_done:
                 raise JobActive(job_id, record.status)
             if await self._write(Delete(record=record)):
@@ -505,6 +513,10 @@ class JobDB:
             self.on_stranger(stored)
         return stored
 
+    def turns(self) -> AsyncGenerator[Sequence[JobRecord | Turn], None]:
+        """Give every job that has not ended, some at a time."""
+        return self._store.turns()
+
     async def bring(self, job_ids: Iterable[str]) -> None:
         """Have jobs that have not started at hand: they are about to be changed."""
         wanted = [job_id for job_id in job_ids if job_id not in self._waiting]
@@ -688,10 +700,14 @@ def _attempt_of(event: Event) -> Attempt | None:
     return event.attempt if isinstance(event, (Admitted, Started, Adopted)) else None
 
 
-def _respecifies(event: Event) -> bool:
-    """Return whether the event changes more of a record than what happens to every job."""
-    is_answer = isinstance(event, Exited) and event.result is not None
-    return is_answer or isinstance(event, (Relinked, Lost))
+def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
+    """Return whether more of a record has changed than what happens to every job."""
+    return (
+        after.depends_on is not before.depends_on
+        or after.metadata is not before.metadata
+        or after.result is not before.result
+        or after.host != before.host
+    )
 
 
 def _job_of(entry: Insert | Save | JobEvent) -> str | None:

@@ -15,11 +15,18 @@ import os
 import shutil
 import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from anodejobs.this_job import MOST_RESULT_BYTES
 
-__all__ = ["MOST_RESULT_BYTES", "JobFiles", "Result"]
+__all__ = ["MOST_RESULT_BYTES", "JobFiles", "Result", "job_files"]
+
+
+@cache
+def job_files(folder: str) -> JobFiles:
+    """Return the files of a folder; the same object each time."""
+    return JobFiles(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +106,9 @@ class JobFiles:
         except ValueError as error:
             return Result(error=f"the result is not JSON: {error}")
 
-    def progress(self, logfile: str, attempt_number: int) -> Path:
+    def progress(self, logfile: str, attempt_number: int) -> str:
         """Return the file that the attempt appends its progress to."""
-        return Path(self._progress(logfile, attempt_number))
+        return self._progress(logfile, attempt_number)
 
     def remove(self, logfile: str, attempts: int) -> None:
         """Remove all files of the job, which had so many attempts. Blocks."""

@@ -102,7 +102,8 @@ class JobQueue:
         """
         if waiting.job_id in self._queue_of or self._waiting.get(waiting.job_id) == waiting:
             return
-        self.remove(waiting.job_id)
+        if waiting.job_id in self._waiting or self._overdue:
+            self.remove(waiting.job_id)
         self._waiting[waiting.job_id] = waiting
         arrival = next(self._arrivals)
         line = self._lines.setdefault(waiting.queue, _Line())

@@ -8,19 +8,16 @@ import inspect
 import json
 import logging
 import os
-import signal
 import uuid
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Iterable,
     Mapping,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -29,28 +26,41 @@ from typing import Any, Literal, Self, Unpack
 
 from pydantic import JsonValue
 
+from anodejobs.arguments import (
+    AnyFilter,
+    AnyStatus,
+    IfExists,
+    check_count,
+    check_limits,
+    checked_days,
+    checked_filter,
+    checked_offsets,
+    replacement,
+    signal_number,
+    statuses,
+    time_limit,
+    unique_ids,
+)
 from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import (
     AnodeJobsError,
-    DependencyCycle,
     ExecutorError,
     InvalidJob,
-    InvalidTransition,
     JobActive,
     JobNotFound,
     StatusUnreachable,
     StoreError,
-    WaitTimeout,
 )
-from anodejobs.events import Event, Relinked, Submitted, utc_now
+from anodejobs.events import Event, Submitted
 from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.follower import Follower
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
-from anodejobs.logs import LogChunk, LogTail
+from anodejobs.links import Links
+from anodejobs.logs import LogChunk, read_text
 from anodejobs.planner import Plan, Planner, spec_of
 from anodejobs.progress import last_progress
 from anodejobs.progressfeed import ProgressFeed
@@ -73,9 +83,9 @@ from anodejobs.records import (
 from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Scheduler
 from anodejobs.schedules import Schedule
-from anodejobs.sequels import Recovery, attempts_of
+from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.stores import from_url, sqlite_store
-from anodejobs.stores.base import JobStore, Query, SortKey
+from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.succession import Succession
 from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
@@ -84,12 +94,7 @@ from anodejobs.watcher import Watcher, remove_attempts
 
 LOG = logging.getLogger("anodejobs")
 
-AnyFilter = JobFilter | Mapping[str, Any]
-IfExists = Literal["rerun", "skip", "error"]
-AnyStatus = Status | str
 OnStatus = Callable[[JobRecord], Awaitable[object] | object]
-
-_READ_BYTES = 1024 * 1024
 
 
 class Jobs:
@@ -149,9 +154,9 @@ class Jobs:
             raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
         if store is not None and not isinstance(store, (str, JobStore)):
             raise InvalidJob("store", "must be a JobStore or a URL")
-        _check_count("log_max_bytes", log_max_bytes, least=1)
-        _check_count("log_backups", log_backups, least=0)
-        _check_limits(max_concurrent_jobs, queues, aging)
+        check_count("log_max_bytes", log_max_bytes, least=1)
+        check_count("log_backups", log_backups, least=0)
+        check_limits(max_concurrent_jobs, queues, aging)
         self.db_path = Path(os.path.abspath(db_path))
         self._planner = Planner(
             self.db_path,
@@ -164,12 +169,13 @@ class Jobs:
         self._aging_s = aging
         self._recovery = recovery
         self._on_close = on_close
-        self._retention_days = _days("retention_days", retention_days)
+        self._retention_days = checked_days("retention_days", retention_days)
         if store is None:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
         self._jobdb = JobDB(store)
+        self._links = Links(self._jobdb)
         self._timetable = Timetable(self._jobdb, self._planner)
         self._jobdb.on_foreign.append(self._timetable.attend)
         self._catalogue = Catalogue(self._jobdb)
@@ -279,7 +285,7 @@ class Jobs:
             self._jobdb,
             executor,
             tasks,
-            files=self.db_path / "job_files",
+            files=self._planner.files,
             recovery=self._recovery,
         )
         scheduler = self._scheduler(watcher)
@@ -311,6 +317,10 @@ class Jobs:
 
     def _scheduler(self, watcher: Watcher) -> Scheduler:
         lock = self._jobdb.lock_path
+        if lock is None and self._jobdb.is_shared_by_hosts:
+            # One of those that use the directory; each machine has one of its own that acts, and
+            # the store lets the first one have a job.
+            lock = self.db_path / "scheduler"
         scheduler = Scheduler(
             self._jobdb,
             watcher,
@@ -346,7 +356,7 @@ class Jobs:
         Raises InvalidJob, and JobActive where ``job_id`` names a job that has not ended; nothing is
         stored or started then. Cancelling gives up the answer, not the job.
         """
-        may_replace = _replacement(if_exists, fresh_for)
+        may_replace = replacement(if_exists, fresh_for)
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, "start")
         watcher, _ = await self._open()
@@ -368,7 +378,7 @@ class Jobs:
         The arguments are those of ``run``. Raises InvalidJob, also where ``depends_on`` names a job
         that there is not, JobActive, DependencyCycle.
         """
-        may_replace = _replacement(if_exists, fresh_for)
+        may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "create", may_replace)
 
     async def submit(
@@ -385,7 +395,7 @@ class Jobs:
         It is ``queued`` until there is a slot for it; ``pending`` where it waits for ``run_at``, or
         for the jobs that it ``depends_on``. Else as ``create``.
         """
-        may_replace = _replacement(if_exists, fresh_for)
+        may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "submit", may_replace)
 
     async def _enlist(
@@ -399,7 +409,7 @@ class Jobs:
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
         watcher, _ = await self._open()
-        await self._check_dependencies(plan.record.self_id, plan.record.depends_on)
+        await self._links.check(plan.record.self_id, plan.record.depends_on)
         return await watcher.owned(watcher.enlist, plan, may_replace)
 
     async def start(self, job_id: str) -> JobRecord:
@@ -413,7 +423,7 @@ class Jobs:
         record = stored.record
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
-            await self._check_dependencies(job_id, record.depends_on)
+            await self._links.check(job_id, record.depends_on)
             return await watcher.owned(watcher.enlist, plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
@@ -453,23 +463,12 @@ class Jobs:
         ``depends_on``, DependencyCycle.
         """
         await self._known(job_id)
-        await self._check_dependencies(job_id, [depends_on])
-        return await self._relink(job_id, lambda known: dict.fromkeys((*known, depends_on)))
+        return await self._links.add(job_id, depends_on)
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for that one no more, if it did; as the above."""
         await self._known(job_id)
-        return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
-
-    async def _relink(
-        self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]
-    ) -> JobRecord:
-        def relinked(record: JobRecord) -> Event:
-            if record.attempt > 1:  # it has started, and waits for a retry
-                raise InvalidTransition(job_id, record.status, Relinked.__name__)
-            return Relinked(depends_on=tuple(wanted(record.depends_on)))
-
-        return await self._jobdb.apply(job_id, relinked)
+        return await self._links.remove(job_id, depends_on)
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -483,31 +482,6 @@ class Jobs:
     async def _known(self, job_id: str) -> JobRecord:
         await self._open()
         return (await self._jobdb.stored(job_id)).record
-
-    async def _check_dependencies(
-        self, job_id: str, depends_on: Iterable[str], known: Collection[str] = ()
-    ) -> None:
-        """Raise InvalidJob where there is no such job, DependencyCycle where one waits for it."""
-        unseen = [other for other in depends_on if other not in known]
-        paths: dict[str, str | None] = dict.fromkeys(unseen)
-        found = await self.list_status({"self_id": unseen}) if unseen else {}
-        for other in unseen:
-            if other not in found:
-                raise InvalidJob("depends_on", f"there is no job {other!r}")
-        # A chain may be long, and is only looked along where it may lead back to the job.
-        if not found or not await self._jobdb.dependents(job_id):
-            return
-        while found:
-            unseen = []
-            for record in found.values():
-                if record.self_id == job_id:
-                    raise DependencyCycle(_path(paths, job_id))
-                # What has started waits for nobody any more.
-                if record.status in WAITING and record.attempt == 1:
-                    fresh = [other for other in record.depends_on if other not in paths]
-                    paths.update(dict.fromkeys(fresh, record.self_id))
-                    unseen += fresh
-            found = await self.list_status({"self_id": unseen}) if unseen else {}
 
     # Batches.
 
@@ -537,9 +511,7 @@ class Jobs:
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
         watcher, _ = await self._open()
-        await self._check_dependencies(
-            "", dict.fromkeys(chain.from_iterable(links)), known=set(ids)
-        )
+        await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await watcher.owned(watcher.enlist_all, plans)
         return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
 
@@ -600,7 +572,7 @@ class Jobs:
         if name is None:
             name = checked.job_id or str(uuid.uuid4())
         await self._open()
-        await self._check_dependencies("", [d for d in checked.depends_on if isinstance(d, str)])
+        await self._links.check("", [d for d in checked.depends_on if isinstance(d, str)])
         return await self._timetable.add(name, checked, when)
 
     async def unschedule(self, name: str) -> bool:
@@ -663,11 +635,11 @@ class Jobs:
         Raises JobNotFound, WaitTimeout after ``timeout`` seconds, and StatusUnreachable when the
         job ends without the status. Cancelling costs nothing.
         """
-        wanted = _statuses(status)
+        wanted = statuses(status)
         await self._open()
         if timeout is None:
             return await self._jobdb.wait_for(job_id, wanted)
-        async with _time_limit(f"job {job_id!r}", timeout):
+        async with time_limit(f"job {job_id!r}", timeout):
             return await self._jobdb.wait_for(job_id, wanted)
 
     async def wait_all(
@@ -683,9 +655,9 @@ class Jobs:
             isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
         ):
             jobs = await self.list_status(jobs)
-        job_ids = _ids(jobs)
+        job_ids = unique_ids(jobs)
         async with (
-            _time_limit(f"{len(job_ids)} jobs", timeout),
+            time_limit(f"{len(job_ids)} jobs", timeout),
             aclosing(self._as_ended(job_ids)) as records,
         ):
             ended = {record.self_id: record async for record in records}
@@ -694,7 +666,7 @@ class Jobs:
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._open()
-        async with aclosing(self._as_ended(_ids(job_ids))) as records:
+        async with aclosing(self._as_ended(unique_ids(job_ids))) as records:
             async for record in records:
                 yield record
 
@@ -746,7 +718,7 @@ class Jobs:
         Raises JobNotFound, InvalidJob for an unknown signal, InvalidTransition where the job has
         no processes.
         """
-        signum = _signal_number(sig)
+        signum = signal_number(sig)
         watcher, _ = await self._open()
         return await watcher.owned(watcher.signal, job_id, signum)
 
@@ -769,27 +741,28 @@ class Jobs:
         watcher, _ = await self._open()
         return await watcher.owned(self._delete, job_id)
 
-    async def _delete_old(self, record: JobRecord) -> bool:
-        """Delete a job, unless it is another one by now."""
-        watcher, _ = await self._open()
-        return await watcher.owned(self._delete, record.self_id, record.revision)
+    async def _delete(self, job_id: str) -> bool:
+        deleted = await self._jobdb.delete(job_id)
+        await _remove_files([] if deleted is None else [deleted])
+        return deleted is not None
 
-    async def _delete(self, job_id: str, revision: int | None = None) -> bool:
-        deleted = await self._jobdb.delete(job_id, revision)
-        if deleted is None:
-            return False
-        try:
-            await asyncio.to_thread(remove_attempts, deleted.launch, deleted.record)
-        except OSError as error:
-            raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
-        return True
+    async def _delete_old(self, records: Sequence[JobRecord]) -> int:
+        """Delete the jobs whose records these still are; return how many they were."""
+
+        async def delete() -> int:
+            deleted = await self._jobdb.delete_all(records)
+            await _remove_files(deleted)
+            return len(deleted)
+
+        watcher, _ = await self._open()
+        return await watcher.owned(delete)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
 
         By default ``retention_days`` ago. Kept is what jobs wait for that have not started.
         """
-        days = _days("older_than_days", older_than_days)
+        days = checked_days("older_than_days", older_than_days)
         days = self._retention_days if days is None else days
         if days is None:
             raise InvalidJob("older_than_days", "must be said where there is no retention_days")
@@ -826,7 +799,7 @@ class Jobs:
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""
         await self._open()
-        records = await self._jobdb.page(Query(filter=_filter(filter)))
+        records = await self._jobdb.page(Query(filter=checked_filter(filter)))
         return JobRecordDict((record.self_id, self._as_of_now(record)) for record in records)
 
     async def list_jobs(
@@ -866,7 +839,7 @@ class Jobs:
     async def counts(self, filter: AnyFilter | None = None) -> dict[Status, int]:
         """Return how many records match, by status."""
         await self._open()
-        found = await self._jobdb.count(_filter(filter))
+        found = await self._jobdb.count(checked_filter(filter))
         return {status: found.get(status, 0) for status in Status}
 
     async def metrics(self) -> Metrics:
@@ -911,14 +884,14 @@ class Jobs:
         Of its last attempt, or of the one with a number. The text is UTF-8 with undecodable bytes
         replaced. Raises JobNotFound.
         """
-        _check_count("tail", tail, least=0)
-        _check_count("attempt", attempt, least=1)
+        check_count("tail", tail, least=0)
+        check_count("attempt", attempt, least=1)
         await self._open()
         stored = await self._jobdb.stored(job_id)
-        logs = stored.launch.logs.of_attempt(attempt or _begun_attempt(stored.record))
+        logs = stored.launch.logs.of_attempt(attempt or begun_attempt(stored.record))
 
         def read() -> list[str]:
-            return [_read_log(logs.path(stream), tail) for stream in STREAMS]
+            return [read_text(logs.path(stream), tail) for stream in STREAMS]
 
         stdout, stderr = await asyncio.to_thread(read)
         return stdout, stderr
@@ -939,7 +912,7 @@ class Jobs:
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
-        offsets = _offsets(offset, wanted)
+        offsets = checked_offsets(offset, wanted)
         _, executor = await self._open()
         stored = await self._jobdb.stored(job_id)
         record = stored.record
@@ -948,7 +921,7 @@ class Jobs:
                 record = await self._jobdb.wait_for(job_id, ALIVE)
             stored = await self._jobdb.stored(job_id)
         elif record.status is Status.cancelled:
-            record = record.changed({"attempt": _begun_attempt(record)})
+            record = record.changed({"attempt": begun_attempt(record)})
         follower = Follower(self._jobdb, executor, stored, record, offsets)
         async with aclosing(follower.chunks()) as chunks:
             async for chunk in chunks:
@@ -969,7 +942,7 @@ class Jobs:
         """
         if heartbeat is not None:
             check_seconds("heartbeat", heartbeat)
-        _check_count("after", after, least=0)
+        check_count("after", after, least=0)
         watcher, executor = await self._open()
         executor.report_growth(self._jobdb.grown)
         if self._progress is None:
@@ -1001,7 +974,7 @@ class Jobs:
 
         Returns a function that ends it; closing does, too.
         """
-        wanted = _statuses(status)
+        wanted = statuses(status)
         watcher, _ = await self._open()
         events = self._jobdb.events(job_id, self._jobdb.cursor, None)
 
@@ -1039,151 +1012,20 @@ class _Closed(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
 
 
-@asynccontextmanager
-async def _time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
-    """Raise WaitTimeout after ``timeout`` seconds, if it says so many."""
-    if timeout is None:
-        yield
-        return
-    check_seconds("timeout", timeout)
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if limit.expired():
-            raise WaitTimeout(what, timeout) from None
-        raise
+async def _remove_files(deleted: Sequence[Stored]) -> None:
+    """Remove the logs and files of jobs that are there no more."""
 
+    def remove() -> dict[str, OSError]:
+        errors: dict[str, OSError] = {}
+        for job in deleted:
+            try:
+                remove_attempts(job.launch, job.record)
+            except OSError as error:
+                errors[job.record.self_id] = error
+        return errors
 
-def _replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:
-    """Return what says whether a new run may take the place of one that has ended."""
-    if if_exists not in ("rerun", "skip", "error"):
-        raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
-    if fresh_for is not None:
-        if if_exists != "skip":
-            raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
-        check_seconds("fresh_for", fresh_for)
-
-    def may_replace(old: JobRecord) -> bool:
-        if if_exists == "error":
-            raise InvalidJob("job_id", f"there is a job {old.self_id!r}, which is {old.status}")
-        return if_exists == "rerun" or not _is_fresh(old, fresh_for)
-
-    return may_replace
-
-
-def _begun_attempt(record: JobRecord) -> int:
-    """Return the last attempt that was started."""
-    is_begun = record.status not in WAITING and record.status is not Status.cancelled
-    return record.attempt if is_begun else max(1, record.attempt - 1)
-
-
-def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:
-    """Return a cycle of dependencies through the job, from whom each one was found by."""
-    cycle = [job_id]
-    found_by = paths[job_id]
-    while found_by is not None:
-        cycle.append(found_by)
-        found_by = paths[found_by]
-    return (job_id, *reversed(cycle[1:]))
-
-
-def _check_limits(
-    max_concurrent_jobs: int | None, queues: Mapping[str, int] | None, aging: float | None
-) -> None:
-    _check_count("max_concurrent_jobs", max_concurrent_jobs, least=1)
-    if queues is not None and not isinstance(queues, Mapping):
-        raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
-    for queue, slots in (queues or {}).items():
-        if not isinstance(queue, str):
-            raise InvalidJob("queues", f"{queue!r} is no name")
-        _check_count("queues", slots, least=1)
-    if aging is not None and not check_seconds("aging", aging):
-        raise InvalidJob("aging", "must be above 0, or None for strict priorities")
-
-
-def _days(field: str, days: float | None) -> float | None:
-    try:
-        return None if days is None else check_seconds(field, days)
-    except InvalidJob:
-        raise InvalidJob(field, "must be a finite number of days, zero or more") from None
-
-
-def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:
-    if fresh_for is None:
-        return True
-    if record.status is not Status.finished or record.finished_at is None:
-        return False
-    return (utc_now() - record.finished_at).total_seconds() <= fresh_for
-
-
-def _statuses(status: AnyStatus | Iterable[AnyStatus] | None) -> frozenset[Status] | None:
-    if status is None:
-        return None
-    if not isinstance(status, Iterable):
-        raise InvalidJob("status", "must be a status, or several")
-    names = [status] if isinstance(status, str) else list(status)
-    try:
-        wanted = frozenset(Status(name) for name in names)
-    except ValueError as error:
-        raise InvalidJob("status", str(error)) from None
-    if not wanted:
-        raise InvalidJob("status", "names no status")
-    return wanted
-
-
-def _ids(job_ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys([job_ids] if isinstance(job_ids, str) else job_ids))
-
-
-def _filter(filter: AnyFilter | None) -> JobFilter:
-    return filter if isinstance(filter, JobFilter) else JobFilter(filter)
-
-
-def _signal_number(sig: int | str) -> int:
-    try:
-        if isinstance(sig, str):
-            name = sig.upper()
-            return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
-        if isinstance(sig, int) and not isinstance(sig, bool) and sig in signal.valid_signals():
-            return int(sig)
-    except KeyError:
-        pass
-    raise InvalidJob("sig", f"{sig!r} is no signal here")
-
-
-def _check_count(field: str, value: int | None, *, least: int) -> None:
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
-
-
-def _offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) -> dict[Stream, int]:
-    """Return where each wanted stream is to be read from."""
-    if not isinstance(offset, Mapping):
-        offset = dict.fromkeys(wanted, offset)
-    for stream, value in offset.items():
-        if stream not in STREAMS:
-            raise InvalidJob("offset", f"{stream!r} is neither stdout nor stderr")
-        if value is None:
-            raise InvalidJob("offset", "must be a whole number")
-        _check_count("offset", value, least=0)
-    return {stream: offset.get(stream, 0) for stream in wanted}
-
-
-def _read_log(path: Path, tail: int | None) -> str:
-    log = LogTail(path)
-    if tail is not None:
-        log.offset = max(0, log.end() - tail)
-    pieces: list[bytes] = []
-    try:
-        while data := log.read(_READ_BYTES):
-            pieces.append(data)
-    finally:
-        log.close()
-    return b"".join(pieces).decode("utf-8", "replace")
+    for job_id, error in (await asyncio.to_thread(remove)).items():
+        raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
 
 
 def _root_cause(error: BaseException) -> BaseException:

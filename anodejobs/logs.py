@@ -340,6 +340,21 @@ class LogTail:
             self._fd = None
 
 
+def read_text(path: Path, tail: int | None) -> str:
+    """Return the log, or its last ``tail`` bytes, as text. Waits for the disk."""
+    log = LogTail(path)
+    if tail is not None:
+        log.offset = max(0, log.end() - tail)
+    pieces: list[bytes] = []
+    try:
+        while data := log.read(_READ_BYTES):
+            pieces.append(data)
+    finally:
+        log.close()
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+_READ_BYTES = 1024 * 1024
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 

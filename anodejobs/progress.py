@@ -177,7 +177,7 @@ class ProgressWatch:
             LOG.exception("the progress of %s could not be passed on", logfile)
 
 
-def last_progress(path: Path) -> tuple[float, str] | None:
+def last_progress(path: str | Path) -> tuple[float, str] | None:
     """Return what the last complete line says that can be understood, None where none can.
 
     Lines that lie further back than some kilobytes are not looked at.

@@ -15,17 +15,17 @@ from anodejobs.stores.base import Query
 
 LOG = logging.getLogger("anodejobs")
 
-_PAGE = 200
+_PAGE = 100
 _EVERY_S = 3600.0
 
 
 class Retention:
     """Removes what has ended long ago.
 
-    ``delete`` removes a job with its logs if this is still its record, and returns whether it was.
+    ``delete`` removes the jobs whose records these still are, and their logs; it returns how many.
     """
 
-    def __init__(self, jobdb: JobDB, delete: Callable[[JobRecord], Awaitable[bool]]) -> None:
+    def __init__(self, jobdb: JobDB, delete: Callable[[list[JobRecord]], Awaitable[int]]) -> None:
         self._jobdb = jobdb
         self._delete = delete
 
@@ -47,8 +47,9 @@ class Retention:
             except JobNotFound:
                 following = await self._page(before, None)
             old = [record for record in page if _ended_at(record) <= before]
-            # At once: deletions share commits.
-            removed += sum(await asyncio.gather(*map(self._remove, old)))
+            removed += await self._delete(
+                [record for record in old if not await self._is_awaited(record.self_id)]
+            )
             page = following
         return removed
 
@@ -56,9 +57,6 @@ class Retention:
         # What was created later cannot have ended before.
         filter = JobFilter(status=list(TERMINAL), created_before=before)
         return await self._jobdb.page(Query(filter=filter, limit=_PAGE, after=after))
-
-    async def _remove(self, record: JobRecord) -> bool:
-        return not await self._is_awaited(record.self_id) and await self._delete(record)
 
     async def _is_awaited(self, job_id: str) -> bool:
         for dependent in await self._jobdb.dependents(job_id):

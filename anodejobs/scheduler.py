@@ -17,7 +17,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -31,7 +31,7 @@ from anodejobs.events import Event, Readied, Withdrawn
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import JobQueue, Waiting
 from anodejobs.records import ALIVE, JobFilter, JobRecord, Status
-from anodejobs.stores.base import UNFINISHED, Query
+from anodejobs.stores.base import Query, Turn
 from anodejobs.succession import Succession
 from anodejobs.watcher import Watcher
 
@@ -40,7 +40,6 @@ LOG = logging.getLogger("anodejobs")
 PAUSED: Final = "paused queue"
 """The kind of the documents that name the queues which are paused."""
 
-_PAGE = 500
 _MOST_AT_ONCE = 500
 """How many jobs are changed at once: they share commits."""
 _LONGEST_SLEEP_S = 30.0
@@ -131,22 +130,12 @@ class Scheduler:
 
     async def _take_stock(self) -> None:
         """Learn of every job that has not ended."""
-        after: str | None = None
-        filter = JobFilter(status=list(UNFINISHED))
         with self._stock.reading() as heard:
-            while True:
-                query = Query(filter=filter, limit=_PAGE, after=after)
-                try:
-                    page = await self._jobdb.page(query)
-                except JobNotFound:  # the last one of the page before was deleted
-                    after = None
-                    continue
-                for record in page:
-                    if record.self_id not in heard:
-                        self._stock.take(record)
-                if len(page) < _PAGE:
-                    return
-                after = page[-1].self_id
+            async with aclosing(self._jobdb.turns()) as turns:
+                async for page in turns:
+                    for turn in page:
+                        if turn.self_id not in heard:
+                            self._stock.take(turn)
 
     def _note(self, record: JobRecord) -> None:
         if self._stock.hear(record):
@@ -290,7 +279,7 @@ class _Stock:
             self._heard.add(record.self_id)
         return self.take(record)
 
-    def take(self, record: JobRecord) -> bool:
+    def take(self, record: JobRecord | Turn) -> bool:
         """Take note of a record; return whether there may be something to do now."""
         job_id, status = record.self_id, record.status
         if status in ALIVE:
@@ -301,13 +290,10 @@ class _Stock:
                 self._graph.started(job_id)
                 self.queue.occupy(job_id, record.queue)
             return False
-        if status is Status.pending:
-            self._leave(job_id)
-            self._pend(record)
-            return True
-        if status is Status.queued:
-            self._leave(job_id)
-            self._queue(record)
+        if status is Status.pending or status is Status.queued:
+            if self._knows(job_id):
+                self._leave(job_id)
+            (self._pend if status is Status.pending else self._queue)(record)
             return True
         return self._end(job_id, succeeded=status is Status.finished, how=str(status))
 
@@ -333,7 +319,7 @@ class _Stock:
             return True
         return was_known and bool(self._queued)
 
-    def _queue(self, record: JobRecord) -> None:
+    def _queue(self, record: JobRecord | Turn) -> None:
         self._graph.started(record.self_id)
         queued_at = record.last_update.timestamp() if record.last_update else 0.0
         deadline = record.start_deadline
@@ -353,7 +339,7 @@ class _Stock:
             self.queue.release(job_id)
             self.queue.add(waiting)
 
-    def _pend(self, record: JobRecord) -> None:
+    def _pend(self, record: JobRecord | Turn) -> None:
         job_id = record.self_id
         if record.submitted_at is None:
             self._graph.started(job_id)

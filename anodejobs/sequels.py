@@ -54,10 +54,17 @@ def with_sequel(
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
 
 
+_MOST_RECOVERIES = 10
+"""How often a job is run again that was interrupted: it may be what brings the machine down."""
+
+
 def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
     """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
     if event.retry_at is not None or not _may_go_on(record, event):
         return event
+    history = record.metadata.get("recovery_history")
+    if recovery == "pending" and isinstance(history, list) and len(history) >= _MOST_RECOVERIES:
+        return replace(event, error=f"{event.error}; gave up: {len(history)} recoveries")
     match recovery:
         case "lost":
             return event
@@ -123,6 +130,12 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
         error=record.error,
     )
     return [*ended, last]
+
+
+def begun_attempt(record: JobRecord) -> int:
+    """Return the last attempt that was started."""
+    is_begun = record.status not in WAITING and record.status is not Status.cancelled
+    return record.attempt if is_begun else max(1, record.attempt - 1)
 
 
 def _is_of(record: JobRecord, at: datetime) -> bool:

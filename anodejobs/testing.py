@@ -482,10 +482,18 @@ class StoreContract:
             status=Status.pending,
             depends_on=["c", "b"],
             metadata={"deep": [{"er": None}]},
+            result={"r": [1.5]},
         )
         await store.commit([save])
         assert await store.get("a-job") == _as_stored(insert, record=save.record)
         assert await store.page(Query(filter=JobFilter(tags=["red"]))) == [save.record]
+
+    async def test_a_respecified_job_can_lose_what_it_had(self, store: JobStore) -> None:
+        record = await _put(store, make_record(depends_on=["a"], metadata={"a": 1}, result=[1]))
+        empty: dict[str, Any] = {"depends_on": [], "metadata": {}, "result": None}
+        save = make_save(record, is_respecified=True, **empty)
+        await store.commit([save])
+        assert await _record(store) == save.record
 
     async def test_a_refused_respecification_changes_nothing(self, store: JobStore) -> None:
         insert = make_insert(make_record(depends_on=["a"], metadata={"a": 1}))

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any, Final
 
 from anodejobs import documents
@@ -45,9 +46,10 @@ class _Entry:
 
     name: str
     mark: str
-    """Tells it from others of its name."""
+    """Tells it from what else there may have been of its name. Those who say the same at the same
+    time, as the workers of a server do, say the same schedule."""
     since: datetime
-    """From when on it fires."""
+    """From when on it fires. Where several have said it, whoever sees to it has chosen."""
     schedule: Schedule
     spec: dict[str, Any]
     env: dict[str, str]
@@ -93,6 +95,7 @@ class _Progress:
 
     mark: str
     """That of the entry."""
+    since: datetime
     until: datetime
     """Firings up to here have been seen to."""
     last_job: str | None = None
@@ -103,6 +106,7 @@ class _Progress:
         return documents.encoded(
             {
                 "mark": self.mark,
+                "since": self.since.isoformat(),
                 "until": self.until.isoformat(),
                 "last_job": self.last_job,
                 "making": self.making and self.making.isoformat(),
@@ -115,7 +119,8 @@ class _Progress:
 
         Raises InvalidJob.
         """
-        start = cls(mark=entry.mark, until=entry.since - timedelta.resolution)
+        until = entry.since - timedelta.resolution
+        start = cls(mark=entry.mark, since=entry.since, until=until)
         if text is None:
             return start
         try:
@@ -124,6 +129,7 @@ class _Progress:
                 return dataclasses.replace(start, last_job=kept["last_job"])
             return cls(
                 mark=entry.mark,
+                since=datetime.fromisoformat(kept["since"]),
                 until=datetime.fromisoformat(kept["until"]),
                 last_job=kept["last_job"],
                 making=kept["making"] and datetime.fromisoformat(kept["making"]),
@@ -131,6 +137,46 @@ class _Progress:
         except (KeyError, TypeError, ValueError) as error:
             problem = f"how far {entry.name!r} is cannot be read: {error!r}"
             raise InvalidJob("schedule", problem) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """A schedule as it was read from its documents."""
+
+    text: str
+    progress_text: str | None
+    entry: _Entry
+    progress: _Progress
+    following: datetime | None
+    """When it fires next."""
+
+    @classmethod
+    def of(cls, name: str, text: str, progress_text: str | None) -> _Known | None:
+        """Return what documents say, None where a newer anodejobs has kept them."""
+        try:
+            entry = _Entry.from_text(name, text)
+            progress = _Progress.of(entry, progress_text)
+        except InvalidJob as error:
+            LOG.error("%s; it is left out", error)
+            return None
+        entry = dataclasses.replace(entry, since=progress.since)
+        return cls(
+            text=text,
+            progress_text=progress_text,
+            entry=entry,
+            progress=progress,
+            following=next_after(entry.times, progress.until),
+        )
+
+    def told(self) -> Scheduled:
+        """Return what is told of it: nothing of the environment."""
+        return Scheduled(
+            name=self.entry.name,
+            schedule=_schedule_to_json(self.entry.times),
+            command=self.entry.spec["command"],
+            next_at=self.following,
+            last_job=self.progress.last_job,
+        )
 
 
 class Timetable:
@@ -147,6 +193,8 @@ class Timetable:
         """Held while a job is made and while a schedule goes: none is made after that."""
         self._seen: Mapping[str, str] | None = None
         """The schedules as they were when all of them had been seen to."""
+        self._known: dict[str, _Known] = {}
+        """What is known of them: to read one costs a thousand times what it costs to keep it."""
         self._next_at: datetime | None = None
         """When there is something to do for these."""
 
@@ -160,26 +208,33 @@ class Timetable:
         _check(name, spec, schedule)
         plan = self._planner.plan(spec, "submit")
         now = self._now()
+        launch = plan.launch
+        # What the application says for all its jobs, and not the one that will make this.
+        own = {"cwd": launch.cwd, "stop_grace": launch.stop_grace}
+        fields = {**documents.spec_to_json(spec), **own}
         entry = _Entry(
             name=name,
-            mark=uuid.uuid4().hex,
+            mark=_mark(schedule, fields),
             since=now,
             schedule=schedule,
-            spec={**documents.spec_to_json(spec), "cwd": plan.launch.cwd},
-            env=plan.launch.base_env,
+            spec=fields,
+            env=launch.base_env,
         )
         # As it will be read and made: whatever is wrong with it is to be said now.
         self._plan(_Entry.from_text(name, entry.to_text()), now)
         old = await self._find(name)
-        if old is not None and (old.schedule, old.spec) == (schedule, entry.spec):
-            entry = dataclasses.replace(entry, mark=old.mark, since=old.since)
+        if old is not None and old.mark == entry.mark:
+            entry = dataclasses.replace(entry, since=old.since)
         elif next_after(entry.times, now - timedelta.resolution) is None:
             field = "end" if schedule.at is None else "at"
             raise InvalidJob(field, "is over: it would never fire")
-        await self._jobdb.put_document(SCHEDULE, name, entry.to_text())
+        text = entry.to_text()
+        await self._jobdb.put_document(SCHEDULE, name, text)
         self._woken.set()
         progress = await self._jobdb.documents(PROGRESS)
-        return _told(entry, _Progress.of(entry, progress.get(name)))
+        known = _Known.of(name, text, progress.get(name)) or _Known.of(name, text, None)
+        assert known is not None  # it was read before
+        return known.told()
 
     async def _find(self, name: str) -> _Entry | None:
         text = (await self._jobdb.documents(SCHEDULE)).get(name)
@@ -202,8 +257,8 @@ class Timetable:
         """Return all schedules by name."""
         kept = await self._jobdb.documents(SCHEDULE)
         progress = await self._jobdb.documents(PROGRESS)
-        known = [_read(name, text, progress.get(name)) for name, text in kept.items()]
-        return {pair[0].name: _told(*pair) for pair in known if pair is not None}
+        known = [_Known.of(name, text, progress.get(name)) for name, text in kept.items()]
+        return {k.entry.name: k.told() for k in known if k is not None}
 
     # Seeing to them.
 
@@ -245,19 +300,31 @@ class Timetable:
         progress = await self._jobdb.documents(PROGRESS)
         for name in progress.keys() - kept.keys():  # it was removed while we saw to it
             await self._jobdb.put_document(PROGRESS, name, None)
+        known: dict[str, _Known] = {}
         for name, text in kept.items():
-            known = _read(name, text, progress.get(name))
-            if known is None:
+            state = self._known.get(name)
+            if state is None or (state.text, state.progress_text) != (text, progress.get(name)):
+                state = await self._read(name, text, progress.get(name))
+            if state is None:
                 continue
-            entry, state = known
-            now = self._now()
-            following = next_after(entry.times, state.until)
+            known[name] = state
+            following, now = state.following, self._now()
             if following is not None and following <= now:
-                await self._see_to(entry, text, state, now)
-                following = next_after(entry.times, now)
+                await self._see_to(state.entry, text, state.progress, now)
+                following = next_after(state.entry.times, now)
             if following is not None:
                 moments.append(following)
+        self._known = known
         return min(moments, default=None)
+
+    async def _read(self, name: str, text: str, progress_text: str | None) -> _Known | None:
+        """Return what documents say; from the first time on, it is on record when they began."""
+        await asyncio.sleep(0)  # there may be very many: others have a turn in between
+        known = _Known.of(name, text, progress_text)
+        if known is None or progress_text == known.progress.to_text():
+            return known
+        await self._keep(known.entry, known.progress)
+        return dataclasses.replace(known, progress_text=known.progress.to_text())
 
     async def _see_to(self, entry: _Entry, text: str, progress: _Progress, now: datetime) -> None:
         """Make the jobs that are due of one schedule, for as long as this is its text."""
@@ -275,7 +342,8 @@ class Timetable:
                 if (await self._jobdb.documents(SCHEDULE)).get(entry.name) != text:
                     return
                 last_job = await self._fire(entry, firing, last_job)
-        await self._keep(entry, _Progress(mark=entry.mark, until=now, last_job=last_job))
+        done = dataclasses.replace(progress, until=now, last_job=last_job, making=None)
+        await self._keep(entry, done)
 
     async def _resumed(self, entry: _Entry, progress: _Progress) -> _Progress:
         """Return how far it is where somebody may have died before that was kept."""
@@ -329,25 +397,9 @@ def _check(name: str, spec: JobSpec, schedule: Schedule) -> None:
         raise InvalidJob("overlap", f"{problem}: the job before may have failed")
 
 
-def _read(name: str, text: str, progress: str | None) -> tuple[_Entry, _Progress] | None:
-    """Return a schedule and how far it is, None where a newer anodejobs has kept it."""
-    try:
-        entry = _Entry.from_text(name, text)
-        return entry, _Progress.of(entry, progress)
-    except InvalidJob as error:
-        LOG.error("%s; it is left out", error)
-        return None
-
-
-def _told(entry: _Entry, progress: _Progress) -> Scheduled:
-    """Return what is told of a schedule: nothing of the environment."""
-    return Scheduled(
-        name=entry.name,
-        schedule=_schedule_to_json(entry.times),
-        command=entry.spec["command"],
-        next_at=next_after(entry.times, progress.until),
-        last_job=progress.last_job,
-    )
+def _mark(schedule: Schedule, spec: Mapping[str, Any]) -> str:
+    said = json.dumps([_schedule_to_json(schedule), spec], sort_keys=True)
+    return sha256(said.encode()).hexdigest()
 
 
 def _schedule_to_json(schedule: Schedule) -> dict[str, Any]:

@@ -331,7 +331,7 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
         case Submitted():
             return {"submitted_at": event.at}
         case Admitted():
-            return _UNSTARTED
+            return {**_UNSTARTED, "host": event.host or record.host}
         case Withdrawn():
             return {"finished_at": event.at, "error": event.error}
         case Relinked():

@@ -12,9 +12,9 @@ import contextlib
 import logging
 import random
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -76,11 +76,12 @@ class Watcher:
         executor: Executor,
         tasks: asyncio.TaskGroup,
         *,
-        files: Path,
+        files: JobFiles,
         recovery: Recovery,
     ) -> None:
         self._jobdb = jobdb
         self._files = files
+        self._host = socket.gethostname()
         self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
@@ -202,7 +203,7 @@ class Watcher:
             refused = await self._executor.prepare()
             faults.reached("host: a job was admitted")
             try:
-                admitted = await self._jobdb.admit(job_id, attempt)
+                admitted = await self._jobdb.admit(job_id, attempt, self._host)
             except StoreError:
                 is_doubtful = True
                 raise
@@ -397,7 +398,7 @@ class Watcher:
 
     async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
         """Return the end of an attempt with what it had to say for itself."""
-        files, logfile, number = JobFiles(self._files), record.logfile, record.attempt
+        files, logfile, number = self._files, record.logfile, record.attempt
         progress = last_progress(files.progress(logfile, number))
         if progress is not None:
             exit = replace(exit, progress=progress[0])
@@ -539,7 +540,7 @@ class Watcher:
 
     async def _take_over(self, job: Unfinished) -> None:
         stored = await self._current(job)
-        if stored is None:
+        if stored is None or not self._is_of_here(stored):
             return
         if stored.attempt.supervisor != self._executor.supervisor:
             # Claimed before it is touched: two who read one pipe would each get half of it.
@@ -587,8 +588,12 @@ class Watcher:
 
     def _meet(self, stored: Stored) -> None:
         """See whether anybody looks after a job that was not written here."""
-        if stored.attempt.supervisor != self._executor.supervisor:
+        if stored.attempt.supervisor != self._executor.supervisor and self._is_of_here(stored):
             self._heed(stored.attempt.supervisor)
+
+    def _is_of_here(self, stored: Stored) -> bool:
+        """Return whether the job is of this machine: nobody can see to those of another one."""
+        return not self._jobdb.is_shared_by_hosts or stored.record.host == self._host
 
     def _heed(self, supervisor: str) -> None:
         """See to it that jobs are taken on when their supervisor, another one, has gone."""

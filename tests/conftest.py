@@ -127,9 +127,18 @@ def nothing_left_over() -> Iterator[None]:
     )
 
 
+PURE = {
+    *("test_dependencies", "test_errors", "test_jobqueue", "test_planner", "test_records"),
+    *("test_retries", "test_schedules", "test_sequels", "test_templates", "test_transitions"),
+}
+"""Tests of what decides and touches nothing. The same anywhere, they need not run everywhere."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have those tests looked after for tasks that have an event loop."""
+    """Have those tests looked after for tasks that have an event loop, and the pure ones marked."""
     for item in items:
+        if item.path.stem in PURE:
+            item.add_marker("pure")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_task_left_over")
 

@@ -31,7 +31,10 @@ def benchmark(subject: str, **env: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("subject", ["exit-to-awake", "live@5000", "queue@100k", "transitions@64"])
+SUBJECTS = ["exit-to-awake", "live@5000", "queue@100k", "transitions@64", "turns@100k"]
+
+
+@pytest.mark.parametrize("subject", [*SUBJECTS, "submit-to-start"])
 def test_a_subject_runs_with_all_its_sides(subject: str) -> None:
     assert subject in benchmark(subject)
 

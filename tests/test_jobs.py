@@ -35,8 +35,8 @@ from anodejobs import (
     StatusUnreachable,
     StoreError,
     WaitTimeout,
+    arguments,
 )
-from anodejobs import jobs as jobs_module
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
@@ -232,7 +232,7 @@ async def test_a_result_that_is_too_old_is_made_again(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ended(jobs, "true", "result")
-    monkeypatch.setattr(jobs_module, "utc_now", lambda: utc_now() + timedelta(seconds=1001))
+    monkeypatch.setattr(arguments, "utc_now", lambda: utc_now() + timedelta(seconds=1001))
     new = await jobs.run("true", "result", if_exists="skip", fresh_for=1000)
     assert new.status is Status.running
 

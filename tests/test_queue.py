@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +33,7 @@ from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
-from anodejobs.stores.base import Save, Write
+from anodejobs.stores.base import Save, Turn, Write
 
 LIMIT_S = 20.0
 
@@ -330,6 +330,7 @@ async def test_a_queue_has_slots_of_its_own(tmp_path: Path) -> None:
 async def test_a_full_queue_holds_up_no_other(tmp_path: Path) -> None:
     async with opened(tmp_path, queues={"gpu": 1}) as jobs:
         await jobs.submit("sleep 1000", "holder", queue="gpu")
+        await jobs.wait("holder", "running")
         await jobs.submit("true", "second", queue="gpu", priority="critical")
         await jobs.submit("true", "other", priority="low")
         await ended(jobs, "other")
@@ -814,7 +815,7 @@ async def test_a_batch_is_created_in_order_and_waits(jobs: Jobs) -> None:
 async def test_a_batch_runs_by_the_indices_that_its_jobs_depend_on(
     jobs: Jobs, tmp_path: Path
 ) -> None:
-    specs = [
+    specs: list[dict[str, Any]] = [
         {"command": noting(tmp_path, "load"), "depends_on": [1]},
         {"command": noting(tmp_path, "transform"), "depends_on": [2]},
         {"command": noting(tmp_path, "extract")},
@@ -1190,10 +1191,12 @@ class FailingStore(SqliteJobStore):
             self._fail()
         return await super().commit(writes)
 
-    async def page(self, query: Any) -> list[JobRecord]:
+    async def turns(self) -> AsyncGenerator[Sequence[Turn], None]:
         if self.fails_reads:
             self._fail()
-        return await super().page(query)
+        async with aclosing(super().turns()) as turns:
+            async for page in turns:
+                yield page
 
     def _fail(self) -> None:
         self.failures += 1
@@ -1292,12 +1295,13 @@ async def test_what_ends_while_records_are_read_holds_no_slot(tmp_path: Path) ->
         has_read = asyncio.Event()
         may_go_on = asyncio.Event()
 
-        async def page(self, query: Any) -> list[JobRecord]:
-            records = await super().page(query)
-            if any(record.self_id == "short" for record in records) and not self.has_read.is_set():
-                self.has_read.set()
-                await self.may_go_on.wait()
-            return records
+        async def turns(self) -> AsyncGenerator[Sequence[Turn], None]:
+            async with aclosing(super().turns()) as turns:
+                async for page in turns:
+                    assert {turn.self_id for turn in page} == {"job", "short"}
+                    self.has_read.set()
+                    await self.may_go_on.wait()
+                    yield page
 
     store = SlowStore(tmp_path / "job_db" / "jobs.db")
     released = asyncio.Event()

@@ -231,6 +231,20 @@ async def test_logs_that_cannot_be_removed_are_told_of_as_the_stores_error(jobs:
     log.rmdir()
 
 
+async def test_logs_that_cannot_be_removed_keep_no_others(jobs: Jobs) -> None:
+    for job_id in ("a", "b", "c"):
+        await jobs.run("echo hi", job_id)
+        record = await jobs.wait(job_id)
+    logs = Path(record.logdir)
+    (logs / "b_out.txt").unlink()
+    (logs / "b_out.txt").mkdir()
+    with pytest.raises(StoreError, match="job 'b' is deleted, but not its logs"):
+        await jobs.cleanup(0)
+    assert await ids(jobs) == set()
+    assert [path.name for path in logs.iterdir()] == ["b_out.txt"]
+    (logs / "b_out.txt").rmdir()
+
+
 # By itself.
 
 

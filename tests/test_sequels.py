@@ -406,6 +406,13 @@ def test_a_loss_of_what_took_too_long_becomes_what_is_wanted():
     assert recovered(before, LOST, "pending").retry_at == NOON
 
 
+def test_a_job_that_was_interrupted_very_often_is_not_run_again() -> None:
+    ten = record(metadata={"recovery_history": [{"became": "pending"}] * 10})
+    end = recovered(ten, LOST, "pending")
+    assert end.retry_at is None
+    assert end.error.endswith("gave up: 10 recoveries")
+
+
 # The attempts so far.
 
 

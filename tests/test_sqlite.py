@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from anodejobs.records import JobEvent, JobRecord
 from anodejobs.stores.base import Query, Stored
 from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
+from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_record, make_save
 
 IS_LINUX = sys.platform == "linux"
@@ -887,3 +889,40 @@ async def _assert_failed_and_went_on(running: subprocess.Popen[str]) -> None:
     assert int(running.stdout.readline()) > 0
     assert len(running.stdout.readline().split()) == 50
     assert ends_well(running)
+
+
+async def test_a_batch_that_failed_in_the_call_of_somebody_cancelled_is_not_told_as_applied(
+    tmp_path, monkeypatch
+):
+    def fail(self, connection):
+        raise sqlite3.OperationalError("as it happens")
+
+    async with opened(tmp_path / "jobs.db") as store:
+        # What holds the writer's thread up until both calls are in its line.
+        release = threading.Event()
+        assert store._writer is not None
+        await store._writer.create_function("hold", 0, lambda: release.wait(10))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(store._writer.execute("SELECT hold()"))
+            cancelled = tasks.create_task(store.put_document("kind", "name", "body"))
+            await _turns_of_the_loop()
+            cancelled.cancel()
+            await _turns_of_the_loop()
+            monkeypatch.setattr(Batch, "apply", fail)
+            batch = tasks.create_task(_error_of(put(store, "a")))
+            await _turns_of_the_loop()
+            release.set()
+        assert "as it happens" in str(batch.result())
+        monkeypatch.undo()
+        assert await put(store, "a") == [1]
+
+
+async def _turns_of_the_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def _error_of(work):
+    with pytest.raises(StoreError) as caught:
+        await work
+    return caught.value

@@ -79,26 +79,25 @@ LAYERS = [
         "stores.doorbell",
         "stores.file_lock",
         "stores.file_places",
-        "stores.rows",
         "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
-        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.sqlite_writes"),
+        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
     [
         *("executors.supervisors", "shim.orphans", "stores.file_folder", "stores.memory"),
-        "stores.sqlite_queries",
+        *("stores.sqlite_queries", "stores.sqlite_writes"),
     ],
     [
         *("executors.processes", "executors.shim", "stores.file", "stores.sqlite", "jobdb"),
         "succession",
     ],
     [
-        *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
+        *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
         "retention",
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed"],
+    ["watcher", "timetable", "catalogue", "progressfeed", "links"],
     ["scheduler"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus"],
@@ -310,6 +309,7 @@ def test_stores_know_nothing_above_them():
     for module in _modules("stores"):
         for known in _imports(module):
             assert known.startswith("stores") or known in (
+                "dependencies",
                 "errors",
                 "events",
                 "records",

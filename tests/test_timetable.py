@@ -427,6 +427,45 @@ async def test_the_same_said_again_brings_the_present_environment(
     assert (await jobs.job_logs("s@2024-02-29T12:01:00Z"))[0] == "now\n"
 
 
+@pytest.mark.parametrize("was_another", [False, True])
+async def test_the_same_said_by_two_at_once_is_one_schedule(
+    tmp_path: Path, was_another: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers of a server all say what they want when they start."""
+    clock, later = Clock(at(0)), Clock(at(0.001))
+    async with opened(tmp_path / "db", clock) as one, opened(tmp_path / "db", later) as two:
+        if was_another:
+            await one.schedule("echo old", "s", at=at(999))
+        has_looked, may_go_on = asyncio.Event(), asyncio.Event()
+        find = two._timetable._find
+
+        async def interrupted(name: str) -> Any:
+            found = await find(name)
+            has_looked.set()
+            await may_go_on.wait()
+            return found
+
+        monkeypatch.setattr(two._timetable, "_find", interrupted)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(two.schedule("echo new", "s", every=300))
+            await has_looked.wait()
+            await one.schedule("echo new", "s", every=300)
+            await appeared(one, "s@")
+            may_go_on.set()
+        await look(one, clock, at(1))
+        assert await made(one, "s") == ["0"]
+        assert (await two.schedules())["s"].next_at == at(5)
+
+
+async def test_a_job_that_was_deleted_does_not_come_again(jobs: Jobs, clock: Clock) -> None:
+    await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="allow")
+    await look(jobs, clock, at(0))
+    await jobs.cancel("s@2024-02-29T12:00:00Z")
+    await jobs.delete("s@2024-02-29T12:00:00Z")
+    await look(jobs, clock, at(1))
+    assert await made(jobs, "s") == []
+
+
 async def test_a_moment_that_is_over_may_be_said_again(jobs: Jobs, clock: Clock) -> None:
     for _ in range(2):
         told = await jobs.schedule("true", "s", at=at(0))
@@ -514,7 +553,7 @@ class StoppingStore(MemoryJobStore):
             await self.may_go_on.wait()
 
 
-STEPS = [(when, step) for step in (1, 2, 3) for when in ("before", "after")]
+STEPS = [(when, step) for step in (1, 2, 3, 4) for when in ("before", "after")]
 
 
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
@@ -600,7 +639,7 @@ async def test_of_missed_firings_none_is_made_up_for_once_it_is_forgotten(
 ) -> None:
     store = StoppingStore()
     await paused(store)
-    store.stops_at = ("after", 4)
+    store.stops_at = ("after", 5)
     async with opened(tmp_path, clock, store=store) as jobs:
         await jobs.schedule(
             "true", "s", cron="* * * * *", start=at(-100), misfire="all", overlap="allow"
@@ -896,6 +935,27 @@ async def test_when_the_process_that_acts_is_killed_another_one_goes_on(tmp_path
             if host.returncode is None:
                 host.kill()
             await host.communicate()
+
+
+async def test_where_one_fires_the_others_are_not_read_anew(
+    jobs: Jobs, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(20):
+        await jobs.schedule("true", f"t{n}", cron="@yearly")
+    await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="allow")
+    await look(jobs, clock, at(1))
+    read: list[str] = []
+    entry = jobs._timetable._known["s"].entry
+
+    def noted(name: str, text: str) -> Any:
+        read.append(name)
+        return from_text(name, text)
+
+    from_text = type(entry).from_text
+    monkeypatch.setattr(type(entry), "from_text", noted)
+    await look(jobs, clock, at(5))
+    assert await made(jobs, "s") == ["0", "5"]
+    assert not [name for name in read if name.startswith("t")]
 
 
 async def test_the_progress_of_what_is_forgotten_is_forgotten(jobs: Jobs, clock: Clock) -> None:

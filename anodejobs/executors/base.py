@@ -27,7 +27,7 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.jobfiles import JobFiles
+from anodejobs.jobfiles import job_files
 from anodejobs.logs import LogTail, log_name
 
 _quoted = encode_basestring_ascii
@@ -113,7 +113,7 @@ class Launch:
             "ANODEJOBS_TOKEN": token,
         }
         if self.files:
-            marks |= JobFiles(self.files).variables(log_name(self.job_id), attempt_number)
+            marks |= job_files(self.files).variables(log_name(self.job_id), attempt_number)
         return marks
 
     def to_text(self) -> str:

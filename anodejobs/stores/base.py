@@ -8,12 +8,13 @@ from, and is refused where the record has another one by now.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from anodejobs.errors import InvalidJob
+from anodejobs.errors import InvalidJob, JobNotFound
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.records import (
@@ -23,6 +24,7 @@ from anodejobs.records import (
     JobFilter,
     JobRecord,
     Metrics,
+    OnDependencyFailure,
     Status,
 )
 
@@ -64,8 +66,8 @@ class Save:
     """The next record of a job, made from the one whose revision was one less.
 
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
-    then may what filters look at change, beside the status. With ``is_respecified`` what the job
-    was asked to be has changed, dependencies or metadata; else only what happens to it may have.
+    then may what filters look at change, beside the status. With ``is_respecified`` its
+    dependencies, its metadata or its result may have changed; else only what happens to every job.
     """
 
     record: JobRecord
@@ -111,7 +113,25 @@ class Unfinished:
     attempt: Attempt
 
 
+_PAGE = 500
 UNFINISHED = tuple(status for status in Status if status not in TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is to be known of a job to let it take its turn; the fields of its record."""
+
+    self_id: str
+    status: Status
+    queue: str
+    priority: int
+    attempt: int
+    last_update: datetime | None
+    submitted_at: datetime | None
+    due_at: datetime | None
+    start_deadline: float | None
+    depends_on: Sequence[str]
+    on_dependency_failure: OnDependencyFailure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +170,10 @@ class JobStore(ABC):
     """
 
     lock_path: Path | None = None
-    """A file for processes that share the records to lock; None where no other one can."""
+    """A file for processes that share the records to lock; None where no other one can, or where
+    they need not be on this machine."""
+    is_shared_by_hosts = False
+    """Whether processes on other machines may use the records, too."""
 
     @abstractmethod
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
@@ -187,6 +210,24 @@ class JobStore(ABC):
     @abstractmethod
     async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         """Return every job that is in one of the statuses; by default: that has not ended."""
+
+    async def turns(self) -> AsyncGenerator[Sequence[JobRecord | Turn], None]:
+        """Give every job that has not ended, some at a time.
+
+        To be made better where a store can read a part of a record in less time than all of it.
+        """
+        after: str | None = None
+        filter = JobFilter(status=list(UNFINISHED))
+        while True:
+            try:
+                page = await self.page(Query(filter=filter, limit=_PAGE, after=after))
+            except JobNotFound:  # the last one of the page before was deleted
+                after = None
+                continue
+            yield page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].self_id
 
     @abstractmethod
     async def page(self, query: Query) -> list[JobRecord]:

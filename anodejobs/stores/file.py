@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -73,6 +73,9 @@ class FileJobStore(JobStore):
 
     async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         return await self._read(lambda contents: contents.unfinished(statuses))
+
+    async def turns(self) -> AsyncGenerator[Sequence[JobRecord], None]:
+        yield await self.page(Query(filter=JobFilter(status=list(UNFINISHED))))
 
     async def page(self, query: Query) -> list[JobRecord]:
         return await self._read(lambda contents: contents.page(query))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from anodejobs.records import JobRecord, Status
+from anodejobs.stores.base import Turn
 
 Row = tuple[Any, ...]
 
@@ -98,6 +99,28 @@ def spec_of(record: JobRecord) -> str:
     if record.run_at is not None:
         spec["run_at"] = micros(record.run_at)
     return json.dumps(spec)
+
+
+def turn_of(row: Sequence[Any]) -> Turn:
+    """Return the turn of a row of ``TURN``, and of what may follow. Raises ValueError."""
+    job_id, status, queue, priority, number, last_update, submitted_at, due_at, deadline, spec = row
+    asked = json.loads(spec) if spec else {}
+    return Turn(
+        job_id,
+        _STATUSES[status],
+        queue,
+        priority,
+        number,
+        _moment(last_update or None),
+        _moment(submitted_at),
+        _moment(due_at),
+        deadline,
+        asked.get("depends_on", ()),
+        asked.get("on_dependency_failure", "cancel"),
+    )
+
+
+_STATUSES: Final = {status.value: status for status in Status}
 
 
 def record_of(row: Sequence[Any]) -> JobRecord:

@@ -15,6 +15,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Callable,
     Collection,
@@ -33,10 +34,10 @@ from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
 from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
+from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
-from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of
-from anodejobs.stores.sqlite_queries import LARGEST, TALLY, column, page, where
+from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of, turn_of
+from anodejobs.stores.sqlite_queries import LARGEST, TALLY, TURN, column, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Environments
 from anodejobs.stores.tally import Group, metrics_of
 
@@ -164,6 +165,8 @@ MIGRATIONS = (
     """,
 )
 
+_TURNS = 1000
+"""How many turns are read at once."""
 _BUSY_TIMEOUT_S = 60.0
 _CHECKPOINT_AFTER_WRITES = 1000
 _TRUNCATE_ABOVE_BYTES = 64 * 1024 * 1024
@@ -239,6 +242,8 @@ class SqliteJobStore(JobStore):
         # aiosqlite sends each of its calls to the thread of the connection and back. The one
         # hop that carries a whole batch is commit(), which `_Writer` makes apply it.
         await self._writer.commit()
+        if batch.failure is not None:  # in the call of somebody who was cancelled
+            raise batch.failure
         batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
@@ -264,6 +269,16 @@ class SqliteJobStore(JobStore):
                 Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
                 for job_id, status, attempt in rows
             ]
+
+    async def turns(self) -> AsyncGenerator[Sequence[Turn], None]:
+        filter, last, after = JobFilter(status=list(UNFINISHED)), None, None
+        while True:
+            query = Query(filter=filter, limit=_TURNS, after=after)
+            rows = list(await self._read(*page(query, last, TURN)))
+            yield [turn_of(row[:-1]) for row in rows]
+            if len(rows) < _TURNS:
+                return
+            after, last = rows[-1][0], rows[-1][-1]
 
     async def page(self, query: Query) -> list[JobRecord]:
         last = None
@@ -386,7 +401,8 @@ class SqliteJobStore(JobStore):
             connection.execute("BEGIN IMMEDIATE")
             batch.apply(connection)
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            batch.failure = error
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise

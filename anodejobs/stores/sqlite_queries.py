@@ -52,7 +52,15 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
     return (f" WHERE {' AND '.join(clauses)}" if clauses else ""), tuple(parameters)
 
 
-def page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
+RECORD = f"{RECORD_COLUMNS}, spec"
+TURN = (
+    "job_id, status, queue, priority, number, last_update, submitted_at, due_at,"
+    " json_extract(spec, '$.start_deadline'), CASE status WHEN 'pending' THEN spec END, created_at"
+)
+"""What ``turn_of`` wants, and what the turns are sorted by."""
+
+
+def page(query: Query, last: Any, columns: str = RECORD) -> tuple[str, tuple[Any, ...]]:
     """Return the statement for a page; ``last`` is the sort value of ``query.after``.
 
     Where one of several statuses will do, the index gives each status its own page in order, and
@@ -83,7 +91,7 @@ def page(query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
         selects.append(f"SELECT * FROM (SELECT * FROM jobs{clause}{order})")
         parameters.append(end)
     sql = (
-        f"SELECT {RECORD_COLUMNS}, spec FROM ({' UNION ALL '.join(selects)})"
+        f"SELECT {columns} FROM ({' UNION ALL '.join(selects)})"
         f" JOIN specs USING (job_id){order} OFFSET ?"
     )
     return sql, (*parameters, limit, query.offset)

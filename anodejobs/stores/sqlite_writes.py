@@ -106,6 +106,8 @@ class Batch:
         self._new_environments = environments.take_new()
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
+        self.failure: BaseException | None = None
+        """Why it was not."""
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statements. The caller has begun a transaction and commits it."""
@@ -158,13 +160,15 @@ class Batch:
         return results
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DocumentWrite:
     """One document that is kept, or removed."""
 
     kind: str
     name: str
     body: str | None
+    failure: BaseException | None = None
+    """Why it was not."""
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statement, as ``Batch.apply``."""

@@ -1,0 +1,143 @@
+"""What callers hand in, checked: each function returns what is meant, or raises InvalidJob."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from anodejobs.errors import InvalidJob, WaitTimeout
+from anodejobs.events import utc_now
+from anodejobs.executors.base import STREAMS, Stream
+from anodejobs.records import JobFilter, JobRecord, Status, check_seconds
+
+AnyFilter = JobFilter | Mapping[str, Any]
+AnyStatus = Status | str
+IfExists = Literal["rerun", "skip", "error"]
+
+
+@asynccontextmanager
+async def time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
+    """Raise WaitTimeout after ``timeout`` seconds, if it says so many."""
+    if timeout is None:
+        yield
+        return
+    check_seconds("timeout", timeout)
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise WaitTimeout(what, timeout) from None
+        raise
+
+
+def replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:
+    """Return what says whether a new run may take the place of one that has ended."""
+    if if_exists not in ("rerun", "skip", "error"):
+        raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
+    if fresh_for is not None:
+        if if_exists != "skip":
+            raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
+        check_seconds("fresh_for", fresh_for)
+
+    def may_replace(old: JobRecord) -> bool:
+        if if_exists == "error":
+            raise InvalidJob("job_id", f"there is a job {old.self_id!r}, which is {old.status}")
+        return if_exists == "rerun" or not _is_fresh(old, fresh_for)
+
+    return may_replace
+
+
+def _is_fresh(record: JobRecord, fresh_for: float | None) -> bool:
+    if fresh_for is None:
+        return True
+    if record.status is not Status.finished or record.finished_at is None:
+        return False
+    return (utc_now() - record.finished_at).total_seconds() <= fresh_for
+
+
+def statuses(status: AnyStatus | Iterable[AnyStatus] | None) -> frozenset[Status] | None:
+    """Return the statuses, None for None."""
+    if status is None:
+        return None
+    if not isinstance(status, Iterable):
+        raise InvalidJob("status", "must be a status, or several")
+    names = [status] if isinstance(status, str) else list(status)
+    try:
+        wanted = frozenset(Status(name) for name in names)
+    except ValueError as error:
+        raise InvalidJob("status", str(error)) from None
+    if not wanted:
+        raise InvalidJob("status", "names no status")
+    return wanted
+
+
+def unique_ids(job_ids: Iterable[str]) -> list[str]:
+    """Return the ids, each once; a single one is a list of one."""
+    return list(dict.fromkeys([job_ids] if isinstance(job_ids, str) else job_ids))
+
+
+def checked_filter(filter: AnyFilter | None) -> JobFilter:
+    """Return the filter; None is one that everything matches."""
+    return filter if isinstance(filter, JobFilter) else JobFilter(filter)
+
+
+def signal_number(sig: int | str) -> int:
+    """Return the number of a signal by its name or number."""
+    try:
+        if isinstance(sig, str):
+            name = sig.upper()
+            return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+        if isinstance(sig, int) and not isinstance(sig, bool) and sig in signal.valid_signals():
+            return int(sig)
+    except KeyError:
+        pass
+    raise InvalidJob("sig", f"{sig!r} is no signal here")
+
+
+def check_count(field: str, value: int | None, *, least: int) -> None:
+    """Raise InvalidJob where the value is neither None nor a whole number of at least so much."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
+
+
+def checked_offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) -> dict[Stream, int]:
+    """Return where each wanted stream is to be read from."""
+    if not isinstance(offset, Mapping):
+        offset = dict.fromkeys(wanted, offset)
+    for stream, value in offset.items():
+        if stream not in STREAMS:
+            raise InvalidJob("offset", f"{stream!r} is neither stdout nor stderr")
+        if value is None:
+            raise InvalidJob("offset", "must be a whole number")
+        check_count("offset", value, least=0)
+    return {stream: offset.get(stream, 0) for stream in wanted}
+
+
+def check_limits(
+    max_concurrent_jobs: int | None, queues: Mapping[str, int] | None, aging: float | None
+) -> None:
+    """Raise InvalidJob where the limits of the queue make no sense."""
+    check_count("max_concurrent_jobs", max_concurrent_jobs, least=1)
+    if queues is not None and not isinstance(queues, Mapping):
+        raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
+    for queue, slots in (queues or {}).items():
+        if not isinstance(queue, str):
+            raise InvalidJob("queues", f"{queue!r} is no name")
+        check_count("queues", slots, least=1)
+    if aging is not None and not check_seconds("aging", aging):
+        raise InvalidJob("aging", "must be above 0, or None for strict priorities")
+
+
+def checked_days(field: str, days: float | None) -> float | None:
+    """Return a number of days, or None for None."""
+    try:
+        return None if days is None else check_seconds(field, days)
+    except InvalidJob:
+        raise InvalidJob(field, "must be a finite number of days, zero or more") from None

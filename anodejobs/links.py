@@ -1,0 +1,81 @@
+"""Links: which job depends on which, as it is on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from anodejobs.errors import DependencyCycle, InvalidJob, InvalidTransition
+from anodejobs.events import Event, Relinked
+from anodejobs.jobdb import JobDB
+from anodejobs.records import WAITING, JobFilter, JobRecord
+from anodejobs.stores.base import Query
+
+
+class Links:
+    """Changes what jobs depend on, and refuses what can never come about."""
+
+    def __init__(self, jobdb: JobDB) -> None:
+        self._jobdb = jobdb
+
+    async def add(self, job_id: str, depends_on: str) -> JobRecord:
+        """Let a job wait for one more. Raises as ``check``, and InvalidTransition."""
+        await self.check(job_id, [depends_on])
+        return await self._relink(job_id, lambda known: dict.fromkeys((*known, depends_on)))
+
+    async def remove(self, job_id: str, depends_on: str) -> JobRecord:
+        """Let a job wait for that one no more. Raises InvalidTransition where it has started."""
+        return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
+
+    async def _relink(
+        self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]
+    ) -> JobRecord:
+        def relinked(record: JobRecord) -> Event:
+            if record.attempt > 1:  # it has started, and waits for a retry
+                raise InvalidTransition(job_id, record.status, Relinked.__name__)
+            return Relinked(depends_on=tuple(wanted(record.depends_on)))
+
+        return await self._jobdb.apply(job_id, relinked)
+
+    async def check(
+        self, job_id: str, depends_on: Iterable[str], known: Collection[str] = ()
+    ) -> None:
+        """Raise InvalidJob where there is no such job, DependencyCycle where one waits for it.
+
+        Those that are ``known`` are about to be there.
+        """
+        unseen = [other for other in depends_on if other not in known]
+        paths: dict[str, str | None] = dict.fromkeys(unseen)
+        found = await self._records(unseen)
+        for other in unseen:
+            if other not in found:
+                raise InvalidJob("depends_on", f"there is no job {other!r}")
+        # A chain may be long, and is only looked along where it may lead back to the job.
+        if not found or not await self._jobdb.dependents(job_id):
+            return
+        while found:
+            unseen = []
+            for record in found.values():
+                if record.self_id == job_id:
+                    raise DependencyCycle(_path(paths, job_id))
+                # What has started waits for nobody any more.
+                if record.status in WAITING and record.attempt == 1:
+                    fresh = [other for other in record.depends_on if other not in paths]
+                    paths.update(dict.fromkeys(fresh, record.self_id))
+                    unseen += fresh
+            found = await self._records(unseen)
+
+    async def _records(self, job_ids: list[str]) -> dict[str, JobRecord]:
+        if not job_ids:
+            return {}
+        page = await self._jobdb.page(Query(filter=JobFilter(self_id=job_ids)))
+        return {record.self_id: record for record in page}
+
+
+def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:
+    """Return a cycle of dependencies through the job, from whom each one was found by."""
+    cycle = [job_id]
+    found_by = paths[job_id]
+    while found_by is not None:
+        cycle.append(found_by)
+        found_by = paths[found_by]
+    return (job_id, *reversed(cycle[1:]))
