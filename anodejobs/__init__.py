@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from anodejobs.stores.base import (
         JobStore,
     )
+    from anodejobs.stores.file import (
+        FileJobStore,
+    )
     from anodejobs.stores.memory import (
         MemoryJobStore,
     )
@@ -81,6 +84,7 @@ __all__ = [
     "ExecutorError",
     "ExponentialBackoff",
     "Failure",
+    "FileJobStore",
     "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
@@ -154,6 +158,7 @@ _HOMES = {
     ),
     "anodejobs.schedules": ("Schedule",),
     "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.file": ("FileJobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),
     "anodejobs.stores.sqlite": ("SqliteJobStore",),
     "anodejobs.templates": (

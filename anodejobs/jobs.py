@@ -104,10 +104,10 @@ class Jobs:
     ``close()``. Opening takes care of what an earlier ``Jobs`` left on the directory: jobs that
     still run are adopted, those that are gone become ``lost``.
 
-    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``); by default SQLite in
-    ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children of a small process
-    that outlives the application; or ``"inline"``: they are children of the application and end
-    with it; or an Executor.
+    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``); by
+    default SQLite in ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children
+    of a small process that outlives the application; or ``"inline"``: they are children of the
+    application and end with it; or an Executor.
 
     Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
     and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of

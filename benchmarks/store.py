@@ -23,7 +23,7 @@ from benchmarks.rounds import Figures, Row, Size, Subject, at_least
 if TYPE_CHECKING:
     from anodejobs.jobdb import JobDB
     from anodejobs.records import JobRecord
-    from anodejobs.stores.base import Insert
+    from anodejobs.stores.base import Insert, JobStore
 
 RATE = "changes/s"
 CPU = "CPU us/change"
@@ -47,11 +47,23 @@ COUNT = """
 
 
 async def anodejobs(place: Path, size: Size) -> Figures:
-    from anodejobs.jobdb import JobDB
     from anodejobs.stores.sqlite import SqliteJobStore
 
+    return await _by_jobdb(SqliteJobStore(place / "jobs.db"), place, size)
+
+
+async def anodejobs_files(place: Path, size: Size) -> Figures:
+    """The same in a file for each job, every commit synced to the disk."""
+    from anodejobs.stores.file import FileJobStore
+
+    return await _by_jobdb(FileJobStore(place / "store"), place, size)
+
+
+async def _by_jobdb(store: JobStore, place: Path, size: Size) -> Figures:
+    from anodejobs.jobdb import JobDB
+
     callers, turns = size["callers"], size["changes"] // size["callers"]
-    jobdb = JobDB(SqliteJobStore(place / "jobs.db"))
+    jobdb = JobDB(store)
     await jobdb.open()
     try:
         async with asyncio.TaskGroup() as group:
@@ -160,6 +172,7 @@ def _figures(watch: Stopwatch, changes: int) -> Figures:
 
 SIDES = {
     "anodejobs": anodejobs,
+    "anodejobs, files": anodejobs_files,
     "sqlite3, rows made": sqlite_rows_made,
     "sqlite3, making rows": sqlite_making_rows,
 }
@@ -174,6 +187,7 @@ SUBJECTS = (
         rows=(
             Row(RATE, "sqlite3, rows made", at_least(2.0)),
             Row(RATE, "sqlite3, making rows"),
+            Row(RATE, "sqlite3, making rows", ours="anodejobs, files"),
             Row(CPU, "sqlite3, making rows"),
         ),
     ),

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from anodejobs import InvalidJob, JobFilter, Jobs, MemoryJobStore, SqliteJobStore, StoreError
+from anodejobs import (
+    FileJobStore,
+    InvalidJob,
+    JobFilter,
+    Jobs,
+    MemoryJobStore,
+    SqliteJobStore,
+    StoreError,
+)
 from anodejobs.stores import from_url
 from anodejobs.stores.base import JobStore, Query
 from anodejobs.testing import DurableStoreContract, StoreContract
@@ -20,6 +28,11 @@ class TestMemoryJobStore(StoreContract):
 class TestSqliteJobStore(DurableStoreContract):
     async def make_store(self, folder: Path) -> JobStore:
         return SqliteJobStore(folder / "jobs.db")
+
+
+class TestFileJobStore(DurableStoreContract):
+    async def make_store(self, folder: Path) -> JobStore:
+        return FileJobStore(folder / "store")
 
 
 def test_a_memory_url_names_a_memory_store():
@@ -42,8 +55,27 @@ def test_a_sqlite_url_names_a_file(url, path):
 
 
 @pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("file:///var/lib/jobs", "/var/lib/jobs"),
+        ("file:/var/lib/jobs", "/var/lib/jobs"),
+        ("file://localhost/var/lib/jobs", "/var/lib/jobs"),
+        ("file:///var/my%20jobs%23", "/var/my jobs#"),
+    ],
+)
+def test_a_file_url_names_a_folder(url, path):
+    store = from_url(url)
+    assert isinstance(store, FileJobStore)
+    assert store.path == Path(path)
+
+
+@pytest.mark.parametrize(
     "url",
-    ["", "jobs.db", "postgresql://host/jobs", "sqlite://", "sqlite:///", "sqlite://host/jobs.db"],
+    [
+        *("", "jobs.db", "postgresql://host/jobs"),
+        *("sqlite://", "sqlite:///", "sqlite://host/jobs.db"),
+        *("file://", "file:jobs", "file://host/jobs", "file:///jobs?a=b", "file:///jobs#1"),
+    ],
 )
 def test_a_url_of_no_store_is_a_store_error(url):
     with pytest.raises(StoreError, match="use memory:// or sqlite:///"):

@@ -24,6 +24,7 @@ PUBLIC = [
     "ExecutorError",
     "ExponentialBackoff",
     "Failure",
+    "FileJobStore",
     "FixedDelay",
     "InvalidJob",
     "InvalidTransition",
@@ -76,14 +77,22 @@ LAYERS = [
         "executors.children",
         "stores.base",
         "stores.doorbell",
+        "stores.file_lock",
+        "stores.file_places",
         "stores.tally",
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
-        *("stores.memory", "stores.rows"),
+        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
-    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries", "stores.sqlite_writes"],
-    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
+    [
+        *("executors.supervisors", "shim.orphans", "stores.file_folder", "stores.memory"),
+        *("stores.sqlite_queries", "stores.sqlite_writes"),
+    ],
+    [
+        *("executors.processes", "executors.shim", "stores.file", "stores.sqlite", "jobdb"),
+        "succession",
+    ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
         "retention",
@@ -304,6 +313,7 @@ def test_stores_know_nothing_above_them():
                 "errors",
                 "events",
                 "records",
+                "logs",
                 "executors.base",
             ), module
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from anodejobs.errors import StoreError
 from anodejobs.stores.base import JobStore
 
 
 def from_url(url: str, *, durability: str = "process") -> JobStore:
-    """Return the store a URL names: ``memory://`` or ``sqlite:///path/to/jobs.db``.
+    """Return the store a URL names, such as ``memory://`` or ``sqlite:///path/to/jobs.db``.
 
     The technology's module is imported only when it is chosen.
     """
@@ -22,10 +22,20 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
         # As SQLAlchemy has it: three slashes before a relative path, four before an absolute one.
         return sqlite_store(Path(unquote(parts.path[1:])), durability=durability)
+    if parts.scheme == "file" and _names_folder(parts):
+        from anodejobs.stores.file import FileJobStore
+
+        return FileJobStore(unquote(parts.path))
     raise StoreError(
         f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "
-        "use memory:// or sqlite:///path/to/jobs.db"
+        "use memory:// or sqlite:///path/to/jobs.db or file:///path/to/folder"
     )
+
+
+def _names_folder(parts: SplitResult) -> bool:
+    """Return whether it is as file URLs are: an absolute path on this machine, and that is all."""
+    is_here = parts.netloc in ("", "localhost")
+    return is_here and parts.path[:1] == "/" and not parts.query and not parts.fragment
 
 
 def sqlite_store(path: Path, *, durability: str) -> JobStore:
