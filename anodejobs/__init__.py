@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from anodejobs.stores.base import (
         JobStore,
     )
+    from anodejobs.stores.database import (
+        DatabaseJobStore,
+    )
     from anodejobs.stores.memory import (
         MemoryJobStore,
     )
@@ -76,6 +79,7 @@ __all__ = [
     "AnodeJobsError",
     "AttemptRecord",
     "BatchProgress",
+    "DatabaseJobStore",
     "DependencyCycle",
     "Durations",
     "ExecutorError",
@@ -154,6 +158,7 @@ _HOMES = {
     ),
     "anodejobs.schedules": ("Schedule",),
     "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),
     "anodejobs.stores.sqlite": ("SqliteJobStore",),
     "anodejobs.templates": (

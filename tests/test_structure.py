@@ -19,6 +19,7 @@ PUBLIC = [
     "AnodeJobsError",
     "AttemptRecord",
     "BatchProgress",
+    "DatabaseJobStore",
     "DependencyCycle",
     "Durations",
     "ExecutorError",
@@ -81,10 +82,19 @@ LAYERS = [
     ],
     [
         *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
-        *("stores.memory", "stores.sqlite_writes"),
+        *("stores.memory", "stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],
-    ["executors.supervisors", "shim.orphans", "stores.sqlite_queries"],
-    ["executors.processes", "executors.shim", "stores.sqlite", "jobdb", "succession"],
+    [
+        *("executors.supervisors", "shim.orphans", "stores.sqlite_queries"),
+        *("stores.sqlite_writes", "stores.database_queries", "stores.database_schema"),
+    ],
+    ["stores.database_writes"],
+    ["stores.database_server"],
+    ["stores.database_news"],
+    [
+        *("executors.processes", "executors.shim", "stores.sqlite", "stores.database", "jobdb"),
+        "succession",
+    ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents"),
         "retention",
@@ -150,7 +160,7 @@ def test_what_a_module_calls_public_is_there(module):
 
 STORES_AND_WEB = {
     *("sqlite3", "aiosqlite", "fastapi", "starlette", "aiohttp", "sqlalchemy"),
-    "prometheus_client",
+    *("prometheus_client", "asyncpg", "aiomysql"),
 }
 
 

@@ -22,9 +22,14 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
     if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
         # As SQLAlchemy has it: three slashes before a relative path, four before an absolute one.
         return sqlite_store(Path(unquote(parts.path[1:])), durability=durability)
+    if parts.scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb"):
+        from anodejobs.stores.database import DatabaseJobStore
+
+        return DatabaseJobStore(url)
     raise StoreError(
         f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "
-        "use memory:// or sqlite:///path/to/jobs.db"
+        "use memory:// or sqlite:///path/to/jobs.db, "
+        "postgresql://…, mysql://… or mariadb://…"
     )
 
 
