@@ -182,11 +182,7 @@ class DatabaseJobStore(JobStore):
         return await self._read(f"{sql} WHERE {condition}", parameters)
 
     async def _read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        async with self._translated("read"):
-            try:
-                return await self._server.read(sql, parameters)
-            except UnicodeEncodeError:  # no such text was ever kept
-                return []
+        return await self._server.read(sql, parameters)
 
     @asynccontextmanager
     async def _translated(self, what: str) -> AsyncIterator[None]:

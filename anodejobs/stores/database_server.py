@@ -121,9 +121,12 @@ class Server:
 
         async def attempt() -> list[Row]:
             async with self._engine(self._readers).connect() as connection:
-                return await connection.run_sync(
-                    self._in_session(lambda session: session.rows(sql, parameters))
-                )
+                try:
+                    return await connection.run_sync(
+                        self._in_session(lambda session: session.rows(sql, parameters))
+                    )
+                except UnicodeEncodeError:  # no such text was ever kept
+                    return []
 
         return await self._attempt("read", attempt)
 
