@@ -70,4 +70,5 @@ def empty(database: Database) -> None:
     if is_there:
         deletes = [f"DELETE FROM anodejobs_{table}" for table in TABLES]
         counters = "DELETE FROM anodejobs_counters WHERE name NOT IN ('seq', 'turn')"
-        database.do(*deletes, counters, "UPDATE anodejobs_counters SET value = 0")
+        reset = "UPDATE anodejobs_counters SET value = 0"
+        database.do("BEGIN", *deletes, counters, reset, "COMMIT")

@@ -43,9 +43,9 @@ class News(ABC):
     async def close(self) -> None:
         """Listen no more. Idempotent."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again, where a driver took it for an error
+            await asyncio.wait([task], timeout=1)
         await self._stop()
 
     @abstractmethod

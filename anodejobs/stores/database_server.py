@@ -158,11 +158,17 @@ class Server:
         """Return what an attempt gives; what passes is waited for until then."""
         deadline = time.monotonic() + PATIENCE_S if until is None else until
         pause = _FIRST_PAUSE_S
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
         while True:
             try:
                 async with asyncio.timeout(ATTEMPT_S):
                     return await attempt()
             except self._faults as error:
+                if task.cancelling() > cancelled:
+                    # aiomysql makes an error of its own of it.
+                    raise asyncio.CancelledError from error
                 if not self._passes(error) or time.monotonic() + pause > deadline:
                     raise StoreError(
                         f"cannot {what} {self.place}: {told(error)}{known()}"
