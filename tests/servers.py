@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,6 +85,7 @@ async def _do_mysql(url: URL, statements: tuple[str, ...]) -> list[Any]:
         db=url.database,
         charset="utf8mb4",
         autocommit=True,
+        init_command="SET sql_notes = 0",
         connect_timeout=5,
     )
     try:

@@ -43,7 +43,7 @@ def test_a_sqlite_url_names_a_file(url, path):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "jobs.db", "postgresql://host/jobs", "sqlite://", "sqlite:///", "sqlite://host/jobs.db"],
+    ["", "jobs.db", "oracle://host/jobs", "sqlite://", "sqlite:///", "sqlite://host/jobs.db"],
 )
 def test_a_url_of_no_store_is_a_store_error(url):
     with pytest.raises(StoreError, match="use memory:// or sqlite:///"):
@@ -52,7 +52,7 @@ def test_a_url_of_no_store_is_a_store_error(url):
 
 def test_the_password_in_a_url_is_not_repeated():
     with pytest.raises(StoreError) as caught:
-        from_url("postgresql://me:hunter2@host/jobs")
+        from_url("oracle://me:hunter2@host/jobs")
     assert "hunter2" not in str(caught.value)
 
 

@@ -182,8 +182,8 @@ class Server:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
         cause = _driver_error(error)
-        code = getattr(cause, "sqlstate", None) or (cause.args[0] if cause.args else None)
-        if isinstance(code, (str, int)) and code in self.dialect.lost:
+        codes = {getattr(cause, "sqlstate", None), *cause.args[:1]}
+        if not self.dialect.lost.isdisjoint(codes):
             return True
         return isinstance(cause, (OSError, EOFError)) or "closed" in str(cause)
 
