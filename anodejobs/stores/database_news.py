@@ -38,7 +38,9 @@ class News(ABC):
     async def open(self) -> None:
         """Listen: what is committed from now on is told."""
         await self._start()
-        self._task = asyncio.create_task(self._run(), name=f"anodejobs: {type(self).__name__}")
+        # In no task group: a store is opened and closed by whom it likes. It ends with `close`, and
+        # what goes wrong in it is recorded in it.
+        self._task = asyncio.create_task(self._serve(), name="anodejobs news of other processes")
 
     async def close(self) -> None:
         """Listen no more. Idempotent."""
@@ -47,6 +49,14 @@ class News(ABC):
             task.cancel()  # again, where a driver took it for an error
             await asyncio.wait([task], timeout=1)
         await self._stop()
+
+    async def _serve(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                LOG.exception("%s: the news of other processes broke off", self._server.place)
+                await asyncio.sleep(_RECONNECT_S)
 
     @abstractmethod
     def announce(self, session: Session) -> None:
@@ -57,10 +67,12 @@ class News(ABC):
         """Take note that a transaction of this number was our own."""
 
     @abstractmethod
-    async def _start(self) -> None: ...
+    async def _start(self) -> None:
+        """Make what comes from now on known to ``_run``."""
 
     @abstractmethod
-    async def _run(self) -> None: ...
+    async def _run(self) -> None:
+        """Tell, until cancelled."""
 
     @abstractmethod
     async def _stop(self) -> None:
