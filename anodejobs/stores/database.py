@@ -17,7 +17,7 @@ from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
 from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
 from anodejobs.stores.database_schema import prepare
-from anodejobs.stores.database_sql import Postgres, Session
+from anodejobs.stores.database_sql import Postgres
 from anodejobs.stores.database_writes import Batch, DocumentWrite, Work
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
@@ -97,7 +97,7 @@ class DatabaseJobStore(JobStore):
         """Do the work; it must be our turn."""
         if self._news is None:
             raise StoreError(f"{self._server.place} is not open")
-        await self._server.write(_Announced(work, self._news))
+        await self._server.write(work, self._news.ring)
         self._news.note_own(work.turn)
 
     async def get(self, job_id: str) -> Stored | None:
@@ -194,22 +194,6 @@ class DatabaseJobStore(JobStore):
             yield
         except (ValueError, TypeError, OverflowError, KeyError) as error:
             raise StoreError(f"cannot {what} {self._server.place}: {error}") from error
-
-
-class _Announced:
-    """Work whose transaction others are told of."""
-
-    def __init__(self, work: Work, news: News) -> None:
-        self._work = work
-        self._news = news
-
-    @property
-    def turn(self) -> int:
-        return self._work.turn
-
-    def do(self, session: Session) -> None:
-        self._work.do(session)
-        self._news.announce(session)
 
 
 def _make_server(url: str | None, parts: Mapping[str, Any]) -> Server:

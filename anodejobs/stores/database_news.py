@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from anodejobs.errors import StoreError
 from anodejobs.stores.database_server import Server
-from anodejobs.stores.database_sql import Session
+from anodejobs.stores.database_sql import Statement
 
 LOG = logging.getLogger("anodejobs")
 
@@ -58,9 +58,8 @@ class News(ABC):
                 LOG.exception("%s: the news of other processes broke off", self._server.place)
                 await asyncio.sleep(_RECONNECT_S)
 
-    @abstractmethod
-    def announce(self, session: Session) -> None:
-        """Have others told of the transaction, once it is committed."""
+    ring: Statement = ("", ())
+    """What a transaction is to select, so that others are told of it once it is committed."""
 
     @abstractmethod
     def note_own(self, turn: int) -> None:
@@ -90,16 +89,15 @@ class Notifications(News):
         self._channel = ""
         self._lost = asyncio.Event()
 
-    def announce(self, session: Session) -> None:
-        session.rows("SELECT pg_notify(?, ?)", (self._channel, self._token))
-
     def note_own(self, turn: int) -> None:
-        """Do nothing: what we announce ourselves bears our token."""
+        """Do nothing: what we tell ourselves bears our token."""
 
     async def _start(self) -> None:
         ((schema,),) = await self._server.read("SELECT current_schema()::text")
         # Databases have their own channels, but the schemas of one have not.
         self._channel = f"anodejobs_{hashlib.sha256(str(schema).encode()).hexdigest()[:16]}"
+        # Told once, however many rows it is selected with.
+        self.ring = (", pg_notify(?, ?)", (self._channel, self._token))
         await self._connect()
 
     async def _connect(self) -> None:
@@ -166,9 +164,6 @@ class Polling(News):
     ) -> None:
         super().__init__(server, token, own_turn, on_foreign)
         self._known = 0
-
-    def announce(self, session: Session) -> None:
-        """Do nothing: every transaction counts itself."""
 
     def note_own(self, turn: int) -> None:
         if turn > self._known + 1:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from anodejobs.errors import StoreError
-from anodejobs.stores.database_sql import Dialect, Mysql, Postgres, Session
+from anodejobs.stores.database_sql import Dialect, Mysql, Postgres, Session, Statement
 from anodejobs.stores.database_writes import Work
 from anodejobs.stores.rows import Row
 
@@ -130,13 +130,16 @@ class Server:
 
         return await self._attempt("read", attempt)
 
-    async def write(self, work: Work) -> None:
-        """Do the work in one transaction; once more where that was lost. Raises StoreError."""
+    async def write(self, work: Work, ring: Statement) -> None:
+        """Do the work in one transaction; once more where that was lost. Raises StoreError.
+
+        ``ring``: as of ``Session``.
+        """
         commits = _Commits()
 
         async def attempt() -> None:
             async with self._engine(self._writers).connect() as connection:
-                await connection.run_sync(self._in_session(work.do))
+                await connection.run_sync(self._in_session(work.do, ring))
                 with commits:
                     await connection.commit()
 
@@ -187,8 +190,10 @@ class Server:
             return True
         return isinstance(cause, (OSError, EOFError)) or "closed" in str(cause)
 
-    def _in_session(self, do: Callable[[Session], T]) -> Callable[[Connection], T]:
-        return lambda connection: do(Session(connection, self.dialect))
+    def _in_session(
+        self, do: Callable[[Session], T], ring: Statement = ("", ())
+    ) -> Callable[[Connection], T]:
+        return lambda connection: do(Session(connection, self.dialect, ring))
 
     def _engine(self, engine: AsyncEngine | None) -> AsyncEngine:
         if engine is None:

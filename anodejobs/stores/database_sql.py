@@ -36,6 +36,9 @@ class Table:
     """The assignments made then; without any the old row stays as it is."""
 
 
+Insertion = tuple[Table, Sequence[Row]]
+
+
 class Dialect(ABC):
     """What is said differently to each kind of server."""
 
@@ -64,8 +67,8 @@ class Dialect(ABC):
         """Return how to order by a column, so that a missing value comes before all others."""
 
     @abstractmethod
-    def inserts(self, table: Table, rows: Sequence[Row]) -> Iterator[Statement]:
-        """Return what inserts the rows, which all have another key."""
+    def inserts(self, inserts: Sequence[Insertion]) -> Iterator[Statement]:
+        """Return what inserts the rows, those of a table all with another key."""
 
     @abstractmethod
     def kept(self, value: Any) -> Any:
@@ -87,9 +90,13 @@ class Dialect(ABC):
 class Session:
     """One connection, in the middle of a transaction."""
 
-    def __init__(self, connection: Connection, dialect: Dialect) -> None:
+    def __init__(
+        self, connection: Connection, dialect: Dialect, ring: Statement = ("", ())
+    ) -> None:
         self._connection = connection
         self.dialect = dialect
+        self.ring = ring
+        """What a query is to select too, so that others are told once this is committed."""
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows that a query gives."""
@@ -107,12 +114,14 @@ class Session:
         kept = tuple(self.dialect.kept(value) for value in parameters)
         self._connection.exec_driver_sql(self.dialect.marked(sql), kept)
 
-    def insert(self, table: Table, rows: Sequence[Row]) -> None:
-        """Insert the rows, none or many."""
-        if not rows:
-            return
-        kept = [tuple(map(self.dialect.kept, row)) for row in rows]
-        for sql, parameters in self.dialect.inserts(table, kept):
+    def insert(self, *inserts: Insertion) -> None:
+        """Insert the rows, none or many, each lot into another table."""
+        kept = [
+            (table, [tuple(map(self.dialect.kept, row)) for row in rows])
+            for table, rows in inserts
+            if rows
+        ]
+        for sql, parameters in self.dialect.inserts(kept) if kept else ():
             self._connection.exec_driver_sql(sql, tuple(parameters))
 
     def delete(self, table: str, column: str, values: Sequence[str]) -> None:
@@ -161,14 +170,14 @@ class Postgres(Dialect):
             return f"{column} {direction}"
         return f"{column} {direction} NULLS {'FIRST' if direction == 'ASC' else 'LAST'}"
 
-    def inserts(self, table: Table, rows: Sequence[Row]) -> Iterator[Statement]:
-        yield _insert_arrays(table), [list(values) for values in zip(*rows, strict=True)]
+    def inserts(self, inserts: Sequence[Insertion]) -> Iterator[Statement]:
+        # All at once: what a commit takes is above all the turns that the server is asked.
+        sql = _insert_arrays(*(table for table, _ in inserts))
+        yield sql, [list(values) for _, rows in inserts for values in zip(*rows, strict=True)]
 
     def kept(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self.kept(one) for one in value]
         if not isinstance(value, str):
-            return value
+            return [self.kept(one) for one in value] if isinstance(value, list) else value
         if not value.isascii():
             value.encode()
         # It takes no NUL. Written as two characters, each of which sorts after every other text
@@ -226,12 +235,13 @@ class Mysql(Dialect):
     def order(self, column: str, direction: str) -> str:
         return f"{column} {direction}"
 
-    def inserts(self, table: Table, rows: Sequence[Row]) -> Iterator[Statement]:
-        start = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES "
-        one = f"({', '.join(['%s'] * len(table.columns))})"
-        for part in _parts(rows):
-            sql = start + ", ".join([one] * len(part)) + self._on_taken(table)
-            yield sql, tuple(chain.from_iterable(part))
+    def inserts(self, inserts: Sequence[Insertion]) -> Iterator[Statement]:
+        for table, rows in inserts:
+            start = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES "
+            one = f"({', '.join(['%s'] * len(table.columns))})"
+            for part in _parts(rows):
+                sql = start + ", ".join([one] * len(part)) + self._on_taken(table)
+                yield sql, tuple(chain.from_iterable(part))
 
     def _on_taken(self, table: Table) -> str:
         if table.key is None:
@@ -292,12 +302,15 @@ _NUMBERS: Final = frozenset(
 
 
 @cache
-def _insert_arrays(table: Table) -> str:
-    columns = ", ".join(table.columns)
-    arrays = ", ".join(
-        f"${n}::{_type(table, column)}[]" for n, column in enumerate(table.columns, start=1)
-    )
-    sql = f"INSERT INTO {table.name} ({columns}) SELECT * FROM unnest({arrays})"
+def _insert_arrays(*tables: Table) -> str:
+    *firsts, last = map(_insert_array, tables)
+    parts = ", ".join(f"part{n} AS ({sql})" for n, sql in enumerate(firsts))
+    return _numbered(f"WITH {parts} {last}" if firsts else last)
+
+
+def _insert_array(table: Table) -> str:
+    arrays = ", ".join(f"?::{_type(table, column)}[]" for column in table.columns)
+    sql = f"INSERT INTO {table.name} ({', '.join(table.columns)}) SELECT * FROM unnest({arrays})"
     if table.key is None:
         return sql
     then = f"UPDATE SET {table.on_taken}" if table.on_taken else "NOTHING"

@@ -24,7 +24,7 @@ from anodejobs.stores.database_schema import (
     SPECS,
     TAGS,
 )
-from anodejobs.stores.database_sql import Session
+from anodejobs.stores.database_sql import Insertion, Session
 from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
 from anodejobs.stores.write_rows import (
     Environments,
@@ -58,11 +58,13 @@ class Clock:
 
 def held_clock(session: Session) -> Clock:
     """Wait until nobody else writes, keep it so to the end of the transaction, and look."""
+    ring, parameters = session.ring
     counters = session.rows(
-        "SELECT name, value FROM anodejobs_counters WHERE name IN ('seq', 'turn')"
-        " ORDER BY name FOR UPDATE"
+        f"SELECT name, value{ring} FROM anodejobs_counters WHERE name IN ('seq', 'turn')"
+        " ORDER BY name FOR UPDATE",
+        parameters,
     )
-    return Clock(**{name: int(value) for name, value in counters})
+    return Clock(**{name: int(value) for name, value, *_ in counters})
 
 
 class Batch:
@@ -87,7 +89,6 @@ class Batch:
             return
         is_repeated = self.turn > 0
         is_applied = decide(self._writes, _revisions(session, self._writes))
-        session.insert(ENVIRONMENTS, self._new_environments)
         changes = [
             change
             for write, is_applied in zip(self._writes, is_applied, strict=True)
@@ -95,13 +96,16 @@ class Batch:
             for change in changes_of(write)
         ]
         self._told = []
-        for round in _rounds(changes):
-            entries = list(_entries(round, clock.seq + len(self._told)))
+        inserts: list[Insertion] = [(ENVIRONMENTS, self._new_environments)]
+        for changed in _rounds(changes):
+            if self._told:
+                session.insert(*inserts)
+                inserts = []
+            entries = list(_entries(changed, clock.seq + len(self._told)))
             self._told += entries
-            self._apply(session, round)
-            session.insert(HISTORY, entries)
+            inserts += [*self._apply(session, changed), (HISTORY, entries)]
+        session.insert(*inserts, (COUNTERS, _counts(changes)))
         self.turn = clock.turn + 1
-        _count(session, changes)
         self.results = list(_results(self._writes, is_applied, clock.seq))
         if is_repeated:
             _pardon_deletes(session, self._writes, self.results)
@@ -110,8 +114,8 @@ class Batch:
         """Take note that it is in the database."""
         self._environments.note_kept(self._new_environments)
 
-    def _apply(self, session: Session, changes: Sequence[Change]) -> None:
-        """Execute the statements for changes of one job each."""
+    def _apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
+        """Delete what changes of one job each leave nothing of; return what is to be inserted."""
         records, specs = [], []
         gone, relinked, untagged = [], [], []
         tags, dependencies = [], []
@@ -138,10 +142,7 @@ class Batch:
             session.delete(table.name, "job_id", gone)
         session.delete(TAGS.name, "job_id", gone + untagged)
         session.delete(DEPENDENCIES.name, "job_id", gone + relinked)
-        session.insert(JOBS, records)
-        session.insert(SPECS, specs)
-        session.insert(TAGS, tags)
-        session.insert(DEPENDENCIES, dependencies)
+        return [(JOBS, records), (SPECS, specs), (TAGS, tags), (DEPENDENCIES, dependencies)]
 
 
 @dataclass(slots=True)
@@ -162,8 +163,8 @@ class DocumentWrite:
         if self.body is None:
             session.delete(DOCUMENTS.name, "digest", [digest])
         else:
-            session.insert(DOCUMENTS, [(digest, self.kind, self.name, self.body)])
-        session.insert(COUNTERS, [("turn", 1)])
+            session.insert((DOCUMENTS, [(digest, self.kind, self.name, self.body)]))
+        session.insert((COUNTERS, [("turn", 1)]))
 
 
 def decide(writes: Sequence[Write], revisions: dict[str, int]) -> list[bool]:
@@ -235,7 +236,7 @@ def _entries(changes: Sequence[Change], seq: int) -> Iterator[Row]:
             yield (seq, *history_row(change))
 
 
-def _count(session: Session, changes: Sequence[Change]) -> None:
+def _counts(changes: Sequence[Change]) -> list[Row]:
     counters = Counter({"turn": 1})
     for change in changes:
         status = change.record.status.value
@@ -246,7 +247,7 @@ def _count(session: Session, changes: Sequence[Change]) -> None:
         counters[status] += 1
         if isinstance(change, Save):
             counters[change.previous.value] -= 1
-    session.insert(COUNTERS, sorted((name, n) for name, n in counters.items() if n))
+    return sorted((name, n) for name, n in counters.items() if n)
 
 
 def _results(writes: Sequence[Write], is_applied: Sequence[bool], seq: int) -> Iterator[int | None]:
