@@ -69,10 +69,14 @@ class DatabaseJobStore(JobStore):
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         from anodejobs.stores.database_news import Notifications, Polling
 
-        await self._server.open(prepare)
-        kind = Notifications if isinstance(self._server.dialect, Postgres) else Polling
-        self._news = kind(self._server, self._token, self._turn, on_foreign_commit)
-        await self._news.open()
+        try:
+            await self._server.open(prepare)
+            kind = Notifications if isinstance(self._server.dialect, Postgres) else Polling
+            self._news = kind(self._server, self._token, self._turn, on_foreign_commit)
+            await self._news.open()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         news, self._news = self._news, None

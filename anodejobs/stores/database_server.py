@@ -176,7 +176,7 @@ class Server:
                     raise StoreError(
                         f"cannot {what} {self.place}: {told(error)}{known()}"
                     ) from _driver_error(error)
-                LOG.warning("%s is not to be reached, and tried again: %s", self.place, told(error))
+                LOG.warning("%s: to %s it is tried again: %s", self.place, what, told(error))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 

@@ -176,8 +176,8 @@ class Postgres(Dialect):
         yield sql, [list(values) for _, rows in inserts for values in zip(*rows, strict=True)]
 
     def kept(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return [self.kept(one) for one in value] if isinstance(value, list) else value
+        if type(value) is not str:  # nor a status, which is a plain one
+            return [self.kept(one) for one in value] if type(value) is list else value
         if not value.isascii():
             value.encode()
         # It takes no NUL. Written as two characters, each of which sorts after every other text
