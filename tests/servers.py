@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -124,31 +125,59 @@ def _server(kind: Kind) -> Iterator[str]:
         if _answers(kind, url):
             yield url
             return
-    with private_server(kind) as url:
-        yield url
+    with private_server(kind) as server:
+        yield server.url
+
+
+class PrivateServer:
+    """A server that only these tests know."""
+
+    def __init__(self, kind: Kind, folder: Path) -> None:
+        self.kind = kind
+        self._folder = folder
+        self._port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        scheme = kind.usual[0].partition("@")[0]
+        database = "postgres" if kind is POSTGRES else "mysql"
+        self.url = f"{scheme}@127.0.0.1:{self._port}/{database}"
+
+    def start(self) -> None:
+        """Start it, with the data that it had; return once it answers."""
+        self._process = self.kind.start(self._folder, self._port)
+        if self._process is None:
+            kind = self.kind
+            refuse(f"no {kind.name} runs here, {kind.variable} names none, none is installed")
+            return
+        deadline = time.monotonic() + 60
+        while not _answers(self.kind, self.url):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"a private {self.kind.name} did not start")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, whoever is connected. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # PostgreSQL would wait for those who are connected.
+        process.send_signal(signal.SIGINT if self.kind is POSTGRES else signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
-def private_server(kind: Kind) -> Iterator[str]:
-    """Start a server that only these tests know, and end it."""
+def private_server(kind: Kind) -> Iterator[PrivateServer]:
+    """Start a server, and end it."""
     with tempfile.TemporaryDirectory(prefix="anodejobs-", ignore_cleanup_errors=True) as folder:
-        port = _free_port()
-        process = kind.start(Path(folder), port)
-        if process is None:
-            refuse(f"no {kind.name} runs here, {kind.variable} names none, none is installed")
+        server = PrivateServer(kind, Path(folder))
         try:
-            scheme = kind.usual[0].partition("@")[0]
-            database = "postgres" if kind.driver == "asyncpg" else "mysql"
-            url = f"{scheme}@127.0.0.1:{port}/{database}"
-            _wait_until_it_answers(kind, url, process)
-            yield url
+            server.start()
+            yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            server.stop()
 
 
 def refuse(why: str) -> Any:
@@ -164,14 +193,6 @@ def _answers(kind: Kind, url: str) -> bool:
     except Exception:  # whatever it is: no server to test with
         return False
     return True
-
-
-def _wait_until_it_answers(kind: Kind, url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while not _answers(kind, url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"a private {kind.name} did not start")
-        time.sleep(0.1)
 
 
 def _free_port() -> int:
@@ -207,7 +228,8 @@ def _start_postgres(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
     data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
-    subprocess.run([initdb, "-D", str(data), *options], check=True, cwd="/", **quiet, **user)
+    if not data.exists():
+        subprocess.run([initdb, "-D", str(data), *options], check=True, cwd="/", **quiet, **user)
     settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}"]
     arguments = [word for setting in [*settings, "fsync=off"] for word in ("-c", setting)]
     return subprocess.Popen([postgres, "-D", str(data), *arguments], cwd="/", **quiet, **user)
@@ -222,7 +244,8 @@ def _start_mariadb(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
     data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     options = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
-    subprocess.run([install, *options], check=True, cwd=folder, **quiet, **user)
+    if not data.exists():
+        subprocess.run([install, *options], check=True, cwd=folder, **quiet, **user)
     listening = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
     command = [server, "--no-defaults", f"--datadir={data}", *listening]
     return subprocess.Popen(command, cwd=folder, **quiet, **user)

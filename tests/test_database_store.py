@@ -30,7 +30,15 @@ from anodejobs.testing import (
     make_save,
 )
 from tests.conftest import python
-from tests.servers import MYSQL, POSTGRES, Database, own_database
+from tests.servers import (
+    MYSQL,
+    POSTGRES,
+    Database,
+    PrivateServer,
+    own_database,
+    private_server,
+    refuse,
+)
 
 TABLES = ("jobs", "specs", "environments", "tags", "dependencies", "history", "documents")
 
@@ -51,6 +59,12 @@ def postgres() -> Iterator[Database]:
 def mysql() -> Iterator[Database]:
     with own_database(MYSQL) as database:
         yield database
+
+
+@pytest.fixture(params=[POSTGRES, MYSQL], ids=["postgresql", "mysql"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
+    with private_server(request.param) as server:
+        yield server
 
 
 class _Contract(DurableStoreContract):
@@ -311,6 +325,27 @@ async def test_a_store_is_told_of_the_commits_of_others_after_its_connections_we
         await listening.close()
 
 
+async def test_a_restart_of_the_server_is_waited_for(own_server):
+    told = asyncio.Event()
+    store, listening = DatabaseJobStore(own_server.url), DatabaseJobStore(own_server.url)
+    try:
+        await store.open(nobody_listens)
+        await listening.open(told.set)
+        assert await store.commit([make_insert(make_record("a"))]) == [1]
+        await asyncio.to_thread(own_server.stop)
+        told.clear()
+        commit = asyncio.create_task(store.commit([make_insert(make_record("b"))]))
+        read = asyncio.create_task(listening.get("a"))
+        await asyncio.to_thread(own_server.start)
+        assert await commit == [2]
+        assert await read is not None
+        async with asyncio.timeout(PATIENCE_S):
+            await told.wait()
+    finally:
+        await listening.close()
+        await store.close()
+
+
 async def test_more_reads_at_once_than_there_are_connections_are_all_answered(store):
     record = make_record()
     await store.commit([make_insert(record)])
@@ -450,6 +485,19 @@ def test_a_missing_extra_is_a_store_error_that_says_what_to_install(url, missing
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"pip install 'anodejobs[{extra}]'" in said.stdout
+
+
+@pytest.mark.parametrize("variable", ["CI", "ANODEJOBS_TEST_NO_SKIP", None])
+def test_where_there_is_no_server_tests_are_skipped_but_not_where_all_must_run(
+    monkeypatch, variable
+):
+    for name in ("CI", "ANODEJOBS_TEST_NO_SKIP"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(BaseException, match="no server") as caught:
+        refuse("no server")
+    assert caught.type is (pytest.skip.Exception if variable is None else pytest.fail.Exception)
 
 
 # Helpers.
