@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     from anodejobs.stores.base import (
         JobStore,
     )
+    from anodejobs.stores.database import (
+        DatabaseJobStore,
+    )
     from anodejobs.stores.file import (
         FileJobStore,
     )
@@ -79,6 +82,7 @@ __all__ = [
     "AnodeJobsError",
     "AttemptRecord",
     "BatchProgress",
+    "DatabaseJobStore",
     "DependencyCycle",
     "Durations",
     "ExecutorError",
@@ -158,6 +162,7 @@ _HOMES = {
     ),
     "anodejobs.schedules": ("Schedule",),
     "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.file": ("FileJobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),
     "anodejobs.stores.sqlite": ("SqliteJobStore",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING
 
 from benchmarks.measure import Stopwatch
 from benchmarks.programs import expect
-from benchmarks.rounds import Figures, Row, Size, Subject, at_least
+from benchmarks.rounds import Figures, Row, SideUnavailableError, Size, Subject, at_least
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
     from anodejobs.jobdb import JobDB
     from anodejobs.records import JobRecord
     from anodejobs.stores.base import Insert, JobStore
@@ -57,6 +60,45 @@ async def anodejobs_files(place: Path, size: Size) -> Figures:
     from anodejobs.stores.file import FileJobStore
 
     return await _by_jobdb(FileJobStore(place / "store"), place, size)
+
+
+async def postgresql(place: Path, size: Size) -> Figures:
+    """The same, in a database of its own on the server that the environment names."""
+    return await _in_database("ANODEJOBS_BENCH_POSTGRES", place, size)
+
+
+async def mysql(place: Path, size: Size) -> Figures:
+    """The same, for MySQL or MariaDB."""
+    return await _in_database("ANODEJOBS_BENCH_MYSQL", place, size)
+
+
+async def _in_database(variable: str, place: Path, size: Size) -> Figures:
+    from sqlalchemy.engine import make_url
+
+    from anodejobs.stores.database import DatabaseJobStore
+
+    if variable not in os.environ:
+        raise SideUnavailableError(f"{variable} names no server")
+    url = make_url(os.environ[variable])
+    name = f"anodejobs_bench_{os.getpid()}"
+    await _execute(url, f"CREATE DATABASE {name}")
+    try:
+        own = url.set(database=name).render_as_string(hide_password=False)
+        return await _by_jobdb(DatabaseJobStore(own), place, size)
+    finally:
+        await _execute(url, f"DROP DATABASE {name}")
+
+
+async def _execute(url: URL, sql: str) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    driver = "postgresql+asyncpg" if url.drivername.startswith("postgres") else "mysql+aiomysql"
+    engine = create_async_engine(url.set(drivername=driver), isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(sql)
+    finally:
+        await engine.dispose()
 
 
 async def _by_jobdb(store: JobStore, place: Path, size: Size) -> Figures:
@@ -175,13 +217,15 @@ SIDES = {
     "anodejobs, files": anodejobs_files,
     "sqlite3, rows made": sqlite_rows_made,
     "sqlite3, making rows": sqlite_making_rows,
+    "anodejobs, PostgreSQL": postgresql,
+    "anodejobs, MySQL": mysql,
 }
 
 SUBJECTS = (
     Subject(
         name="transitions@64",
         module="store",
-        sides=tuple(SIDES),
+        sides=("anodejobs", "sqlite3, rows made", "sqlite3, making rows"),
         size={"callers": 64, "changes": 19_200},
         quick={"callers": 64, "changes": 640},
         rows=(
@@ -189,6 +233,17 @@ SUBJECTS = (
             Row(RATE, "sqlite3, making rows"),
             Row(RATE, "sqlite3, making rows", ours="anodejobs, files"),
             Row(CPU, "sqlite3, making rows"),
+        ),
+    ),
+    Subject(
+        name="transitions in a database@64",
+        module="store",
+        sides=("anodejobs", "anodejobs, PostgreSQL", "anodejobs, MySQL"),
+        size={"callers": 64, "changes": 6_400},
+        quick={"callers": 64, "changes": 640},
+        rows=(
+            Row(RATE, "anodejobs", at_least(0.5), ours="anodejobs, PostgreSQL"),
+            Row(RATE, "anodejobs", ours="anodejobs, MySQL"),
         ),
     ),
 )

@@ -108,9 +108,13 @@ def nothing_left_over() -> Iterator[None]:
     """Fail a test that leaves a process, a descriptor or a thread behind."""
     before = _descriptors()
     threads = set(threading.enumerate())
+    # A server that a module started for all of its tests.
+    known = set(psutil.Process().children()) if _has_children() else set()
     yield
     if _has_children():
-        children = [p for p in psutil.Process().children(recursive=True) if _runs(p)]
+        new = set(psutil.Process().children()) - known
+        family = {*new, *(p for child in new for p in child.children(recursive=True))}
+        children = [p for p in family if _runs(p)]
         assert not children, f"left running: {[p.cmdline() for p in children]}"
     left = [
         thread

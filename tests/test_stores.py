@@ -72,7 +72,7 @@ def test_a_file_url_names_a_folder(url, path):
 @pytest.mark.parametrize(
     "url",
     [
-        *("", "jobs.db", "postgresql://host/jobs"),
+        *("", "jobs.db", "oracle://host/jobs"),
         *("sqlite://", "sqlite:///", "sqlite://host/jobs.db"),
         *("file://", "file:jobs", "file://host/jobs", "file:///jobs?a=b", "file:///jobs#1"),
     ],
@@ -84,7 +84,7 @@ def test_a_url_of_no_store_is_a_store_error(url):
 
 def test_the_password_in_a_url_is_not_repeated():
     with pytest.raises(StoreError) as caught:
-        from_url("postgresql://me:hunter2@host/jobs")
+        from_url("oracle://me:hunter2@host/jobs")
     assert "hunter2" not in str(caught.value)
 
 

@@ -26,9 +26,14 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
         from anodejobs.stores.file import FileJobStore
 
         return FileJobStore(unquote(parts.path))
+    if parts.scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb"):
+        from anodejobs.stores.database import DatabaseJobStore
+
+        return DatabaseJobStore(url)
     raise StoreError(
         f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "
-        "use memory:// or sqlite:///path/to/jobs.db or file:///path/to/folder"
+        "use memory://, sqlite:///path/to/jobs.db, file:///path/to/folder, "
+        "postgresql://…, mysql://… or mariadb://…"
     )
 
 

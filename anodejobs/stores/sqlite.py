@@ -31,15 +31,14 @@ from typing import Any, Literal
 import aiosqlite
 
 from anodejobs.errors import JobNotFound, StoreError
-from anodejobs.events import Attempt
-from anodejobs.executors.base import Launch
-from anodejobs.records import AttemptRecord, JobEvent, JobFilter, JobRecord, Metrics, Status
+from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
-from anodejobs.stores.rows import RECORD_COLUMNS, moment, record_of, turn_of
+from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
+from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
 from anodejobs.stores.sqlite_queries import LARGEST, TALLY, TURN, column, page, where
-from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Environments
-from anodejobs.stores.tally import Group, metrics_of
+from anodejobs.stores.sqlite_writes import Batch, DocumentWrite
+from anodejobs.stores.write_rows import Environments
 
 Durability = Literal["process", "power"]
 
@@ -249,7 +248,7 @@ class SqliteJobStore(JobStore):
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))
         async with self._translated("read"):
-            for stored in _stored(rows):
+            for stored in stored_of(rows):
                 return stored
         return None
 
@@ -257,7 +256,7 @@ class SqliteJobStore(JobStore):
         clause = "WHERE job_id IN (SELECT value FROM json_each(?))"
         rows = await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),))
         async with self._translated("read"):
-            return _stored(rows)
+            return stored_of(rows)
 
     async def unfinished(self, statuses: Collection[Status] = UNFINISHED) -> list[Unfinished]:
         marks = ", ".join("?" * len(statuses))
@@ -265,10 +264,7 @@ class SqliteJobStore(JobStore):
             f"SELECT job_id, status, attempt FROM jobs WHERE status IN ({marks})", tuple(statuses)
         )
         async with self._translated("read"):
-            return [
-                Unfinished(job_id, Status(status), Attempt.from_json(json.loads(attempt)))
-                for job_id, status, attempt in rows
-            ]
+            return unfinished_of(rows)
 
     async def turns(self) -> AsyncGenerator[Sequence[Turn], None]:
         filter, last, after = JobFilter(status=list(UNFINISHED)), None, None
@@ -312,16 +308,9 @@ class SqliteJobStore(JobStore):
             return {Status(status): n for status, n in rows if n}
 
     async def tally(self) -> Metrics:
-        groups: list[Group] = []
-        by_tag: dict[str, int] = {}
         rows = await self._read(TALLY, ())
         async with self._translated("read"):
-            for tag, status, *rest in rows:
-                if status is None:
-                    by_tag[tag] = rest[-1]
-                else:
-                    groups.append(Group(Status(status), *rest))
-            return metrics_of(groups, by_tag)
+            return tally_of(rows)
 
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
@@ -335,20 +324,7 @@ class SqliteJobStore(JobStore):
             (*parameters, LARGEST if limit is None else min(limit, LARGEST)),
         )
         async with self._translated("read"):
-            return [
-                JobEvent(
-                    seq=seq,
-                    kind="status",
-                    at=moment(at),
-                    job_id=job,
-                    attempt=attempt,
-                    previous=previous,
-                    status=status,
-                    why=why,
-                    ended=ended and AttemptRecord.model_validate_json(ended),
-                )
-                for seq, job, attempt, at, previous, status, why, ended in rows
-            ]
+            return events_of(rows)
 
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
@@ -413,22 +389,6 @@ _STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
     " USING (job_id) JOIN environments ON digest = environment"
 )
-
-
-def _stored(rows: Iterable[Sequence[Any]]) -> list[Stored]:
-    environments: dict[str, dict[str, str]] = {}  # mostly one, and of a few thousand bytes
-    found = []
-    for attempt, launch, body, *columns in rows:
-        if body not in environments:
-            environments[body] = json.loads(body)
-        found.append(
-            Stored(
-                record=record_of(columns),
-                attempt=Attempt.from_json(json.loads(attempt)),
-                launch=Launch.from_json(json.loads(launch), environments[body]),
-            )
-        )
-    return found
 
 
 class _Writer(sqlite3.Connection):

@@ -7,23 +7,18 @@ many rows at once where it can: it then is one turn, not one for each row.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from anodejobs.executors.base import Launch
-from anodejobs.records import JobRecord
 from anodejobs.stores.base import (
     Delete,
     Insert,
     InsertAll,
     Save,
     Write,
-    attempt_told,
     changes_of,
 )
 from anodejobs.stores.rows import (
@@ -31,8 +26,14 @@ from anodejobs.stores.rows import (
     Row,
     fact_columns,
     key_columns,
-    micros,
     spec_of,
+)
+from anodejobs.stores.write_rows import (
+    Environments,
+    attempt_text,
+    history_row,
+    insert_row,
+    spec_row,
 )
 
 _INSERT = f"""
@@ -91,15 +92,15 @@ class Batch:
             if isinstance(write, Delete):
                 self._deletes.append((write, (write.record.self_id, write.record.revision)))
             elif isinstance(write, InsertAll):
-                self._groups.append((write, [_insert_row(insert) for insert in write.inserts]))
+                self._groups.append((write, [insert_row(insert) for insert in write.inserts]))
                 for insert in write.inserts:
-                    self._specs[id(insert)] = _spec_row(insert.record, insert.launch, environments)
+                    self._specs[id(insert)] = spec_row(insert.record, insert.launch, environments)
             elif isinstance(write, Insert):
-                self._inserts.append((write, _insert_row(write)))
-                self._specs[id(write)] = _spec_row(write.record, write.launch, environments)
+                self._inserts.append((write, insert_row(write)))
+                self._specs[id(write)] = spec_row(write.record, write.launch, environments)
             elif write.launch is not None:
                 self._renewals.append((write, _renewal_row(write)))
-                self._specs[id(write)] = _spec_row(write.record, write.launch, environments)
+                self._specs[id(write)] = spec_row(write.record, write.launch, environments)
             else:
                 self._saves.append((write, _save_row(write)))
         self._environments = environments
@@ -149,7 +150,7 @@ class Batch:
             else:
                 for change in write.inserts if isinstance(write, InsertAll) else (write,):
                     seq += 1
-                    history.append((seq, *_history_row(change)))
+                    history.append((seq, *history_row(change)))
                     counters["seq"] += 1
                     counters[change.record.status] += 1
                     if isinstance(change, Save):
@@ -181,68 +182,14 @@ class DocumentWrite:
         """Do nothing, unlike ``Batch.note_applied``."""
 
 
-class Environments:
-    """The environments that jobs were asked for with, each kept once however many jobs had it."""
-
-    def __init__(self) -> None:
-        self._last: tuple[dict[str, str] | None, str, str] = (None, "", "")
-        self._new: dict[str, str] = {}
-        self._kept = ""
-        """The key of one that is on disk, where it stays."""
-
-    def key(self, env: dict[str, str]) -> str:
-        """Return the key under which the environment is kept."""
-        known, digest, body = self._last
-        if env is not known:
-            body = json.dumps(env, sort_keys=True)
-            digest = hashlib.sha256(body.encode()).hexdigest()
-            self._last = (env, digest, body)
-        if digest != self._kept:
-            self._new[digest] = body
-        return digest
-
-    def take_new(self) -> list[Row]:
-        """Return the rows of those that may not be on disk yet.
-
-        A batch that comes before they are brings them again: the one that has them may fail.
-        """
-        new, self._new = self._new, {}
-        return list(new.items())
-
-    def note_kept(self, rows: list[Row]) -> None:
-        """Take note that these are on disk."""
-        if rows:
-            self._kept = rows[-1][0]
-
-
-def _insert_row(write: Insert) -> Row:
-    record = write.record
-    return (*key_columns(record), *fact_columns(record), write.attempt.to_text())
-
-
 def _save_row(write: Save) -> Row:
     record = write.record
-    attempt = None if write.attempt is None else write.attempt.to_text()
-    return (record.self_id, *fact_columns(record), attempt)
+    return (record.self_id, *fact_columns(record), attempt_text(write))
 
 
 def _renewal_row(write: Save) -> Row:
     job_id, *facts, attempt = _save_row(write)
     return (job_id, *facts, *key_columns(write.record)[1:], attempt)
-
-
-def _spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
-    key = environments.key(launch.base_env)
-    return (record.self_id, spec_of(record), launch.to_text(), key)
-
-
-def _history_row(write: Insert | Save) -> Row:
-    record = write.record
-    previous = write.previous if isinstance(write, Save) else None
-    at = micros(record.last_update) or 0
-    ended = write.ended if isinstance(write, Save) else None
-    told = None if ended is None else ended.model_dump_json()
-    return (record.self_id, attempt_told(write), at, previous, record.status, write.why, told)
 
 
 def _apply_each(

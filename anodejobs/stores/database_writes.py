@@ -1,0 +1,279 @@
+"""A batch of writes in one transaction of a database, a few statements whatever their number.
+
+Who writes holds the row that counts the history, to the end of the transaction: the numbers have
+no gaps and ascend as the transactions come. So nobody else changes a revision meanwhile: which
+writes are applied is known before the first statement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
+from anodejobs.stores.database_schema import (
+    COUNTERS,
+    DEPENDENCIES,
+    DOCUMENTS,
+    ENVIRONMENTS,
+    HISTORY,
+    JOBS,
+    SPECS,
+    TAGS,
+)
+from anodejobs.stores.database_sql import Insertion, Session
+from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
+from anodejobs.stores.write_rows import (
+    Environments,
+    attempt_text,
+    history_row,
+    insert_row,
+    spec_row,
+)
+
+Change = Insert | Save | Delete
+
+
+class Work(Protocol):
+    """What is done in one transaction, and again from its beginning where that is lost."""
+
+    @property
+    def turn(self) -> int:
+        """Its number among all transactions, once it was done."""
+
+    def do(self, session: Session) -> None:
+        """Execute the statements. The caller commits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How far the history is, and how many transactions there were."""
+
+    seq: int
+    turn: int
+
+
+def held_clock(session: Session) -> Clock:
+    """Wait until nobody else writes, keep it so to the end of the transaction, and look."""
+    ring, parameters = session.ring
+    counters = session.rows(
+        f"SELECT name, value{ring} FROM anodejobs_counters WHERE name IN ('seq', 'turn')"
+        " ORDER BY name FOR UPDATE",
+        parameters,
+    )
+    return Clock(**{name: int(value) for name, value, *_ in counters})
+
+
+class Batch:
+    """Writes that are applied in one transaction, each by itself."""
+
+    def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
+        self._writes = writes
+        self._specs = dict(_spec_rows(writes, environments))
+        """What each Insert, and each Save of another run, adds to the specs, by its identity."""
+        self._environments = environments
+        self._new_environments = environments.take_new()
+        self._told: list[Row] = []
+        """The history of the last attempt to apply it, of which we may not know the outcome."""
+        self.turn = 0
+        self.results: list[int | None] = []
+        """As ``JobStore.commit`` returns them; there once the batch was applied."""
+
+    def do(self, session: Session) -> None:
+        """Execute the statements, unless an earlier attempt was committed after all."""
+        clock = held_clock(session)
+        if self._told and _is_told(session, self._told):
+            return
+        is_repeated = self.turn > 0
+        is_applied = decide(self._writes, _revisions(session, self._writes))
+        changes = [
+            change
+            for write, is_applied in zip(self._writes, is_applied, strict=True)
+            if is_applied
+            for change in changes_of(write)
+        ]
+        self._told = []
+        inserts: list[Insertion] = [(ENVIRONMENTS, self._new_environments)]
+        for changed in _rounds(changes):
+            if self._told:
+                session.insert(*inserts)
+                inserts = []
+            entries = list(_entries(changed, clock.seq + len(self._told)))
+            self._told += entries
+            inserts += [*self._apply(session, changed), (HISTORY, entries)]
+        session.insert(*inserts, (COUNTERS, _counts(changes)))
+        self.turn = clock.turn + 1
+        self.results = list(_results(self._writes, is_applied, clock.seq))
+        if is_repeated:
+            _pardon_deletes(session, self._writes, self.results)
+
+    def note_applied(self) -> None:
+        """Take note that it is in the database."""
+        self._environments.note_kept(self._new_environments)
+
+    def _apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
+        """Delete what changes of one job each leave nothing of; return what is to be inserted."""
+        records, specs = [], []
+        gone, relinked, untagged = [], [], []
+        tags, dependencies = [], []
+        for change in changes:
+            job_id = change.record.self_id
+            if isinstance(change, Delete):
+                gone.append(job_id)
+                continue
+            records.append(_record_row(change))
+            is_new_run = change.launch is not None
+            if is_new_run:
+                specs.append(self._specs[id(change)])
+                tags += [(job_id, n, tag) for n, tag in enumerate(set(change.record.tags))]
+            elif isinstance(change, Save) and change.is_respecified:
+                specs.append((job_id, spec_of(change.record), "", ""))
+            else:
+                continue
+            dependencies += [(other, job_id) for other in set(change.record.depends_on)]
+            if isinstance(change, Save):
+                relinked.append(job_id)
+                if is_new_run:
+                    untagged.append(job_id)
+        for table in (JOBS, SPECS, HISTORY):
+            session.delete(table.name, "job_id", gone)
+        session.delete(TAGS.name, "job_id", gone + untagged)
+        session.delete(DEPENDENCIES.name, "job_id", gone + relinked)
+        return [(JOBS, records), (SPECS, specs), (TAGS, tags), (DEPENDENCIES, dependencies)]
+
+
+@dataclass(slots=True)
+class DocumentWrite:
+    """One document that is kept, or removed."""
+
+    kind: str
+    name: str
+    body: str | None
+    turn: int = field(default=0, init=False)
+
+    def do(self, session: Session) -> None:
+        """Execute the statements, as ``Batch.do``."""
+        self.turn = held_clock(session).turn + 1
+        # Of the two names together: neither server has keys as long as these may be.
+        named = f"{len(self.kind)} {self.kind} {self.name}"
+        digest = hashlib.sha256(named.encode()).hexdigest()
+        if self.body is None:
+            session.delete(DOCUMENTS.name, "digest", [digest])
+        else:
+            session.insert((DOCUMENTS, [(digest, self.kind, self.name, self.body)]))
+        session.insert((COUNTERS, [("turn", 1)]))
+
+
+def decide(writes: Sequence[Write], revisions: dict[str, int]) -> list[bool]:
+    """Return of each write whether it is applied, where the jobs have these revisions.
+
+    A write is judged by what those before it leave.
+    """
+    return [_decide(write, revisions) for write in writes]
+
+
+def _decide(write: Write, revisions: dict[str, int]) -> bool:
+    if isinstance(write, InsertAll):
+        job_ids = [insert.record.self_id for insert in write.inserts]
+        is_applied = len(set(job_ids)) == len(job_ids) and revisions.keys().isdisjoint(job_ids)
+    elif isinstance(write, Insert):
+        is_applied = write.record.self_id not in revisions
+    else:
+        made_from = write.record.revision - isinstance(write, Save)
+        is_applied = revisions.get(write.record.self_id) == made_from
+    for change in changes_of(write) if is_applied else ():
+        if isinstance(change, Delete):
+            del revisions[change.record.self_id]
+        else:
+            revisions[change.record.self_id] = change.record.revision
+    return is_applied
+
+
+def _spec_rows(writes: Sequence[Write], environments: Environments) -> Iterator[tuple[int, Row]]:
+    for write in writes:
+        for change in changes_of(write):
+            if not isinstance(change, Delete) and change.launch is not None:
+                yield id(change), spec_row(change.record, change.launch, environments)
+
+
+def _revisions(session: Session, writes: Sequence[Write]) -> dict[str, int]:
+    job_ids = list({change.record.self_id for write in writes for change in changes_of(write)})
+    if not job_ids:
+        return {}
+    sql = "SELECT job_id, revision FROM anodejobs_jobs"
+    return dict(session.rows_among(sql, "job_id", job_ids))
+
+
+def _rounds(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    """Give the changes in their order, in parts of which none has a job twice: mostly one."""
+    part: list[Change] = []
+    seen: set[str] = set()
+    for change in changes:
+        if change.record.self_id in seen:
+            yield part
+            part, seen = [], set()
+        part.append(change)
+        seen.add(change.record.self_id)
+    if part:
+        yield part
+
+
+def _record_row(change: Insert | Save) -> Row:
+    """Return the row of the record; the attempt is empty where it stays."""
+    if isinstance(change, Insert):
+        return insert_row(change)
+    record = change.record
+    return (*key_columns(record), *fact_columns(record), attempt_text(change) or "")
+
+
+def _entries(changes: Sequence[Change], seq: int) -> Iterator[Row]:
+    for change in changes:
+        if not isinstance(change, Delete):
+            seq += 1
+            yield (seq, *history_row(change))
+
+
+def _counts(changes: Sequence[Change]) -> list[Row]:
+    counters = Counter({"turn": 1})
+    for change in changes:
+        status = change.record.status.value
+        if isinstance(change, Delete):
+            counters[status] -= 1
+            continue
+        counters["seq"] += 1
+        counters[status] += 1
+        if isinstance(change, Save):
+            counters[change.previous.value] -= 1
+    return sorted((name, n) for name, n in counters.items() if n)
+
+
+def _results(writes: Sequence[Write], is_applied: Sequence[bool], seq: int) -> Iterator[int | None]:
+    for write, was_applied in zip(writes, is_applied, strict=True):
+        if not was_applied:
+            yield None
+        elif isinstance(write, Delete):
+            yield 0
+        else:
+            seq += len(changes_of(write))
+            yield seq
+
+
+def _is_told(session: Session, told: Sequence[Row]) -> bool:
+    """Return whether the history has what a batch would have put into it."""
+    columns = ", ".join(HISTORY.columns)
+    sql = f"SELECT {columns} FROM anodejobs_history WHERE seq >= ? AND seq <= ?"
+    found = session.rows(sql, (told[0][0], told[-1][0]))
+    return not {tuple(row[:6]) for row in found}.isdisjoint(tuple(row[:6]) for row in told)
+
+
+def _pardon_deletes(session: Session, writes: Sequence[Write], results: list[int | None]) -> None:
+    """Take a job that is gone for deleted: the first attempt, now repeated, may have done it."""
+    missing = [n for n, write in enumerate(writes) if isinstance(write, Delete) and not results[n]]
+    left = _revisions(session, [writes[n] for n in missing])
+    for n in missing:
+        write = writes[n]
+        if isinstance(write, Delete) and write.record.self_id not in left:
+            results[n] = 0

@@ -1,0 +1,72 @@
+"""What a batch writes, as the rows of tables. Pure; for every store that has rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from anodejobs.executors.base import Launch
+from anodejobs.records import JobRecord
+from anodejobs.stores.base import Insert, Save, attempt_told
+from anodejobs.stores.rows import Row, fact_columns, key_columns, micros, spec_of
+
+
+class Environments:
+    """The environments that jobs were asked for with, each kept once however many jobs had it."""
+
+    def __init__(self) -> None:
+        self._last: tuple[dict[str, str] | None, str, str] = (None, "", "")
+        self._new: dict[str, str] = {}
+        self._kept = ""
+        """The key of one that is on disk, where it stays."""
+
+    def key(self, env: dict[str, str]) -> str:
+        """Return the key under which the environment is kept."""
+        known, digest, body = self._last
+        if env is not known:
+            body = json.dumps(env, sort_keys=True)
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            self._last = (env, digest, body)
+        if digest != self._kept:
+            self._new[digest] = body
+        return digest
+
+    def take_new(self) -> list[Row]:
+        """Return the rows of those that may not be on disk yet.
+
+        A batch that comes before they are brings them again: the one that has them may fail.
+        """
+        new, self._new = self._new, {}
+        return list(new.items())
+
+    def note_kept(self, rows: list[Row]) -> None:
+        """Take note that these are on disk."""
+        if rows:
+            self._kept = rows[-1][0]
+
+
+def insert_row(write: Insert) -> Row:
+    """Return the columns of a record, and the attempt."""
+    record = write.record
+    return (*key_columns(record), *fact_columns(record), write.attempt.to_text())
+
+
+def attempt_text(write: Save) -> str | None:
+    """Return the attempt where the write names one."""
+    return None if write.attempt is None else write.attempt.to_text()
+
+
+def spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
+    """Return what the specs have of a run: its job, what was asked for, its environment's key."""
+    key = environments.key(launch.base_env)
+    return (record.self_id, spec_of(record), launch.to_text(), key)
+
+
+def history_row(write: Insert | Save) -> Row:
+    """Return what the history has of an applied write, after its ``seq``."""
+    record = write.record
+    previous = write.previous if isinstance(write, Save) else None
+    at = micros(record.last_update) or 0
+    ended = write.ended if isinstance(write, Save) else None
+    told = None if ended is None else ended.model_dump_json()
+    return (record.self_id, attempt_told(write), at, previous, record.status, write.why, told)

@@ -1,0 +1,602 @@
+"""Records in PostgreSQL and in MySQL or MariaDB: the contract of a store, and lost connections.
+
+The servers are real; see ``tests.servers`` for which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from anodejobs import DatabaseJobStore, JobFilter, Jobs, Status, StoreError
+from anodejobs.stores import database_schema, database_server, from_url
+from anodejobs.stores.base import Delete, InsertAll, JobStore, Query
+from anodejobs.testing import (
+    PATIENCE_S,
+    DurableStoreContract,
+    make_insert,
+    make_record,
+    make_save,
+)
+from tests.conftest import python
+from tests.servers import (
+    MYSQL,
+    POSTGRES,
+    Database,
+    PrivateServer,
+    own_database,
+    private_server,
+    refuse,
+)
+
+TABLES = ("jobs", "specs", "environments", "tags", "dependencies", "history", "documents")
+
+
+@pytest.fixture(scope="module", params=[POSTGRES, MYSQL], ids=["postgresql", "mysql"])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    with own_database(request.param) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Database]:
+    with own_database(POSTGRES) as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def mysql() -> Iterator[Database]:
+    with own_database(MYSQL) as database:
+        yield database
+
+
+@pytest.fixture(params=[POSTGRES, MYSQL], ids=["postgresql", "mysql"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
+    with private_server(request.param) as server:
+        yield server
+
+
+class _Contract(DurableStoreContract):
+    @pytest.fixture(autouse=True)
+    async def emptied(self, database: Database) -> None:
+        self.database = database
+        await empty(database)
+
+    async def make_store(self, folder: Path) -> JobStore:
+        return DatabaseJobStore(self.database.url)
+
+
+class TestPostgres(_Contract):
+    @pytest.fixture
+    def database(self, postgres: Database) -> Database:
+        return postgres
+
+
+class TestMysql(_Contract):
+    @pytest.fixture
+    def database(self, mysql: Database) -> Database:
+        return mysql
+
+
+async def empty(database: Database) -> None:
+    """Remove all records, which is quicker than to make the tables anew."""
+    there = "to_regclass('anodejobs_version') IS NOT NULL"
+    if database.kind is MYSQL:
+        there = (
+            "count(*) FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = 'anodejobs_version'"
+        )
+    ((is_there,),) = await database.ado(f"SELECT {there}")
+    if is_there:
+        deletes = [f"DELETE FROM anodejobs_{table}" for table in TABLES]
+        counters = "DELETE FROM anodejobs_counters WHERE name NOT IN ('seq', 'turn')"
+        reset = "UPDATE anodejobs_counters SET value = 0"
+        await database.ado("BEGIN", *deletes, counters, reset, "COMMIT")
+
+
+# Opening.
+
+
+async def test_stores_that_open_an_empty_database_at_once_all_do(database):
+    await drop_tables(database)
+    stores = [DatabaseJobStore(database.url) for _ in range(6)]
+    try:
+        await asyncio.gather(*(store.open(nobody_listens) for store in stores))
+        results = await asyncio.gather(
+            *(store.commit([make_insert(make_record(f"{n}"))]) for n, store in enumerate(stores))
+        )
+    finally:
+        for store in stores:
+            await store.close()
+    assert sorted(seq for (seq,) in results) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_database_of_a_newer_version_is_refused_unharmed(database, store):
+    record = make_record()
+    await store.commit([make_insert(record)])
+    await store.close()
+    await database.ado("UPDATE anodejobs_version SET version = 99")
+    try:
+        with pytest.raises(StoreError, match="version 99 of a newer anodejobs"):
+            await opened(DatabaseJobStore(database.url))
+        assert await database.ado("SELECT version FROM anodejobs_version") == [(99,)]
+        assert await database.ado("SELECT job_id FROM anodejobs_jobs") == [("a-job",)]
+    finally:
+        await database.ado("UPDATE anodejobs_version SET version = 1")
+
+
+async def test_an_older_database_is_brought_to_the_newest_version_with_its_data(
+    database, store, monkeypatch
+):
+    insert = make_insert(make_record())
+    await store.commit([insert])
+    await store.close()
+    step = "CREATE TABLE anodejobs_more (nothing INTEGER); INSERT INTO anodejobs_more VALUES (7)"
+    for name in ("POSTGRES_MIGRATIONS", "MYSQL_MIGRATIONS"):
+        monkeypatch.setattr(database_schema, name, (*getattr(database_schema, name), step))
+    try:
+        for _ in range(2):  # the second time there is nothing to be done
+            again = await opened(DatabaseJobStore(database.url))
+            assert (await again.get("a-job")).record == insert.record
+            await again.close()
+        assert await database.ado("SELECT nothing FROM anodejobs_more") == [(7,)]
+        assert await database.ado("SELECT version FROM anodejobs_version") == [(2,)]
+    finally:
+        await drop_tables(database, "more")
+
+
+async def test_a_step_that_fails_leaves_a_database_that_can_be_opened(database, monkeypatch):
+    await drop_tables(database)
+    for name in ("POSTGRES_MIGRATIONS", "MYSQL_MIGRATIONS"):
+        (script,) = getattr(database_schema, name)
+        monkeypatch.setattr(database_schema, name, (f"{script}; SELECT nothing",))
+    with pytest.raises(StoreError, match="cannot open"):
+        await opened(DatabaseJobStore(database.url))
+    monkeypatch.undo()
+    store = await opened(DatabaseJobStore(database.url))
+    try:
+        assert await store.commit([make_insert(make_record())]) == [1]
+    finally:
+        await store.close()
+
+
+async def test_a_server_that_is_not_there_is_a_store_error(database):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        parts = make_url(database.url).set(port=bound.getsockname()[1], password="hunter2")
+        store = DatabaseJobStore(parts.render_as_string(hide_password=False))
+        with pytest.raises(StoreError, match="cannot open") as caught:
+            await opened(store)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_store_that_is_not_open_says_so(database):
+    store = DatabaseJobStore(database.url)
+    for call in (store.get("a"), store.commit([make_insert(make_record())])):
+        with pytest.raises(StoreError, match="is not open"):
+            await call
+
+
+# What a row can keep.
+
+
+@pytest.mark.parametrize(
+    "text", ["\0", "\1", "a\0b\1\1\2\0", "\1\2", "it's ? %s $1 \\", "x" * 100_000]
+)
+async def test_texts_that_are_awkward_come_back_and_are_found(store, text):
+    fields = {"name": text, "user_id": text, "tags": [text, "other"], "error": text}
+    record = make_record(metadata={"text": text}, **fields)
+    await store.commit([make_insert(record, why=text)])
+    assert (await store.get("a-job")).record == record
+    filters = [{"name": text}, {"user_id": [text, "other"]}, {"tags": [text]}]
+    for filter in filters:
+        assert await store.page(Query(filter=JobFilter(filter))) == [record]
+        assert await store.count(JobFilter(filter)) == {record.status: 1}
+    assert (await store.history())[0].why == text
+    assert (await store.tally()).by_tag == {text: 1, "other": 1}
+
+
+async def test_texts_that_differ_in_little_are_different_and_in_order(store):
+    names = ["", "\0", "\0\0", "\0a", "\1", "\1\0", "\2", " ", "A", "Ä", "a", "a ", "A\u0308", "ä"]
+    records = [make_record(f"{n:02}", name=name) for n, name in enumerate(names)]
+    assert None not in await store.commit([make_insert(record) for record in records])
+    page = await store.page(Query(filter=JobFilter(), sort_by="name"))
+    assert [record.name for record in page] == sorted(names)
+    for name in names:
+        found = await store.page(Query(filter=JobFilter(name=name)))
+        assert [record.name for record in found] == [name]
+
+
+async def test_writes_of_one_batch_may_build_on_each_other(store):
+    insert = make_insert(make_record(tags=["old"]))
+    save = make_save(insert.record, error="saved")
+    again = make_insert(make_record(name="again", tags=["new"]))
+    writes = [insert, save, Delete(record=save.record), again, insert]
+    assert await store.commit(writes) == [1, 2, 0, 3, None]
+    assert (await store.get("a-job")).record == again.record
+    assert [event.seq for event in await store.history()] == [3]
+    assert (await store.tally()).by_tag == {"new": 1}
+
+
+# When connections are lost.
+
+
+async def test_a_lost_connection_is_made_anew(database, store):
+    record = make_record()
+    await store.commit([make_insert(record)])
+    for n in range(3):
+        await kill_connections(database)
+        assert (await store.get("a-job")).record == record
+        await kill_connections(database)
+        assert await store.commit([make_insert(make_record(f"{n}"))]) == [n + 2]
+
+
+async def test_a_commit_whose_connection_is_lost_on_the_way_is_applied_once(database, store):
+    async with clock_held(database) as hold:
+        commit = asyncio.create_task(store.commit([make_insert(make_record())]))
+        await hold.until_somebody_waits()
+        await kill_connections(database, keep=hold.connection_id)
+    assert await commit == [1]
+    assert await store.last_seq() == 1
+
+
+async def test_a_statement_that_was_cancelled_by_the_server_is_tried_again(database, store):
+    async with clock_held(database) as hold:
+        commit = asyncio.create_task(store.commit([make_insert(make_record())]))
+        await hold.until_somebody_waits()
+        await kill_connections(database, keep=hold.connection_id, query_only=True)
+        await hold.until_somebody_waits()
+    assert await commit == [1]
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_commit_of_unknown_outcome_is_applied_once(store, monkeypatch, is_committed):
+    record = make_record("deleted", name="x")
+    await store.commit([make_insert(record)])
+    lose_next_commit(monkeypatch, is_committed)
+    writes = [
+        make_insert(make_record(tags=["red"])),
+        Delete(record=record),
+        make_save(make_record("unknown")),
+        InsertAll((make_insert(make_record("b")), make_insert(make_record("c")))),
+    ]
+    assert await store.commit(writes) == [2, 0, None, 4]
+    assert [event.seq for event in await store.history()] == [2, 3, 4]
+    assert await store.last_seq() == 4
+    assert (await store.tally()).by_tag == {"red": 1}
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_delete_of_unknown_outcome_is_done(store, monkeypatch, is_committed):
+    record = make_record()
+    await store.commit([make_insert(record)])
+    lose_next_commit(monkeypatch, is_committed)
+    assert await store.commit([Delete(record=record), Delete(record=make_record("x"))]) == [0, 0]
+    assert await store.get("a-job") is None
+    assert await store.count(JobFilter()) == {}
+
+
+async def test_a_commit_that_stays_lost_says_that_its_outcome_is_unknown(store, monkeypatch):
+    monkeypatch.setattr(database_server, "PATIENCE_S", 0.0)
+    lose_next_commit(monkeypatch, is_committed=True)
+    with pytest.raises(StoreError, match="may have been done or not"):
+        await store.commit([make_insert(make_record())])
+    assert await store.get("a-job") is not None
+
+
+async def test_a_write_that_waits_for_too_long_is_given_up(database, store, monkeypatch):
+    monkeypatch.setattr(database_server, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(database_server, "ATTEMPT_S", 0.2)
+    async with clock_held(database):
+        with pytest.raises(StoreError, match=r"more than 0.2 s; nothing of it was written"):
+            await store.commit([make_insert(make_record())])
+    assert await store.commit([make_insert(make_record())]) == [1]
+
+
+async def test_a_store_is_told_of_the_commits_of_others_after_its_connections_were_lost(
+    database, store
+):
+    told = asyncio.Event()
+    listening = DatabaseJobStore(database.url)
+    await listening.open(told.set)
+    try:
+        await kill_connections(database)
+        async with asyncio.timeout(PATIENCE_S):
+            await store.commit([make_insert(make_record("first"))])
+            await told.wait()
+            while await listening.get("first") is None:
+                await told.wait()
+            for n in range(3):
+                told.clear()
+                await store.commit([make_insert(make_record(f"{n}"))])
+                await told.wait()
+    finally:
+        await listening.close()
+
+
+async def test_a_restart_of_the_server_is_waited_for(own_server):
+    told = asyncio.Event()
+    store, listening = DatabaseJobStore(own_server.url), DatabaseJobStore(own_server.url)
+    try:
+        await store.open(nobody_listens)
+        await listening.open(told.set)
+        assert await store.commit([make_insert(make_record("a"))]) == [1]
+        await asyncio.to_thread(own_server.stop)
+        told.clear()
+        commit = asyncio.create_task(store.commit([make_insert(make_record("b"))]))
+        read = asyncio.create_task(listening.get("a"))
+        await asyncio.to_thread(own_server.start)
+        assert await commit == [2]
+        assert await read is not None
+        async with asyncio.timeout(PATIENCE_S):
+            await told.wait()
+    finally:
+        await listening.close()
+        await store.close()
+
+
+async def test_more_reads_at_once_than_there_are_connections_are_all_answered(store):
+    record = make_record()
+    await store.commit([make_insert(record)])
+    found = await asyncio.gather(*(store.get("a-job") for _ in range(60)))
+    assert [stored.record for stored in found] == [record] * 60
+
+
+async def test_cancelled_reads_and_writes_leave_a_store_that_works(store):
+    for n in range(20):
+        calls = [
+            asyncio.create_task(store.commit([make_insert(make_record(f"{n}"))])),
+            asyncio.create_task(store.page(Query(filter=JobFilter()))),
+            asyncio.create_task(store.tally()),
+        ]
+        for _ in range(n):
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        done, _ = await asyncio.wait(calls)
+        assert all(call.cancelled() or call.exception() is None for call in done)
+    assert await store.commit([make_insert(make_record("after"))]) != [None]
+
+
+# Whole programs.
+
+
+async def test_jobs_are_queued_and_followed(database, tmp_path):
+    await empty(database)
+    async with Jobs(
+        tmp_path / "db", store=database.url, executor="inline", max_concurrent_jobs=2
+    ) as jobs:
+        ids = [f"job-{n}" for n in range(6)]
+        for job_id in ids:
+            await jobs.submit(command=python(f"print('{job_id}')"), job_id=job_id, tags=["mine"])
+        async with asyncio.timeout(PATIENCE_S):
+            records = await jobs.wait_all(ids)
+        assert {record.status for record in records.values()} == {Status.finished}
+        chunks = [chunk.text async for chunk in jobs.follow("job-3")]
+        assert "".join(chunks) == "job-3\n"
+        assert (await jobs.metrics()).by_tag == {"mine": 6}
+
+
+async def test_a_job_runs_on_while_its_program_is_started_anew(database, tmp_path):
+    await empty(database)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    async with Jobs(tmp_path / "db", store=database.url) as jobs:
+        started = await jobs.run(command=["cat", str(fifo)], job_id="a")
+    async with Jobs(tmp_path / "db", store=database.url, on_close="stop") as jobs:
+        assert await jobs.get_status("a") == started
+        await asyncio.to_thread(fifo.write_text, "hello")
+        record = await jobs.wait("a", timeout=PATIENCE_S)
+        assert (record.status, record.exit_code) == (Status.finished, 0)
+        assert (await jobs.job_logs("a"))[0] == "hello"
+
+
+async def test_jobs_in_two_programs_wait_for_each_other(database, tmp_path):
+    await empty(database)
+    async with (
+        Jobs(tmp_path / "db", store=database.url, executor="inline", on_close="stop") as one,
+        Jobs(tmp_path / "db", store=database.url, executor="inline") as other,
+    ):
+        await one.create(command=python(""), job_id="a")
+        waiting = asyncio.create_task(other.wait("a"))
+        await one.start("a")
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await waiting).status is Status.finished
+
+
+# How it is named.
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("postgresql://me:hunter2@db.example:5433/jobs", "postgresql://db.example:5433/jobs"),
+        ("postgres://me:hunter2@db.example/jobs?sslmode=require", "postgres://db.example/jobs"),
+        ("postgresql+asyncpg://me@/jobs", "postgresql://localhost/jobs"),
+        ("mysql://me:hunter2@db.example/jobs", "mysql://db.example/jobs"),
+        ("mariadb://me:hunter2@db.example/jobs", "mariadb://db.example/jobs"),
+    ],
+)
+def test_a_url_names_a_database_and_its_password_is_not_shown(url, place):
+    store = from_url(url)
+    assert repr(store) == f"DatabaseJobStore('{place}')"
+    assert "hunter2" not in f"{store!r} {vars(store)!r}"
+
+
+def test_a_database_can_be_named_by_its_parts():
+    store = DatabaseJobStore(
+        dialect="postgresql",
+        host="db.example",
+        port=5433,
+        username="me",
+        password="p@ss/word",
+        database="jobs",
+    )
+    assert repr(store) == "DatabaseJobStore('postgresql://db.example:5433/jobs')"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"host": "db.example"},
+        {"url": "postgresql://host/db", "password": "hunter2"},
+        {"url": "postgresql://me:hunter2@host:port/db"},
+        {"url": "postgresql+psycopg2://me:hunter2@host/db"},
+        {"url": "oracle://me:hunter2@host/db"},
+        {"url": "hunter2"},
+        {"dialect": "sqlite", "password": "hunter2"},
+    ],
+    ids=str,
+)
+def test_what_names_no_database_is_a_store_error_that_does_not_repeat_it(wrong):
+    with pytest.raises(StoreError) as caught:
+        DatabaseJobStore(**wrong)
+    assert "hunter2" not in "".join(traceback.format_exception_only(caught.value))
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "missing", "extra"),
+    [
+        ("postgresql://host/db", "sqlalchemy", "postgresql"),
+        ("postgresql://host/db", "asyncpg", "postgresql"),
+        ("mysql://host/db", "sqlalchemy", "mysql"),
+        ("mariadb://host/db", "aiomysql", "mysql"),
+    ],
+)
+def test_a_missing_extra_is_a_store_error_that_says_what_to_install(url, missing, extra):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from anodejobs import DatabaseJobStore, StoreError\n"
+        f"try: DatabaseJobStore({url!r})\n"
+        "except StoreError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"pip install 'anodejobs[{extra}]'" in said.stdout
+
+
+@pytest.mark.parametrize("variable", ["CI", "ANODEJOBS_TEST_NO_SKIP", None])
+def test_where_there_is_no_server_tests_are_skipped_but_not_where_all_must_run(
+    monkeypatch, variable
+):
+    for name in ("CI", "ANODEJOBS_TEST_NO_SKIP"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(BaseException, match="no server") as caught:
+        refuse("no server")
+    assert caught.type is (pytest.skip.Exception if variable is None else pytest.fail.Exception)
+
+
+# Helpers.
+
+
+def nobody_listens() -> None:
+    """Ignore what others commit."""
+
+
+async def opened(store: JobStore) -> JobStore:
+    try:
+        await store.open(nobody_listens)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+@pytest.fixture
+async def store(database: Database) -> AsyncIterator[JobStore]:
+    await empty(database)
+    store = await opened(DatabaseJobStore(database.url))
+    yield store
+    await store.close()
+
+
+async def drop_tables(database: Database, *more: str) -> None:
+    names = (*TABLES, "counters", "version", *more)
+    await database.ado(*(f"DROP TABLE IF EXISTS anodejobs_{name}" for name in names))
+
+
+async def kill_connections(database: Database, *, keep: int = 0, query_only: bool = False) -> None:
+    """End the connections of others, or only what they are doing."""
+    if database.kind is POSTGRES:
+        function = "pg_cancel_backend" if query_only else "pg_terminate_backend"
+        await database.ado(
+            f"SELECT {function}(pid) FROM pg_stat_activity"
+            f" WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), {keep})"
+        )
+        return
+    found = await database.ado(
+        "SELECT id FROM information_schema.processlist"
+        f" WHERE db = DATABASE() AND id NOT IN (CONNECTION_ID(), {keep})"
+    )
+    for (connection_id,) in found:
+        with suppress(Exception):  # it has gone by itself
+            await database.ado(f"KILL {'QUERY ' if query_only else ''}{connection_id}")
+
+
+class Hold:
+    """A transaction that keeps all others from writing."""
+
+    def __init__(self, database: Database, connection_id: int) -> None:
+        self._database = database
+        self.connection_id = connection_id
+
+    async def until_somebody_waits(self) -> None:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            if self._database.kind is POSTGRES
+            else "SELECT count(*) FROM information_schema.processlist"
+            " WHERE db = DATABASE() AND info LIKE '%FOR UPDATE%' AND id <> CONNECTION_ID()"
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            while await self._database.ado(waiting) == [(0,)]:
+                pass
+
+
+@asynccontextmanager
+async def clock_held(database: Database) -> AsyncIterator[Hold]:
+    engine = create_async_engine(
+        make_url(database.url).set(drivername=SCHEMES[database.kind.driver])
+    )
+    own_id = "pg_backend_pid()" if database.kind is POSTGRES else "CONNECTION_ID()"
+    try:
+        async with engine.begin() as connection:
+            ((connection_id,),) = await connection.exec_driver_sql(f"SELECT {own_id}")
+            await connection.exec_driver_sql("SELECT * FROM anodejobs_counters FOR UPDATE")
+            yield Hold(database, connection_id)
+    finally:
+        await engine.dispose()
+
+
+SCHEMES = {"asyncpg": "postgresql+asyncpg", "aiomysql": "mysql+aiomysql"}
+
+
+def lose_next_commit(monkeypatch: pytest.MonkeyPatch, is_committed: bool) -> None:
+    """Have the connection lost while it commits: before or after the server has done so."""
+    commit = AsyncConnection.commit
+    lost = iter([True])
+
+    async def commit_and_be_lost(connection: AsyncConnection) -> None:
+        if not next(lost, False):
+            await commit(connection)
+            return
+        if is_committed:
+            await commit(connection)
+        await connection.invalidate()
+        raise ConnectionResetError("lost on purpose")
+
+    monkeypatch.setattr(AsyncConnection, "commit", commit_and_be_lost)
