@@ -78,7 +78,7 @@ def test_a_file_url_names_a_folder(url, path):
     ],
 )
 def test_a_url_of_no_store_is_a_store_error(url):
-    with pytest.raises(StoreError, match="use memory:// or sqlite:///"):
+    with pytest.raises(StoreError, match="use memory://, sqlite:///"):
         from_url(url)
 
 
