@@ -225,7 +225,7 @@ SUBJECTS = (
     Subject(
         name="transitions@64",
         module="store",
-        sides=("anodejobs", "sqlite3, rows made", "sqlite3, making rows"),
+        sides=("anodejobs", "anodejobs, files", "sqlite3, rows made", "sqlite3, making rows"),
         size={"callers": 64, "changes": 19_200},
         quick={"callers": 64, "changes": 640},
         rows=(

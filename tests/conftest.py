@@ -131,18 +131,20 @@ def nothing_left_over() -> Iterator[None]:
     )
 
 
-PURE = {
+INNER = {
     *("test_dependencies", "test_errors", "test_jobqueue", "test_planner", "test_records"),
     *("test_retries", "test_schedules", "test_sequels", "test_templates", "test_transitions"),
+    *("test_database_store", "test_file_store", "test_jobdb", "test_journal", "test_logs"),
+    *("test_rows", "test_sqlite", "test_stores"),
 }
-"""Tests of what decides and touches nothing. The same anywhere, they need not run everywhere."""
+"""Tests of parts by themselves. How the package was installed is nothing to them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have those tests looked after for tasks that have an event loop, and the pure ones marked."""
+    """Have those tests looked after for tasks that have an event loop, and the inner ones marked."""
     for item in items:
-        if item.path.stem in PURE:
-            item.add_marker("pure")
+        if item.path.stem in INNER:
+            item.add_marker("inner")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_task_left_over")
 

@@ -29,6 +29,16 @@ LIMIT_S = 20.0
 SHOW = 'printf "[%s]" "$@"'
 
 
+class _Odd:
+    """What is no value of any field. Named alike in every process that collects the tests."""
+
+    def __repr__(self) -> str:
+        return "odd"
+
+
+ODD = _Odd()
+
+
 class Patiently(RetryPolicy):
     """A user's own policy."""
 
@@ -198,9 +208,9 @@ async def test_a_template_that_there_is_not_is_not_found(jobs: Jobs, call: str) 
         ("parameters", {"name": "t", "command": "true", "parameters": {"a": {"type": "x"}}}),
         ("colour", {"name": "t", "command": "true", "colour": "red"}),
         ("restart", {"name": "t", "command": "true", "restart": "sometimes"}),
-        ("restart", {"name": "t", "command": "true", "restart": object()}),
-        ("limits", {"name": "t", "command": "true", "limits": object()}),
-        ("retry", {"name": "t", "command": "true", "retry": object(), "max_retries": 1}),
+        ("restart", {"name": "t", "command": "true", "restart": ODD}),
+        ("limits", {"name": "t", "command": "true", "limits": ODD}),
+        ("retry", {"name": "t", "command": "true", "retry": ODD, "max_retries": 1}),
         ("max_retries", {"name": "t", "command": "true", "retry_delay": 1}),
         ("depends_on", {"name": "t", "command": "true", "depends_on": [0]}),
     ],
