@@ -141,7 +141,7 @@ INNER = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have those tests looked after for tasks that have an event loop, and the inner ones marked."""
+    """Have those tests looked after for tasks that have an event loop; mark the inner ones."""
     for item in items:
         if item.path.stem in INNER:
             item.add_marker("inner")
