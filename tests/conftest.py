@@ -131,20 +131,20 @@ def nothing_left_over() -> Iterator[None]:
     )
 
 
-INNER = {
-    *("test_dependencies", "test_errors", "test_jobqueue", "test_planner", "test_records"),
-    *("test_retries", "test_schedules", "test_sequels", "test_templates", "test_transitions"),
-    *("test_database_store", "test_file_store", "test_jobdb", "test_journal", "test_logs"),
-    *("test_rows", "test_sqlite", "test_stores"),
+OUTER = {
+    *("test_answers", "test_calls", "test_doctor", "test_examples", "test_jobs", "test_limits"),
+    *("test_queue", "test_readme", "test_recovery", "test_shim", "test_structure"),
+    *("test_this_job", "test_waiting"),
 }
-"""Tests of parts by themselves. How the package was installed is nothing to them."""
+"""Tests to which it is something how the package was installed: of what finds files, programs and
+modules, and of the whole as users have it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have those tests looked after for tasks that have an event loop; mark the inner ones."""
+    """Have those tests looked after for tasks that have an event loop; mark the outer ones."""
     for item in items:
-        if item.path.stem in INNER:
-            item.add_marker("inner")
+        if item.path.stem in OUTER:
+            item.add_marker("outer")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_task_left_over")
 
