@@ -21,10 +21,9 @@ from anodejobs.executors.base import new_token
 from anodejobs.executors.marks import read_tag, tag_of
 from tests.conftest import python
 
-pytestmark = [
-    pytest.mark.smoke,
-    pytest.mark.skipif(not tree.IS_LINUX, reason="only Linux has marks that cannot be dropped"),
-]
+pytestmark = pytest.mark.skipif(
+    not tree.IS_LINUX, reason="only Linux has marks that cannot be dropped"
+)
 
 LIMIT_S = 20.0
 

@@ -26,8 +26,6 @@ from anodejobs.stores.rows import (
 )
 from anodejobs.testing import make_record
 
-pytestmark = pytest.mark.smoke
-
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 
