@@ -207,28 +207,28 @@ async def test_a_process_that_bears_a_mark_only_while_it_spawns_is_no_part_of_th
     assert snapshot.members(Attempt(token="0" * 32, supervisor="")) == []
 
 
-async def test_marking_leaves_the_process_as_it_was_after_that_turn_of_the_loop() -> None:
+async def test_marking_leaves_the_process_as_it_was() -> None:
     code = f"""
-    import asyncio, os, subprocess
+    import os, subprocess
+    from pathlib import Path
     from anodejobs.executors.marks import Marking, read_tag
     def state():
-        return read_tag(os.getpid()), open("/proc/self/oom_score_adj").read()
-    async def main():
-        before = state()
-        marking = Marking()
-        marking.mark("{"1" * 32}")
-        child = subprocess.Popen(["/bin/sleep", "600"])
-        await asyncio.sleep(0)
-        assert state() == before, (state(), before)
-        assert read_tag(child.pid) == {tag_of("1" * 32)}
-        other = subprocess.Popen(["/bin/sleep", "600"])
-        assert read_tag(other.pid) is None
-        for process in (child, other):
-            process.kill()
-            process.wait()
+        return read_tag(os.getpid()), Path("/proc/self/oom_score_adj").read_text()
+    before = state()
+    marking = Marking()
+    marking.mark("{"1" * 32}")
+    child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    for _ in range(2):
+        marking.unmark()
+    now = state()
+    other = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+    tags = read_tag(child.pid), read_tag(other.pid)
+    for process in (child, other):
+        process.communicate()
+    assert now == before, (now, before)
+    assert tags == ({tag_of("1" * 32)}, None)
+    for _ in range(2):
         marking.close()
-        marking.close()
-    asyncio.run(main())
     """
     await ran(code)
 
@@ -236,16 +236,13 @@ async def test_marking_leaves_the_process_as_it_was_after_that_turn_of_the_loop(
 async def test_what_has_a_limit_already_is_not_marked() -> None:
     """It is the process's own, and would be changed."""
     code = f"""
-    import asyncio, os, resource, subprocess
-    from anodejobs.executors.marks import Marking, read_tag
+    import resource
+    from anodejobs.executors.marks import Marking
     resource.setrlimit(resource.RLIMIT_RTTIME, (5_000_000, 6_000_000))
-    async def main():
-        marking = Marking()
-        marking.mark("{"1" * 32}")
+    marking = Marking()
+    for change in (lambda: marking.mark("{"1" * 32}"), marking.unmark, marking.close):
+        change()
         assert resource.getrlimit(resource.RLIMIT_RTTIME) == (5_000_000, 6_000_000)
-        await asyncio.sleep(0)
-        marking.close()
-    asyncio.run(main())
     """
     await ran(code)
 

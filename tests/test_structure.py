@@ -64,18 +64,17 @@ LAYERS = [
     ["dependencies", "jobqueue", "folderwatch", "this_job"],
     ["executors.limited", "executors.limits", "calling", "calls", "jobfiles", "progress"],
     [
-        *("logs", "records", "executors.marks", "executors.first_step", "executors.inheritance"),
+        *("logs", "records", "executors.marks", "executors.environment"),
         *("shim.peers", "shim.protocol"),
     ],
     ["limits"],
     [
-        *("executors.base", "executors.pidfds", "executors.dedication", "retries", "schedules"),
+        *("executors.base", "executors.pidfds", "executors.spawner", "retries", "schedules"),
         "transitions",
     ],
     ["templates"],
     [
         "executors.tree",
-        "executors.children",
         "stores.base",
         "stores.doorbell",
         "stores.file_lock",
@@ -83,7 +82,8 @@ LAYERS = [
         "stores.tally",
     ],
     [
-        *("executors.deaths", "executors.looks", "shim.clients", "shim.journal"),
+        *("executors.children", "executors.deaths", "executors.looks"),
+        *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
     [

@@ -1,119 +1,140 @@
-"""How asyncio watches our children: through pidfds, and telling the truth.
+"""Children of this process: how each ended, and the truth about it.
 
-Python 3.11 starts a thread for each child unless the application has chosen another watcher, and
-up to 3.13 every watcher of asyncio makes up an exit code where somebody else has reaped the child.
-Ours does neither. The application's own choice is left alone: ours stands only for the one step of
-``create_subprocess_exec`` that looks the watcher up.
+Up to Python 3.13 asyncio makes up an exit code where somebody else has reaped the child. Here it is
+then what the kernel tells through a pidfd, or unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+import select
+import signal
+from abc import ABC, abstractmethod
 
-from anodejobs.executors.pidfds import REAPED_ELSEWHERE, exit_code
+from anodejobs.executors import tree
+from anodejobs.executors.pidfds import exit_code
 
 
-class ChildWatch:
-    """Watches the children that are started while it is entered, in one step of a coroutine."""
+class Child(ABC):
+    """A process that we have started."""
+
+    pid: int
+
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Return whether its end has not been seen."""
+
+    @abstractmethod
+    async def wait(self) -> int | None:
+        """Return the exit code once it has ended, None where nobody can tell.
+
+        May be asked any number of times; cancelling costs nothing.
+        """
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Close what it has open for itself, though it may run on. Idempotent."""
+
+
+class Children:
+    """Reaps the children that it is shown, with one pidfd each in an epoll of its own."""
 
     def __init__(self) -> None:
-        self._watcher = _PidfdWatcher(asyncio.get_running_loop())
-        self._theirs: asyncio.AbstractEventLoopPolicy | None = None
+        self._loop = asyncio.get_running_loop()
+        self._epoll = select.epoll()
+        self._alive: dict[int, _OwnChild] = {}
+        """By pidfd."""
+        self._loop.add_reader(self._epoll.fileno(), self._look)
 
-    def __enter__(self) -> None:
-        # Setting the watcher itself would close the one there is.
-        self._theirs = asyncio.get_event_loop_policy()
-        asyncio.set_event_loop_policy(_WatchedPolicy(self._theirs, self._watcher))
+    def watch(self, pid: int) -> Child:
+        """Return the child. Raises ProcessLookupError where somebody else has reaped it."""
+        child = _OwnChild(pid)
+        pidfd = os.pidfd_open(pid)
+        self._alive[pidfd] = child
+        self._epoll.register(pidfd, select.EPOLLIN)
+        return child
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        asyncio.set_event_loop_policy(self._theirs)
-        self._theirs = None
+    def _look(self) -> None:
+        for pidfd, _ in self._epoll.poll(0):
+            child = self._alive.pop(pidfd)
+            try:
+                _, status = os.waitpid(child.pid, 0)
+                code: int | None = os.waitstatus_to_exitcode(status)
+            except ChildProcessError:
+                code = exit_code(pidfd)
+            # Closing alone would not do: a child that is being spawned still has a copy.
+            self._epoll.unregister(pidfd)
+            os.close(pidfd)
+            child.end(code)
 
     def close(self) -> None:
         """Stop watching, the children that still run included. Idempotent."""
-        if self._theirs is not None:  # entered for good
-            self.__exit__(None, None, None)
-        self._watcher.close()
-
-
-class _PidfdWatcher:
-    """Tells exit codes, or that there is none to be had.
-
-    Of ``asyncio.AbstractChildWatcher``, which is deprecated, it has what is asked of one.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._pidfds: dict[int, int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def is_active(self) -> bool:
-        return True
-
-    def add_child_handler(self, pid: int, callback: Callable[..., object], *args: Any) -> None:
-        try:
-            pidfd = self._pidfds[pid] = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._loop.call_soon(callback, pid, REAPED_ELSEWHERE, *args)
+        if self._epoll.closed:
             return
-        self._loop.add_reader(pidfd, self._reap, pid, callback, *args)
-
-    def _reap(self, pid: int, callback: Callable[..., object], *args: Any) -> None:
-        pidfd = self._pidfds[pid]
-        try:
-            _, status = os.waitpid(pid, 0)
-            code = os.waitstatus_to_exitcode(status)
-        except ChildProcessError:
-            told = exit_code(pidfd)
-            code = REAPED_ELSEWHERE if told is None else told
-        self.remove_child_handler(pid)
-        callback(pid, code, *args)
-
-    def remove_child_handler(self, pid: int) -> bool:
-        pidfd = self._pidfds.pop(pid, None)
-        if pidfd is None:
-            return False
-        self._loop.remove_reader(pidfd)
-        os.close(pidfd)
-        return True
-
-    def close(self) -> None:
-        for pid in list(self._pidfds):
-            self.remove_child_handler(pid)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        for pidfd in self._alive:
+            os.close(pidfd)
+        self._alive.clear()
 
 
-class _WatchedPolicy(asyncio.AbstractEventLoopPolicy):
-    """The application's policy in everything but the child watcher."""
+class _OwnChild(Child):
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+        self._has_ended = False
+        self._waiters: list[asyncio.Future[None]] = []
 
-    def __init__(self, theirs: asyncio.AbstractEventLoopPolicy, watcher: _PidfdWatcher) -> None:
-        self._theirs = theirs
-        self._watcher = watcher
+    @property
+    def is_alive(self) -> bool:
+        return not self._has_ended
 
-    def get_event_loop(self) -> asyncio.AbstractEventLoop:
-        return self._theirs.get_event_loop()
+    async def wait(self) -> int | None:
+        if not self._has_ended:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return self._code
 
-    def set_event_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._theirs.set_event_loop(loop)
+    def let_go(self) -> None:
+        """Do nothing: its pidfd is closed when it has ended, or with those of all."""
 
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        return self._theirs.new_event_loop()
+    def end(self, code: int | None) -> None:
+        self._code, self._has_ended = code, True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
-    def get_child_watcher(self) -> Any:
-        return self._watcher
 
-    def set_child_watcher(self, watcher: Any) -> None:
-        self._theirs.set_child_watcher(watcher)
+class AsyncioChild(Child):
+    """A child that asyncio watches; its pidfd contradicts the exit code that asyncio makes up."""
+
+    _INVENTED = 255
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.pid = process.pid
+        self._process = process
+        started = tree.start_time(self.pid)
+        # None where it has ended already: then there is nothing to be contradicted.
+        self._pidfd = None if started is None else tree.open_pidfd(self.pid, started)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait(self) -> int | None:
+        code = await self._process.wait()
+        if code != self._INVENTED:
+            return code
+        told = None if self._pidfd is None else exit_code(self._pidfd)
+        if told is None and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            return None
+        return code if told is None else told
+
+    def let_go(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None

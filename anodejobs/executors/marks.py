@@ -2,13 +2,12 @@
 
 A resource limit is inherited through fork, exec and setsid, also with an empty environment. The
 soft limit of RLIMIT_RTTIME, set to a number of tens of thousands of years, limits nothing and
-tells whose process it is. Only a process that does nothing but start jobs may mark so: a limit is
-the whole process's, and what another thread starts at the same moment would bear it too.
+tells whose process it is. Only a process that starts nothing but jobs may mark so: a limit is the
+whole process's, and what another thread starts at the same moment would bear it too.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import resource
@@ -37,7 +36,7 @@ def read_tag(pid: int) -> int | None:
 
 
 class Marking:
-    """Marks what this process spawns from ``mark`` to the end of that turn of the event loop.
+    """Marks what this process spawns from ``mark`` to ``unmark``, in one thread.
 
     What is spawned so bears the mark, and is what the kernel ends first where memory is short.
     """
@@ -63,10 +62,11 @@ class Marking:
             self._is_marked = True
             if self._oom is not None:
                 os.pwrite(self._oom, self._oom_of_jobs, 0)
-            asyncio.get_running_loop().call_soon(self.unmark)
 
     def unmark(self) -> None:
-        """Be a process like any other again."""
+        """Be a process like any other again. Idempotent."""
+        if not self._is_marked:
+            return
         self._is_marked = False
         if self._may_tag and _LIMIT is not None:
             resource.setrlimit(_LIMIT, (self._free, self._hard))

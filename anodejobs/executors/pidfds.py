@@ -17,9 +17,6 @@ _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 1 << 3
 _EXIT_STATUS_OFFSET = 60
 
-REAPED_ELSEWHERE = 1 << 16
-"""Told in place of an exit code that somebody else has taken: asyncio would make one up."""
-
 _REAP_PATIENCE_S = 5.0
 """How long a dead process may stay unreaped: an init that never reaps would hold us for ever."""
 

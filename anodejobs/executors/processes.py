@@ -13,13 +13,12 @@ import logging
 import os
 import signal
 import stat
-import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 from anodejobs.errors import ExecutorError
@@ -45,23 +44,19 @@ from anodejobs.executors.base import (
     Tell,
     TreeUsage,
 )
+from anodejobs.executors.children import AsyncioChild, Child, Children
 from anodejobs.executors.deaths import POLL_S, all_gone
-from anodejobs.executors.dedication import Dedication
-from anodejobs.executors.first_step import FirstStep
 from anodejobs.executors.limits import AttemptLimits
 from anodejobs.executors.looks import Looks
-from anodejobs.executors.pidfds import REAPED_ELSEWHERE, Reapings, exit_code
+from anodejobs.executors.marks import Marking
+from anodejobs.executors.pidfds import Reapings
+from anodejobs.executors.spawner import Order, Spawner, is_possible
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
-
-if TYPE_CHECKING:
-    from anodejobs.executors.children import ChildWatch
 
 LOG = logging.getLogger("anodejobs")
 
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
-_INVENTED = 255
-"""What asyncio reports where somebody else reaped the child."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,21 +66,24 @@ class _Held:
     launch: Launch
     attempt: Attempt
     pipes: dict[Stream, Pipe]
-    process: asyncio.subprocess.Process | None
+    child: Child | None
     """None where it was adopted."""
-    pidfd: int | None
+    pidfd: int | None = None
+    """Of what was adopted, where there are pidfds."""
     stop_was_asked: bool = False
     stop_has_reached: bool = False
 
     def let_go(self) -> None:
-        """Close the pidfd as soon as it is of no use: each descriptor slows down every fork."""
+        """Close what is open for the process as soon as it is of no use: descriptors are few."""
+        if self.child is not None:
+            self.child.let_go()
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
 
     @property
     def is_alive(self) -> bool:
-        return self.process is not None and self.process.returncode is None
+        return self.child is not None and self.child.is_alive
 
 
 @dataclass(slots=True, eq=False)
@@ -102,13 +100,13 @@ class _Stop:
 class Processes(Executor):
     """Runs jobs as children of this process, in which their pumps run too; they end with it.
 
-    ``dedication`` is for a process that does nothing else.
+    ``marking`` is for a process that starts nothing else.
     """
 
     outlives_host = False
 
-    def __init__(self, dedication: Dedication | None = None) -> None:
-        self._dedication = dedication
+    def __init__(self, marking: Marking | None = None) -> None:
+        self._marking = marking
         self.supervisor = supervisors.new_supervisor()
         self._held: dict[str, _Held] = {}
         self._stops: dict[str, _Stop] = {}
@@ -118,9 +116,11 @@ class Processes(Executor):
         """Of what runs on though its job is over."""
         self._looks = Looks()
         self._on_growth: OnGrowth | None = None
-        self._encoded_env: tuple[dict[str, str], dict[bytes, bytes]] = ({}, {})
         self._pump: LogPump | None = None
-        self._children: ChildWatch | None = None
+        self._null = -1
+        """The stdin of all; opened for each, it would be one more descriptor a start."""
+        self._spawner: Spawner | None = None
+        self._children: Children | None = None
         self._reapings: Reapings | None = None
         self._is_closed = False
 
@@ -150,21 +150,7 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            null = asyncio.subprocess.DEVNULL
-            if self._dedication is not None:
-                self._dedication.marking.mark(attempt.token)
-                null = self._dedication.null
-            process = await self._over_watch(
-                asyncio.create_subprocess_exec(
-                    *_argv(launch),
-                    stdin=null,
-                    stdout=theirs["stdout"],
-                    stderr=theirs["stderr"],
-                    cwd=launch.cwd,
-                    env=self._environment(launch, attempt, number),
-                    start_new_session=True,
-                ),
-            )
+            child = await self._started(launch, launch.marks(number, attempt.token), theirs)
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
@@ -179,56 +165,72 @@ class Processes(Executor):
         attempt = Attempt(
             token=attempt.token,
             supervisor=attempt.supervisor,
-            pid=process.pid,
+            pid=child.pid,
             # None where it has ended already: then there is nothing that could be signalled.
-            start_time=tree.start_time(process.pid),
+            start_time=tree.start_time(child.pid),
             boot_id=tree.boot_id(),
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
         )
-        pidfd = None
-        # A child whose exit we read ourselves needs none: each descriptor slows down every fork.
-        if self._children is None and attempt.start_time is not None:
-            pidfd = tree.open_pidfd(process.pid, attempt.start_time)
-        self._hold(launch, attempt, ours, process, pidfd)
+        self._hold(launch, attempt, ours, child)
         return Started(at=at, attempt=attempt)
 
-    def _environment(
-        self, launch: Launch, attempt: Attempt, number: int
-    ) -> dict[bytes, bytes] | None:
-        """Return the environment as the system wants it, None where it is what is inherited."""
-        marks = launch.marks(number, attempt.token)
-        if (
-            self._dedication is not None
-            and not launch.envs
-            and self._dedication.inheritance.offers(launch.base_env, marks)
-        ):
-            return None
-        # Encoding all of it anew each time is costly.
-        if launch.base_env is not self._encoded_env[0]:
-            self._encoded_env = (launch.base_env, _encoded(launch.base_env))
-        return {**self._encoded_env[1], **_encoded(launch.envs), **_encoded(marks)}
+    async def _started(
+        self, launch: Launch, marks: dict[str, str], fds: dict[Stream, int]
+    ) -> Child:
+        """Return the child once it is its program. Raises OSError, ValueError as that is refused,
+        and ProcessLookupError where somebody has reaped it already.
+        """
+        if self._null < 0:
+            self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        own = {**launch.envs, **marks}
+        if not is_possible() or not tree.HAS_PIDFDS:
+            process = await asyncio.create_subprocess_exec(
+                *_argv(launch),
+                stdin=self._null,
+                stdout=fds["stdout"],
+                stderr=fds["stderr"],
+                cwd=launch.cwd,
+                env={**launch.base_env, **own},
+                start_new_session=True,
+            )
+            return AsyncioChild(process)
+        if self._spawner is None or self._children is None:
+            self._spawner, self._children = Spawner(self._marking), Children()
+        pid = await self._spawner.spawn(
+            Order(
+                argv=_argv(launch),
+                cwd=launch.cwd,
+                base_env=launch.base_env,
+                own_env=own,
+                stdin=self._null,
+                stdout=fds["stdout"],
+                stderr=fds["stderr"],
+                token=marks["ANODEJOBS_TOKEN"],
+            )
+        )
+        return self._children.watch(pid)
 
     def _hold(
         self,
         launch: Launch,
         attempt: Attempt,
         fds: dict[Stream, int],
-        process: asyncio.subprocess.Process | None,
-        pidfd: int | None,
+        child: Child | None,
+        pidfd: int | None = None,
     ) -> None:
         pipes: dict[Stream, Pipe] = {}
         logs, pump = launch.logs, self._pumping()
         for stream, fd in fds.items():
             name = logs.stdout if stream == "stdout" else logs.stderr
-            log = LogFile(name, logs.max_bytes, logs.backups, replaces=process is not None)
+            log = LogFile(name, logs.max_bytes, logs.backups, replaces=child is not None)
             earlier = self._logs.get(name) or self._left_logs.get(name)
             if earlier is not None:
                 earlier.retire()  # of something an earlier run left behind
             self._logs[name] = log
             pipe = pipes[stream] = pump.add(fd, log)
             self._owners[pipe] = (launch.job_id, stream)
-        self._held[attempt.token] = _Held(launch, attempt, pipes, process, pidfd)
+        self._held[attempt.token] = _Held(launch, attempt, pipes, child, pidfd)
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -271,12 +273,12 @@ class Processes(Executor):
         for pipe in held.pipes.values():
             await self._pumping().settle(pipe)
         if code is None:
-            return Lost(error=_UNSEEN if held.process is None else _TAKEN)
+            return Lost(error=_UNSEEN if held.child is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
         refused, limit = await _limits_word(held.launch, code) if held.launch.limits else _NONE
         return Exited(
             exit_code=code,
-            evidence="observed" if held.process else "adopted",
+            evidence="observed" if held.child else "adopted",
             ended_by_itself=held.stop_was_asked and not held.stop_has_reached,
             in_start_grace=bool(refused) or ended_at - started_at < held.launch.start_grace,
             limit=refused or limit,
@@ -298,19 +300,7 @@ class Processes(Executor):
             return await self._code(held)
 
     async def _code(self, held: _Held) -> int | None:
-        return await (self._adopted_end(held) if held.process is None else self._child_end(held))
-
-    async def _child_end(self, held: _Held) -> int | None:
-        assert held.process is not None
-        code = await held.process.wait()
-        if code == REAPED_ELSEWHERE:
-            return None
-        if code != _INVENTED:
-            return code
-        told = exit_code(held.pidfd) if held.pidfd is not None else None
-        if told is None and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-            return None
-        return code if told is None else told
+        return await (self._adopted_end(held) if held.child is None else held.child.wait())
 
     async def _adopted_end(self, held: _Held) -> int | None:
         if held.pidfd is not None:
@@ -462,8 +452,8 @@ class Processes(Executor):
 
     @property
     def child_pids(self) -> set[int]:
-        """The pids of the children whose exit codes asyncio has yet to read, or has read."""
-        return {held.process.pid for held in self._held.values() if held.process is not None}
+        """The pids of the children whose exit codes are yet to be read, or have been."""
+        return {held.child.pid for held in self._held.values() if held.child is not None}
 
     async def close(self) -> None:
         self._is_closed = True
@@ -480,6 +470,8 @@ class Processes(Executor):
     async def leave(self) -> None:
         """Let go of everything; the processes run on and wait for their next reader."""
         self._is_closed = True
+        if self._spawner is not None:
+            await self._spawner.close()
         pump, self._pump = self._pump, None
         if pump is not None:
             await pump.close()
@@ -491,6 +483,9 @@ class Processes(Executor):
             held.let_go()
         self._held.clear()
         self._owners.clear()
+        if self._null >= 0:
+            os.close(self._null)
+            self._null = -1
         supervisors.give_up(self.supervisor)
 
     def _mine(self, token: str) -> _Held:
@@ -498,20 +493,6 @@ class Processes(Executor):
             return self._held[token]
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
-
-    def _over_watch(
-        self, start: Coroutine[Any, Any, asyncio.subprocess.Process]
-    ) -> Awaitable[asyncio.subprocess.Process]:
-        """Have a child watched as `children` says, where asyncio lets us."""
-        if self._children is None and _can_watch():
-            from anodejobs.executors.children import ChildWatch
-
-            self._children = ChildWatch()
-            if self._dedication is not None:
-                self._children.__enter__()  # for good: nobody else starts children here
-        if self._children is None or self._dedication is not None:
-            return start
-        return FirstStep(start, self._children)
 
     def _pumping(self) -> LogPump:
         if self._is_closed:
@@ -521,7 +502,7 @@ class Processes(Executor):
         return self._pump
 
 
-_TAKEN = "the application, or something in it, took the exit code before asyncio could read it"
+_TAKEN = "the application, or something in it, took the exit code before it could be read"
 _DOUBTFUL = "its supervisor died before it had started it, or soon after; the log may have a gap"
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
 
@@ -554,10 +535,6 @@ async def _limits_word(launch: Launch, code: int) -> tuple[str | None, str | Non
 
 _NONE = (None, None)
 _STDERR_BYTES = 16 * 1024
-
-
-def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:
-    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
 
 
 def _pipe() -> tuple[int, int]:
@@ -594,11 +571,6 @@ def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:
             if is_ours and stat.S_ISFIFO(seen.st_mode):
                 fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return fds
-
-
-def _can_watch() -> bool:
-    is_asyncios = isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
-    return sys.version_info < (3, 14) and is_asyncios and tree.HAS_PIDFDS
 
 
 def _one_line(error: OSError | ValueError) -> str:

@@ -17,7 +17,7 @@ import socket
 import sys
 from pathlib import Path
 
-from anodejobs.executors.dedication import Dedication
+from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
 from anodejobs.logs import LogFile
 from anodejobs.shim.journal import Entry, load
@@ -110,8 +110,8 @@ def _listening() -> socket.socket:
 async def _serve(
     folder: Path, linger_s: float, listener: socket.socket, entries: list[Entry]
 ) -> None:
-    dedication = Dedication()
-    processes = Processes(dedication)
+    marking = Marking()
+    processes = Processes(marking)
     server = Server(folder, processes, linger_s)
 
     def move_away() -> None:
@@ -127,7 +127,7 @@ async def _serve(
     finally:
         gc.disable()  # it would end asyncio's hold on children that run on, and so them
         await processes.leave()
-        dedication.close()
+        marking.close()
 
 
 def _log_to(path: Path) -> None:

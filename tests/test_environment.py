@@ -1,13 +1,11 @@
-"""Jobs have the environment that was asked for, though their shim makes it its own first."""
+"""Jobs have the environment that was asked for, though many share most of it."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan, new_token
-from anodejobs.executors.inheritance import Inheritance
+from anodejobs.executors.environment import EnvironmentBlock
 from anodejobs.shim.protocol import Message, start_request
 from tests.test_shim import Raw, connected, opened, ran
 
@@ -185,7 +183,7 @@ async def test_a_program_is_not_looked_for_in_the_path_of_an_earlier_job(
     assert await app.printed({}, argv=("sh", "-c", "echo found")) == "found"
 
 
-# What is inherited.
+# What the C library gets.
 
 
 names = st.text(st.characters(exclude_characters="=\0", exclude_categories=["Cs"]), min_size=1)
@@ -199,77 +197,21 @@ environments = st.dictionaries(names | st.sampled_from(["PATH", "OWN", "HOME"]),
 @settings(max_examples=200)
 @given(st.lists(st.tuples(environments, owns, owns), min_size=1, max_size=4))
 @example([({}, {"OWN": ""}, {"OWN": "", "OTHER": ""}), ({"PATH": ""}, {"OWN": "x" * 5000}, {})])
-def test_whatever_was_offered_before_there_is_what_is_offered_now(offers):
-    with inheriting() as inheritance:
-        for base, first, second in offers:
-            for own in (first, second):
-                assert inheritance.offers(base, own)
-                assert present() == encoded({**base, **own})
+def test_whatever_was_held_before_there_is_what_is_held_now(orders):
+    block = EnvironmentBlock()
+    for base, first, second in orders:
+        for own in (first, second):
+            assert held(block, base, own) == encoded({**base, **own})
 
 
-def test_what_is_offered_is_what_a_child_has():
-    with inheriting() as inheritance:
-        assert inheritance.offers({"A": os.fsdecode(ODD)}, {"OWN": "x"})
-        assert child() == {b"A": ODD, b"OWN": b"x"}
-
-
-@pytest.mark.parametrize("base", [{"": "x"}, {"A=B": "x"}, {"A": "x\0"}, {"A": "\ud800"}])
-def test_what_cannot_be_offered_is_refused_and_is_in_the_way_of_nothing(base):
-    good = {"A": "a"}
-    with inheriting() as inheritance:
+@pytest.mark.parametrize("bad", [{"A=B": "x"}, {"A": "x\0"}, {"A\0": "x"}, {"A": "\ud800"}])
+def test_what_no_process_can_have_is_refused_and_is_in_the_way_of_nothing(bad):
+    good, block = {"A": "a"}, EnvironmentBlock()
+    for base, own in ((bad, {"OWN": "x"}), (good, {**bad, "OWN": "x"})):
         for _ in range(2):
-            assert not inheritance.offers(base, {"OWN": "x"})
-            assert inheritance.offers(good, {"OWN": "y"})
-            assert present() == {b"A": b"a", b"OWN": b"y"}
-        assert not inheritance.offers(good, {"OWN": "x\0"})
-
-
-def test_this_process_has_its_own_environment_back_when_it_is_closed():
-    before = present(), dict(os.environ), child()
-    with inheriting() as inheritance:
-        inheritance.offers({"A": "a"}, {"OWN": "x"})
-        inheritance.offers({"PATH": "/nowhere"}, {"OWN": "x"})
-        inheritance.close()
-    assert (present(), dict(os.environ), child()) == before
-
-
-def test_what_was_never_offered_anything_changes_nothing_when_it_is_closed():
-    before = present()
-    Inheritance().close()
-    assert present() == before
-
-
-GROW = """
-import os
-from anodejobs.executors.inheritance import Inheritance
-
-def resident():
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-inheritance = Inheritance()
-base = {"PATH": "/bin"}
-
-def offer(number):
-    stamp = {"STAMP": "%0500d" % number}
-    assert inheritance.offers({**base, **stamp} if ${of_base} else base, {"OWN": str(stamp)})
-
-for number in range(1000):
-    offer(number)
-before = resident()
-for number in range(1000, 9000):
-    offer(number)
-print(resident() - before)
-inheritance.close()
-"""
-
-
-@pytest.mark.parametrize("of_base", [False, True], ids=["of each attempt", "of the base"])
-def test_it_does_not_grow_with_the_values_it_has_had(of_base):
-    """They are 8 MB in all, and the C library would keep each one that it is told."""
-    source = GROW.replace("${of_base}", str(of_base))
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True)
-    assert int(done.stdout) < 1_000_000
+            with pytest.raises(ValueError, match=r"cannot be set|surrogates"):
+                block.holding(base, own)
+            assert held(block, good, {"OWN": "y"}) == {b"A": b"a", b"OWN": b"y"}
 
 
 # What the tests above are written with.
@@ -336,14 +278,6 @@ async def app(tmp_path: Path) -> AsyncIterator[App]:
         yield app
 
 
-def inheriting() -> closing[Inheritance]:
-    """Give what changes the environment of this process, which nobody else must do meanwhile.
-
-    No fixture: pytest sets a variable between the setup of a test and its call.
-    """
-    return closing(Inheritance())
-
-
 def make_tool(folder: Path) -> None:
     """Make a program in the folder that prints the folder's name."""
     folder.mkdir()
@@ -351,18 +285,11 @@ def make_tool(folder: Path) -> None:
     (folder / "tool").chmod(0o755)
 
 
-def child() -> dict[bytes, bytes]:
-    """Return the environment that a child has which is handed none."""
-    return parsed(subprocess.run(SHOW, capture_output=True, check=True).stdout)
-
-
-def present() -> dict[bytes, bytes]:
-    """Return the environment that the C library would hand on."""
-    entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
-    found: list[bytes] = []
-    while (entry := entries[len(found)]) is not None:
-        found.append(entry)
-    return parsed(b"\0".join(found))
+def held(block: EnvironmentBlock, base: dict[str, str], own: dict[str, str]) -> dict[bytes, bytes]:
+    """Return what is in the block up to the end that the C library looks for."""
+    entries = list(block.holding(base, own))
+    assert entries.index(None) == len(entries) - 1
+    return parsed(b"\0".join(entries[:-1]))
 
 
 def parsed(entries: bytes) -> dict[bytes, bytes]:

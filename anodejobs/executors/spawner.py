@@ -1,0 +1,271 @@
+"""Starting programs without holding up the event loop: posix_spawn, in a thread of its own.
+
+Who spawns waits until the child has become its program, longer than all that Python does for a
+short job. The ways of the standard library keep the interpreter all that time; called through
+ctypes, the C library lets it go, and it neither forks nor copies what is mapped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import signal
+import stat
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from anodejobs.executors.environment import EnvironmentBlock
+from anodejobs.executors.marks import Marking
+
+# From <spawn.h>.
+_SETSIGDEF = 0x04
+_SETSID = 0x80
+_OPAQUE_BYTES = 1024
+"""More than any C library's posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t have."""
+_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+"""These are errors in Python; a program has them as they were meant."""
+
+
+_MOST_AT_ONCE = 16
+"""How many pids wait to be told together, while more is ordered: each telling wakes the loop, and
+all that follows a start (writing, sending, committing) is done for all at once."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Order:
+    """A program to be started in a session of its own, with three descriptors and no other."""
+
+    argv: Sequence[str]
+    cwd: str
+    base_env: dict[str, str] = field(repr=False)
+    own_env: Mapping[str, str] = field(repr=False)
+    """What differs from the base, which many orders share."""
+    stdin: int
+    stdout: int
+    stderr: int
+    token: str
+    """What it is marked with, where that is done."""
+
+
+class Spawner:
+    """Starts programs, one after the other as they are ordered."""
+
+    def __init__(self, marking: Marking | None) -> None:
+        libc = _libc()
+        assert libc is not None, "asked for where it is not possible"
+        self._libc = libc
+        self._marking = marking
+        self._loop = asyncio.get_running_loop()
+        self._environment = EnvironmentBlock()
+        self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
+        self._outcomes: deque[tuple[asyncio.Future[int], int | OSError | ValueError]] = deque()
+        self._has_rung = False
+        self._under_way: set[asyncio.Future[int]] = set()
+        self._thread: Thread | None = None
+
+    async def spawn(self, order: Order) -> int:
+        """Return the pid once the program is exec'd; it is a child of this process.
+
+        Raises OSError, ValueError where it is refused. What is under way when this is cancelled is
+        started all the same, and killed.
+        """
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
+            self._thread.start()
+        pid: asyncio.Future[int] = self._loop.create_future()
+        self._under_way.add(pid)
+        self._orders.put((order, pid))
+        try:
+            return await asyncio.shield(pid)
+        except asyncio.CancelledError:
+            pid.add_done_callback(_end)
+            raise
+
+    async def close(self) -> None:
+        """Return when nothing is under way and the thread has ended. Idempotent."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._orders.put(None)
+            thread.join()  # it has nothing else to do
+
+    def _deliver(self) -> None:
+        self._has_rung = False
+        while self._outcomes:
+            future, outcome = self._outcomes.popleft()
+            self._under_way.discard(future)
+            if isinstance(outcome, int):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+    # In the thread.
+
+    def _work(self) -> None:
+        while (ordered := self._next()) is not None:
+            order, future = ordered
+            try:
+                outcome: int | OSError | ValueError = self._spawned(order)
+            except (OSError, ValueError) as error:
+                outcome = error
+            self._outcomes.append((future, outcome))
+            is_time = self._orders.empty() or len(self._outcomes) >= _MOST_AT_ONCE
+            if is_time and not self._has_rung:
+                self._has_rung = True
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _next(self) -> tuple[Order, asyncio.Future[int]] | None:
+        with contextlib.suppress(Empty):
+            return self._orders.get_nowait()
+        if self._marking is not None:
+            self._marking.unmark()
+        return self._orders.get()
+
+    def _spawned(self, order: Order) -> int:
+        argv = [os.fsencode(argument) for argument in order.argv]
+        if any(b"\0" in argument for argument in argv):
+            raise ValueError("embedded null byte")
+        arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv)
+        environment = self._environment.holding(order.base_env, order.own_env)
+        if self._marking is not None:
+            self._marking.mark(order.token)
+        refusal, code = 0, errno.ENOENT
+        libc, pid = self._libc, ctypes.c_int()
+        with _file_actions(libc, order) as actions:
+            for program in _programs(argv[0], order):
+                code = libc.spawn(
+                    ctypes.byref(pid), program, actions, libc.attributes, arguments, environment
+                )
+                if code == 0:
+                    return pid.value
+                if code not in (errno.ENOENT, errno.ENOTDIR):
+                    refusal = refusal or code
+        raise _refused(refusal or code, order)
+
+
+def is_possible() -> bool:
+    """Return whether the C library can do all that is asked of it here.
+
+    It must be glibc 2.34 or later on Linux: an earlier one would leave descriptors open.
+    """
+    return _libc() is not None
+
+
+def _programs(name: bytes, order: Order) -> Iterator[bytes]:
+    """Yield what to execute, as a shell would look for it; the system has the last word."""
+    if b"/" in name:
+        yield name
+        return
+    path = order.own_env.get("PATH", order.base_env.get("PATH", os.defpath))
+    for folder in os.fsencode(path).split(os.fsencode(os.pathsep)):
+        candidate = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            # Looked at first: a child for each folder would be costly.
+            if stat.S_ISREG(os.stat(os.path.join(os.fsencode(order.cwd), candidate)).st_mode):
+                yield candidate
+
+
+def _refused(code: int, order: Order) -> OSError:
+    """Return the error, which names the directory where it is that which is at fault."""
+    try:
+        os.close(os.open(order.cwd, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        is_allowed = os.access(order.cwd, os.X_OK)
+        culprit = order.argv[0] if is_allowed else order.cwd
+    except OSError as error:
+        return OSError(error.errno, os.strerror(error.errno or code), order.cwd)
+    return OSError(code, os.strerror(code), culprit)
+
+
+def _end(pid: asyncio.Future[int]) -> None:
+    """Kill what nobody waits for any more; it is our child and not reaped, so it is the one."""
+    if pid.exception() is None:
+        os.kill(pid.result(), signal.SIGKILL)
+        os.waitpid(pid.result(), 0)
+
+
+# What the C library is asked for.
+
+
+class _LibC:
+    """Its functions, and what is the same for all programs. Raises AttributeError if one lacks."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        self.spawn = library.posix_spawn
+        # Of nothing that is quickly done the interpreter is let go.
+        held = ctypes.PyDLL(None)
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.spawn.argtypes = (pointer, ctypes.c_char_p, pointer, pointer, pointer, pointer)
+        self.init_actions = held.posix_spawn_file_actions_init
+        self.init_actions.argtypes = (pointer,)
+        self.destroy_actions = held.posix_spawn_file_actions_destroy
+        self.destroy_actions.argtypes = (pointer,)
+        self.add_dup2 = held.posix_spawn_file_actions_adddup2
+        self.add_dup2.argtypes = (pointer, number, number)
+        self.add_chdir = held.posix_spawn_file_actions_addchdir_np
+        self.add_chdir.argtypes = (pointer, ctypes.c_char_p)
+        self.add_close_from = held.posix_spawn_file_actions_addclosefrom_np
+        self.add_close_from.argtypes = (pointer, number)
+        self.attributes = self._attributes(held)
+
+    def _attributes(self, held: ctypes.PyDLL) -> ctypes.Array[ctypes.c_char]:
+        attributes, defaults = _opaque(), _opaque()
+        held.posix_spawnattr_init(attributes)
+        held.sigemptyset(defaults)
+        for signum in _PYTHON_IGNORES:
+            held.sigaddset(defaults, ctypes.c_int(signum))
+        held.posix_spawnattr_setsigdefault(attributes, defaults)
+        held.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSID | _SETSIGDEF))
+        return attributes
+
+
+@functools.cache
+def _libc() -> _LibC | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        return _LibC()
+    except AttributeError:
+        return None
+
+
+def _opaque() -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(_OPAQUE_BYTES)
+
+
+@contextmanager
+def _file_actions(libc: _LibC, order: Order) -> Iterator[ctypes.Array[ctypes.c_char]]:
+    """Yield what is done between the birth of the child and its program."""
+    actions, moved = _opaque(), []
+    fds = [order.stdin, order.stdout, order.stderr]
+    for place, fd in enumerate(fds):
+        if fd <= 2:  # an application without descriptors of its own there: one would end another
+            fds[place] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            moved.append(fds[place])
+    libc.init_actions(actions)
+    try:
+        for place, fd in enumerate(fds):
+            _check(libc.add_dup2(actions, fd, place))
+        _check(libc.add_chdir(actions, os.fsencode(order.cwd)))
+        _check(libc.add_close_from(actions, 3))
+        yield actions
+    finally:
+        libc.destroy_actions(actions)
+        for fd in moved:
+            os.close(fd)
+
+
+def _check(code: int) -> None:
+    if code:
+        raise OSError(code, os.strerror(code))

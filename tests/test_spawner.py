@@ -1,0 +1,336 @@
+"""Programs are started as the system would start them, with what was ordered and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from anodejobs.executors.children import Children
+from anodejobs.executors.spawner import Order, Spawner, is_possible
+
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.skipif(not is_possible(), reason="this C library starts no program in a directory"),
+]
+
+LIMIT_S = 20.0
+SHOW = 'echo "$0 $1 $A ${HOME-none}"; pwd'
+NO_FOLDERS = {"missing": errno.ENOENT, "plain": errno.ENOTDIR}
+CODES = {"exit 7": 7, "kill -9 $$": -9, "exit 255": 255}
+
+
+async def test_a_program_gets_its_arguments_environment_directory_and_session(
+    run: Run, tmp_path: Path
+) -> None:
+    pid, code, text = await run(
+        [
+            "/bin/sh",
+            "-c",
+            'echo "$0 $1 $A ${HOME-none}"; pwd; cut -d" " -f1,6 /proc/$$/stat',
+            "a",
+            "",
+        ],
+        cwd=tmp_path,
+        env={"A": "x y"},
+    )
+    assert text.splitlines() == ["a  x y none", str(tmp_path), f"{pid} {pid}"]
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("exit_as", "code"), [("exit 7", 7), ("kill -9 $$", -9), ("exit 255", 255)]
+)
+async def test_the_exit_code_is_the_programs(run: Run, exit_as: str, code: int) -> None:
+    assert (await run(["/bin/sh", "-c", exit_as]))[1] == code
+
+
+async def test_a_program_has_the_three_descriptors_and_no_other(run: Run) -> None:
+    fd = os.open("/etc/passwd", os.O_RDONLY)
+    os.set_inheritable(fd, True)
+    _, _, text = await run(["/bin/ls", "/proc/self/fd"])
+    os.close(fd)
+    assert text.split() == ["0", "1", "2", "3"]  # that is what it reads the directory by
+
+
+@pytest.mark.parametrize("free", [(0,), (1, 2), (0, 1, 2)])
+def test_an_application_without_descriptors_of_its_own_there_starts_programs(
+    free: tuple[int, ...], tmp_path: Path
+) -> None:
+    code = f"""
+import asyncio, os
+from pathlib import Path
+from anodejobs.executors.children import Children
+from anodejobs.executors.spawner import Order, Spawner
+async def main():
+    for fd in {free}:
+        os.close(fd)
+    null = os.open("/dev/null", os.O_RDONLY)
+    out = os.open({str(tmp_path / "out")!r}, os.O_WRONLY | os.O_CREAT)
+    err = os.open({str(tmp_path / "err")!r}, os.O_WRONLY | os.O_CREAT)
+    spawner, children = Spawner(None), Children()
+    argv = ["/bin/sh", "-c", "cat; echo out; echo err >&2"]
+    pid = await spawner.spawn(Order(
+        argv=argv, cwd="/", base_env={{}}, own_env={{}}, stdin=null, stdout=out, stderr=err,
+        token="",
+    ))
+    code = await children.watch(pid).wait()
+    await spawner.close()
+    children.close()
+    os._exit(code)
+asyncio.run(main())
+"""
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [(tmp_path / name).read_text() for name in ("out", "err")] == ["out\n", "err\n"]
+
+
+class TestRefusals:
+    """Each is the system's own, and names what is at fault."""
+
+    @pytest.fixture(autouse=True)
+    def files(self, tmp_path: Path) -> None:
+        (tmp_path / "plain").write_text("")
+        (tmp_path / "odd").write_bytes(b"\x00\x01")
+        (tmp_path / "odd").chmod(0o755)
+        (tmp_path / "lost").write_text("#!/no/such/interpreter\n")
+        (tmp_path / "lost").chmod(0o755)
+
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ("missing", errno.ENOENT),
+            ("plain", errno.EACCES),
+            (".", errno.EACCES),
+            ("plain/x", errno.ENOTDIR),
+            ("odd", errno.ENOEXEC),
+            ("lost", errno.ENOENT),
+            ("", errno.ENOENT),
+        ],
+    )
+    async def test_of_a_program(self, run: Run, tmp_path: Path, name: str, code: int) -> None:
+        path = f"{tmp_path}/{name}" if name else ""
+        assert await refusal(run([path])) == (code, path)
+
+    @pytest.mark.parametrize(
+        ("name", "code"), [("missing", errno.ENOENT), ("plain", errno.ENOTDIR)]
+    )
+    async def test_of_a_directory(self, run: Run, tmp_path: Path, name: str, code: int) -> None:
+        place = tmp_path / name
+        assert await refusal(run(["/bin/true"], cwd=place)) == (code, str(place))
+
+    async def test_of_arguments(self, run: Run) -> None:
+        code, _ = await refusal(run(["/bin/true", "x" * 3_000_000]))
+        assert code == errno.E2BIG
+        with pytest.raises(ValueError, match="null byte"):
+            await run(["/bin/true", "a\0b"])
+
+    async def test_leaves_no_child(self, run: Run) -> None:
+        with pytest.raises(FileNotFoundError):
+            await run(["/no/such/program"])
+        with pytest.raises(ChildProcessError):
+            reap(-1)
+
+
+class TestSearch:
+    """A name without a slash is looked for as ``execvpe`` does."""
+
+    @pytest.fixture(autouse=True)
+    def folders(self, tmp_path: Path) -> None:
+        for name in ("one", "two", "forbidden", "folder"):
+            (tmp_path / name).mkdir()
+        for name in ("one", "two", "forbidden"):
+            (tmp_path / name / "tool").write_text(f"#!/bin/sh\necho {name}\n")
+        for name in ("one", "two"):
+            (tmp_path / name / "tool").chmod(0o755)
+        (tmp_path / "folder" / "tool").mkdir()
+
+    @pytest.mark.parametrize(
+        ("path", "found"),
+        [
+            ("{0}/one:{0}/two", "one"),
+            ("{0}/two:{0}/one", "two"),
+            ("/no/such/folder:{0}/folder:{0}/forbidden:{0}/two", "two"),
+            ("two", "two"),
+            ("/bin:./one", "one"),
+        ],
+    )
+    async def test_takes_the_first_that_can_be_executed(
+        self, run: Run, tmp_path: Path, path: str, found: str
+    ) -> None:
+        env = {"PATH": path.format(tmp_path)}
+        assert (await run(["tool"], cwd=tmp_path, env=env))[2].strip() == found
+
+    async def test_an_empty_folder_is_where_the_program_runs(
+        self, run: Run, tmp_path: Path
+    ) -> None:
+        assert (await run(["tool"], cwd=tmp_path / "one", env={"PATH": ":/bin"}))[2] == "one\n"
+
+    @pytest.mark.parametrize(
+        ("path", "code"),
+        [("{0}/forbidden:/bin", errno.EACCES), ("/bin:/usr/bin", errno.ENOENT)],
+    )
+    async def test_says_why_there_is_none(
+        self, run: Run, tmp_path: Path, path: str, code: int
+    ) -> None:
+        env = {"PATH": path.format(tmp_path)}
+        assert await refusal(run(["tool"], env=env)) == (code, "tool")
+
+    async def test_without_a_path_it_is_the_systems(self, run: Run) -> None:
+        assert (await run(["true"], env={}))[1] == 0
+
+
+async def test_many_ordered_at_once_are_all_started(run: Run) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        ran = await asyncio.gather(*(run(["/bin/sh", "-c", f"exit {n % 7}"]) for n in range(100)))
+    assert [code for _, code, _ in ran] == [n % 7 for n in range(100)]
+
+
+async def test_what_is_under_way_when_it_is_cancelled_is_killed_and_reaped(
+    spawner: Spawner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there, may_go = threading.Event(), threading.Event()
+    spawned = Spawner._spawned
+    pids: list[int] = []
+
+    def spawned_late(self: Spawner, order: Order) -> int:
+        pids.append(spawned(self, order))
+        is_there.set()
+        may_go.wait(LIMIT_S)
+        return pids[0]
+
+    monkeypatch.setattr(Spawner, "_spawned", spawned_late)
+    fd = os.open(os.devnull, os.O_RDWR)
+    order = Order(
+        argv=["/bin/sleep", "600"],
+        cwd="/",
+        base_env={},
+        own_env={},
+        stdin=fd,
+        stdout=fd,
+        stderr=fd,
+        token="",
+    )
+    task = asyncio.create_task(spawner.spawn(order))
+    await asyncio.to_thread(is_there.wait, LIMIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    os.kill(pids[0], 0)
+    may_go.set()
+    await spawner.close()
+    os.close(fd)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+async def test_where_somebody_has_reaped_the_child_the_kernel_is_asked_or_nobody_knows(
+    children: Children,
+) -> None:
+    pid, writer = reading("exit 9")
+    child = children.watch(pid)
+    assert child.is_alive
+    os.close(writer)
+    reap(pid)
+    async with asyncio.timeout(LIMIT_S):
+        assert await child.wait() in (9, None)
+    assert not child.is_alive
+
+
+async def test_a_child_that_is_gone_cannot_be_watched(children: Children) -> None:
+    pid, writer = reading("exit 0")
+    os.close(writer)
+    reap(pid)
+    with pytest.raises(ProcessLookupError):
+        children.watch(pid)
+
+
+async def test_a_cancelled_wait_takes_nothing_from_the_next(children: Children) -> None:
+    pid, writer = reading("exit 3")
+    child = children.watch(pid)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await child.wait()
+    os.close(writer)
+    async with asyncio.timeout(LIMIT_S):
+        assert await asyncio.gather(child.wait(), child.wait()) == [3, 3]
+    assert await child.wait() == 3
+
+
+# What the tests above are written with.
+
+Run = Callable[..., Awaitable[tuple[int, int | None, str]]]
+
+
+@pytest.fixture
+async def spawner() -> AsyncIterator[Spawner]:
+    spawner = Spawner(None)
+    yield spawner
+    await spawner.close()
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children()
+    yield children
+    children.close()
+
+
+@pytest.fixture
+def run(spawner: Spawner, children: Children, tmp_path: Path) -> Run:
+    """Give what runs a program to its end: its pid, its exit code and what it wrote."""
+    base: dict[str, str] = {}
+
+    async def ran(
+        argv: list[str], cwd: Path = Path("/"), env: dict[str, str] | None = None
+    ) -> tuple[int, int | None, str]:
+        path = tmp_path / os.urandom(8).hex()
+        null, out = os.open(os.devnull, os.O_RDONLY), os.open(path, os.O_WRONLY | os.O_CREAT)
+        try:
+            pid = await spawner.spawn(
+                Order(
+                    argv=argv,
+                    cwd=str(cwd),
+                    base_env=base,
+                    own_env=env or {},
+                    stdin=null,
+                    stdout=out,
+                    stderr=out,
+                    token="",
+                )
+            )
+        finally:
+            os.close(null)
+            os.close(out)
+        code = await children.watch(pid).wait()
+        return pid, code, path.read_text()
+
+    return ran
+
+
+async def refusal(running: Awaitable[object]) -> tuple[int | None, str]:
+    """Return what the system says, and about what."""
+    try:
+        await running
+    except OSError as error:
+        return error.errno, error.filename
+    raise AssertionError("it ran")
+
+
+def reading(then: str) -> tuple[int, int]:
+    """Return the pid of a shell that waits for the end of its input, and the input."""
+    reader, writer = os.pipe()
+    stdin = [(os.POSIX_SPAWN_DUP2, reader, 0)]
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"read _; {then}"], {}, file_actions=stdin)
+    os.close(reader)
+    return pid, writer
+
+
+def reap(pid: int) -> None:
+    os.waitpid(pid, 0)
