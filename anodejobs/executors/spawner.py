@@ -36,9 +36,10 @@ _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
-_MOST_AT_ONCE = 16
-"""How many pids wait to be told together, while more is ordered: each telling wakes the loop, and
-all that follows a start (writing, sending, committing) is done for all at once."""
+_AT_ONCE = 8, 16
+"""How many pids, at least and at most, wait to be told together while more is ordered: each telling
+wakes the loop, and all that follows a start (writing, sending, committing) is done for all at once.
+Half of what is under way is best: the other half is spawned meanwhile."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -120,10 +121,14 @@ class Spawner:
             except (OSError, ValueError) as error:
                 outcome = error
             self._outcomes.append((future, outcome))
-            is_time = self._orders.empty() or len(self._outcomes) >= _MOST_AT_ONCE
-            if is_time and not self._has_rung:
+            if not self._has_rung and self._is_enough():
                 self._has_rung = True
                 self._loop.call_soon_threadsafe(self._deliver)
+
+    def _is_enough(self) -> bool:
+        least, most = _AT_ONCE
+        enough = min(max(least, len(self._under_way) // 2), most)
+        return self._orders.empty() or len(self._outcomes) >= enough
 
     def _next(self) -> tuple[Order, asyncio.Future[int]] | None:
         with contextlib.suppress(Empty):
