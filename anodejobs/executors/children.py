@@ -19,6 +19,8 @@ from anodejobs.executors.pidfds import exit_code
 class Child(ABC):
     """A process that we have started."""
 
+    __slots__ = ()
+
     pid: int
 
     @property
@@ -82,6 +84,8 @@ class Children:
 
 
 class _OwnChild(Child):
+    __slots__ = ("_code", "_has_ended", "_waiters", "pid")
+
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._code: int | None = None

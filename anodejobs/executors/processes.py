@@ -14,7 +14,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -285,11 +285,17 @@ class Processes(Executor):
             log_error=next((p.error for p in held.pipes.values() if p.error), None),
         )
 
-    async def _code_in_time(self, held: _Held, tell: Tell) -> int | None:
+    def _code_in_time(self, held: _Held, tell: Tell) -> Awaitable[int | None]:
         """Return the exit code, having stopped the attempt if its time was over before."""
+        # No coroutine more than there must be: each is memory for as long as the job runs.
         timeout, started_at = held.launch.timeout, held.attempt.started_monotonic
         if timeout is None or started_at is None:
-            return await self._code(held)
+            return self._code(held)
+        return self._timed_code(held, tell, timeout, started_at)
+
+    async def _timed_code(
+        self, held: _Held, tell: Tell, timeout: float, started_at: float
+    ) -> int | None:
         try:
             async with asyncio.timeout(max(0.0, started_at + timeout - time.monotonic())):
                 return await self._code(held)
@@ -299,8 +305,8 @@ class Processes(Executor):
                 await tell(StopFailed())
             return await self._code(held)
 
-    async def _code(self, held: _Held) -> int | None:
-        return await (self._adopted_end(held) if held.child is None else held.child.wait())
+    def _code(self, held: _Held) -> Awaitable[int | None]:
+        return self._adopted_end(held) if held.child is None else held.child.wait()
 
     async def _adopted_end(self, held: _Held) -> int | None:
         if held.pidfd is not None:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anodejobs.events import Attempt
@@ -43,7 +43,7 @@ class Entry:
     attempt: Attempt
     events: list[Told] = field(default_factory=list)
     line: bytes = b""
-    """Its begin as it is written, where it came so."""
+    """Its begin as it is written, where it came so; only until it is."""
 
 
 class Journal:
@@ -93,6 +93,7 @@ class Journal:
         except OSError:
             self._pending.pop()
             raise
+        entry.line = b""
 
     def note(self, token: str, text: str) -> None:
         """Say what has happened, an event's text; kept with the next ``flush``."""
@@ -169,10 +170,11 @@ def _take(entries: dict[str, Entry], message: Message) -> None:
 
 
 def _begin(entry: Entry) -> bytes:
-    if not entry.line:
-        begin = begin_text(entry.number, entry.attempt, entry.launch.parts()[0])
-        entry.line = f"{{{begin}}}\n".encode("ascii")
-    return entry.line
+    if entry.line:
+        return entry.line
+    # Of a copy: a launch keeps its text, which is of no more use here.
+    lasting, _ = replace(entry.launch).parts()
+    return f"{{{begin_text(entry.number, entry.attempt, lasting)}}}\n".encode("ascii")
 
 
 def _told(token: str, text: str) -> bytes:
