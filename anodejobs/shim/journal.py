@@ -67,6 +67,7 @@ class Journal:
         lines = [encoded(_FORMAT)]
         for entry in self._entries():
             lines.append(_begin(entry))
+            entry.line = b""
             lines += (_told(entry.attempt.token, event_to_text(told)) for told in entry.events)
         beside = self.path.with_name(f"{self.path.name}.new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -150,17 +151,17 @@ def load(path: Path) -> list[Entry]:
         if not line:
             continue
         try:
-            _take(entries, json.loads(line))
+            _take(entries, json.loads(line), line)
         except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError):
             LOG.warning("a line of %s makes no sense: %.80r", path, line)
     return list(entries.values())
 
 
-def _take(entries: dict[str, Entry], message: Message) -> None:
+def _take(entries: dict[str, Entry], message: Message, line: bytes) -> None:
     if "begin" in message:
         launch = Launch.from_json({**message["launch"], **_UNKEPT}, {})
         attempt = Attempt.from_json(message["begin"])
-        entries[attempt.token] = Entry(message["number"], launch, attempt)
+        entries[attempt.token] = Entry(message["number"], launch, attempt, line=line + b"\n")
     elif "done" in message:
         entries.pop(message["done"], None)
     elif "token" in message:

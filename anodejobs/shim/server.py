@@ -167,7 +167,14 @@ class Server:
 
     async def _recover(self, entries: list[Entry]) -> None:
         lives = [
-            _Life(entry.number, entry.launch, _latest(entry), entry.events, has_begun=True)
+            _Life(
+                entry.number,
+                entry.launch,
+                _latest(entry),
+                entry.events,
+                entry.line,
+                has_begun=True,
+            )
             for entry in entries
             if not (entry.events and isinstance(entry.events[-1], StartFailed))
         ]
