@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from anodejobs.executors import spawner as spawner_module
 from anodejobs.executors.children import Children
 from anodejobs.executors.spawner import Order, Spawner, is_possible
 
@@ -66,6 +67,7 @@ def test_an_application_without_descriptors_of_its_own_there_starts_programs(
     code = f"""
 import asyncio, os
 from pathlib import Path
+from anodejobs.executors import spawner as spawner_module
 from anodejobs.executors.children import Children
 from anodejobs.executors.spawner import Order, Spawner
 async def main():
@@ -207,17 +209,7 @@ async def test_what_is_under_way_when_it_is_cancelled_is_killed_and_reaped(
 
     monkeypatch.setattr(Spawner, "_spawned", spawned_late)
     fd = os.open(os.devnull, os.O_RDWR)
-    order = Order(
-        argv=["/bin/sleep", "600"],
-        cwd="/",
-        base_env={},
-        own_env={},
-        stdin=fd,
-        stdout=fd,
-        stderr=fd,
-        token="",
-    )
-    task = asyncio.create_task(spawner.spawn(order))
+    task = asyncio.create_task(spawner.spawn(sleeping(fd)))
     await asyncio.to_thread(is_there.wait, LIMIT_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -226,6 +218,41 @@ async def test_what_is_under_way_when_it_is_cancelled_is_killed_and_reaped(
     may_go.set()
     await spawner.close()
     os.close(fd)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_go, has_ended, pids = threading.Event(), threading.Event(), list[int]()
+    spawned, end = Spawner._spawned, spawner_module._end
+
+    def spawned_late(self: Spawner, order: Order) -> int:
+        may_go.wait(LIMIT_S)
+        pids.append(spawned(self, order))
+        return pids[0]
+
+    def ended(pid: int) -> None:
+        end(pid)
+        has_ended.set()
+
+    monkeypatch.setattr(Spawner, "_spawned", spawned_late)
+    monkeypatch.setattr(spawner_module, "_end", ended)
+
+    async def main() -> Spawner:
+        spawner = Spawner(None)
+        asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
+        with pytest.raises(asyncio.CancelledError):
+            await spawner.spawn(sleeping(0))
+        return spawner
+
+    spawner = asyncio.run(main())
+    may_go.set()
+    assert has_ended.wait(LIMIT_S)
+    spawner._orders.put(None)
+    assert spawner._thread is not None
+    spawner._thread.join(LIMIT_S)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -312,6 +339,20 @@ def run(spawner: Spawner, children: Children, tmp_path: Path) -> Run:
         return pid, code, path.read_text()
 
     return ran
+
+
+def sleeping(fd: int) -> Order:
+    """Return the order of a program that goes on until it is killed."""
+    return Order(
+        argv=["/bin/sleep", "600"],
+        cwd="/",
+        base_env={},
+        own_env={},
+        stdin=fd,
+        stdout=fd,
+        stderr=fd,
+        token="",
+    )
 
 
 async def refusal(running: Awaitable[object]) -> tuple[int | None, str]:

@@ -89,7 +89,7 @@ class Spawner:
         try:
             return await asyncio.shield(pid)
         except asyncio.CancelledError:
-            pid.add_done_callback(_end)
+            pid.add_done_callback(_end_told)
             raise
 
     async def close(self) -> None:
@@ -123,7 +123,16 @@ class Spawner:
             self._outcomes.append((future, outcome))
             if not self._has_rung and self._is_enough():
                 self._has_rung = True
-                self._loop.call_soon_threadsafe(self._deliver)
+                try:
+                    self._loop.call_soon_threadsafe(self._deliver)
+                except RuntimeError:  # the loop was closed before us: nobody can be told
+                    self._end_untold()
+
+    def _end_untold(self) -> None:
+        while self._outcomes:
+            _, outcome = self._outcomes.popleft()
+            if isinstance(outcome, int):
+                _end(outcome)
 
     def _is_enough(self) -> bool:
         least, most = _AT_ONCE
@@ -192,11 +201,15 @@ def _refused(code: int, order: Order) -> OSError:
     return OSError(code, os.strerror(code), culprit)
 
 
-def _end(pid: asyncio.Future[int]) -> None:
-    """Kill what nobody waits for any more; it is our child and not reaped, so it is the one."""
+def _end_told(pid: asyncio.Future[int]) -> None:
     if pid.exception() is None:
-        os.kill(pid.result(), signal.SIGKILL)
-        os.waitpid(pid.result(), 0)
+        _end(pid.result())
+
+
+def _end(pid: int) -> None:
+    """Kill what nobody waits for; it is our child and not reaped, so it is the one."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 # What the C library is asked for.
