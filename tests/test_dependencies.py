@@ -58,7 +58,6 @@ def fail(graph: Dependencies, job_id: str) -> dict[str, str]:
 # What an end means.
 
 
-@pytest.mark.smoke
 def test_a_job_is_ready_when_the_last_of_its_dependencies_is_met():
     graph = graph_of(job("c", "a", "b"))
     assert succeed(graph, "a") == {"c": "waiting"}
@@ -69,7 +68,6 @@ def test_a_job_without_dependencies_is_ready_when_it_is_added():
     assert fates(Dependencies().add(job("a"), job("b", "a"))) == {"a": "ready", "b": "waiting"}
 
 
-@pytest.mark.smoke
 def test_a_failed_dependency_cancels_its_dependents_with_the_reason():
     graph = graph_of(job("b", "a"))
     assert graph.ended("a", succeeded=False) == [
@@ -121,7 +119,6 @@ def test_a_job_is_told_once_however_many_of_its_dependencies_are_cancelled():
     assert len(consequences) == 4
 
 
-@pytest.mark.smoke
 def test_a_job_is_held_until_the_dependency_that_failed_succeeds():
     graph = graph_of(job("c", "a", "b", on="hold"))
     (held,) = graph.ended("a", succeeded=False)
@@ -243,7 +240,6 @@ def test_nothing_is_remembered_of_jobs_that_are_over():
 # Cycles.
 
 
-@pytest.mark.smoke
 def test_a_cycle_is_refused_with_its_path():
     graph = graph_of(job("a"), job("b", "a"), job("c", "b"))
     with pytest.raises(DependencyCycle) as caught:
@@ -411,7 +407,6 @@ def test_building_a_chain_edge_by_edge_takes_steps_for_each_edge_alone():
 # Batches.
 
 
-@pytest.mark.smoke
 def test_the_dependencies_of_a_batch_are_told_by_index_or_by_id():
     resolved = resolve_batch(["a", "b", "c"], [[], [0, "before"], ["b", 0, 1, "a"]])
     assert resolved == [(), ("a", "before"), ("b", "a")]
@@ -446,7 +441,6 @@ def test_a_job_of_a_batch_that_names_itself_is_refused(itself):
     assert caught.value.cycle == ("b",)
 
 
-@pytest.mark.smoke
 def test_a_batch_with_a_cycle_is_refused():
     with pytest.raises(DependencyCycle) as caught:
         resolve_batch(["x", "a", "b", "c"], [[1], [2], [3], ["a"]])

@@ -53,7 +53,6 @@ def end(queue: JobQueue, *job_ids: str) -> None:
 # Order.
 
 
-@pytest.mark.smoke
 def test_a_higher_priority_starts_first():
     queue = queue_of(
         waiting("low", priority=Priority.low),
@@ -69,7 +68,6 @@ def test_a_priority_may_be_any_whole_number():
     assert admitted(queue) == ["most", "least"]
 
 
-@pytest.mark.smoke
 def test_of_one_priority_the_first_to_come_is_the_first_to_start():
     queue = queue_of(waiting("second", NOW + 1), waiting("third", NOW + 2), waiting("first", NOW))
     assert admitted(queue, NOW + 3) == ["first", "second", "third"]
@@ -174,7 +172,6 @@ def test_the_order_does_not_depend_on_when_slots_become_free(
 # Slots.
 
 
-@pytest.mark.smoke
 def test_no_more_jobs_start_than_there_are_slots():
     queue = queue_of(*(waiting(f"job-{number}") for number in range(5)), limit=2)
     assert admitted(queue) == ["job-0", "job-1"]
@@ -187,7 +184,6 @@ def test_without_a_limit_all_start():
     assert len(queue_of(*(waiting(f"job-{n}") for n in range(1000))).admit(NOW)) == 1000
 
 
-@pytest.mark.smoke
 def test_a_full_queue_holds_up_no_other_one():
     queue = queue_of(
         waiting("gpu-1", queue="gpu", priority=40),
@@ -370,7 +366,6 @@ def test_what_runs_in_a_paused_queue_keeps_its_slot():
 # Deadlines.
 
 
-@pytest.mark.smoke
 def test_a_job_whose_deadline_is_over_is_told_once_and_waits_no_more():
     queue = queue_of(waiting("a", deadline=NOW + 5), waiting("b"))
     assert queue.expired(NOW + 4.9) == []

@@ -43,8 +43,6 @@ from anodejobs.shim.protocol import (
     start_request,
 )
 
-pytestmark = pytest.mark.smoke
-
 NOON = datetime(2024, 2, 29, 12, 0, 0, 123457, tzinfo=UTC)
 ODD = 'a "quoted" \\ word\nand\ta\0byte, na\udcefve, 任务 🚀 \x7f\u2028 {"begin":1}'
 ATTEMPT = Attempt(

@@ -93,19 +93,18 @@ def started(behaviour: Behaviour) -> Model:
     return Model(behaviour, {Status.running} | own_end)
 
 
-class JobsMachine(RuleBasedStateMachine):
-    """Calls anything at any time, and holds every answer against the model."""
+class OpenedJobs(RuleBasedStateMachine):
+    """Has a Jobs on a directory, which goes with it, and an event loop to call it in."""
 
-    store: str | None
-
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
-        self.jobs = Jobs(
-            db_path=self.folder.name, store=self.store, stop_grace=0.2, executor="inline"
-        )
-        self.models: dict[str, Model] = {}
+        self.options = options
+        self.jobs = self.new_jobs()
+
+    def new_jobs(self) -> Jobs:
+        return Jobs(db_path=self.folder.name, **self.options)
 
     def teardown(self) -> None:
         try:
@@ -120,6 +119,28 @@ class JobsMachine(RuleBasedStateMachine):
                 return await call
 
         return self.runner.run(limited())
+
+
+def bounded(examples: int, steps: int) -> settings:
+    """Return the settings of a test that makes so many machines, and so many calls to each."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+class JobsMachine(OpenedJobs):
+    """Calls anything at any time, and holds every answer against the model."""
+
+    store: str | None
+
+    def __init__(self) -> None:
+        super().__init__(store=self.store, stop_grace=0.2, executor="inline")
+        self.models: dict[str, Model] = {}
 
     def see(self, job_id: str, record: JobRecord) -> None:
         """Hold a record against what is known, and know what it says."""
@@ -292,7 +313,7 @@ class JobsMachine(RuleBasedStateMachine):
         if self.store is not None:
             return  # nothing would be left
         self.await_(self.jobs.close())
-        self.jobs = Jobs(db_path=self.folder.name, stop_grace=0.2, executor="inline")
+        self.jobs = self.new_jobs()
         for job_id, model in self.models.items():
             if not model.surely_ended:
                 model.may_be = model.may_be & TERMINAL | {Status.stopped}
@@ -361,17 +382,7 @@ class SqliteMachine(JobsMachine):
 
 @pytest.mark.parametrize("machine", [MemoryMachine, SqliteMachine])
 def test_any_calls_in_any_order_agree_with_the_model(machine: type[JobsMachine]) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=15,
-            stateful_step_count=15,
-            deadline=None,
-            database=None,
-            print_blob=False,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
-    )
+    run_state_machine_as_test(machine, settings=bounded(15, 15))
 
 
 def test_the_folder_of_a_machine_goes_with_it() -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from anodejobs import Jobs
 
+pytestmark = pytest.mark.smoke
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CI = Path(__file__).parent.parent / ".ci" / "run"

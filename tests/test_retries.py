@@ -92,12 +92,10 @@ def refused(field: str, make: Callable[[], object]) -> str:
 # What a delay is.
 
 
-@pytest.mark.smoke
 def test_a_fixed_delay_is_the_same_each_time() -> None:
     assert delays(FixedDelay(5), 3) == [5.0, 5.0, 5.0]
 
 
-@pytest.mark.smoke
 def test_a_back_off_grows_up_to_its_most() -> None:
     assert delays(ExponentialBackoff(1, 10, 2, 0), 6) == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
@@ -145,7 +143,6 @@ def test_without_jitter_a_back_off_never_shrinks(initial: float, multiplier: flo
 # What is retried.
 
 
-@pytest.mark.smoke
 def test_a_job_is_retried_as_often_as_it_may_be() -> None:
     policy = FixedDelay(0)
     answers = [next_attempt(policy, Failure(n, exit_code=1), max_retries=2) for n in (1, 2, 3, 4)]
@@ -252,7 +249,6 @@ def test_a_policy_that_does_not_say_its_delay_cannot_be_made() -> None:
 # What is stored.
 
 
-@pytest.mark.smoke
 def test_a_built_in_policy_is_stored_by_a_short_kind() -> None:
     assert retry_to_json(FixedDelay(5, exit_codes=[3])) == {
         "kind": "fixed",
@@ -263,7 +259,6 @@ def test_a_built_in_policy_is_stored_by_a_short_kind() -> None:
     assert retry_to_json(ExponentialBackoff())["kind"] == "exponential"
 
 
-@pytest.mark.smoke
 def test_a_users_own_policy_is_stored_by_its_name_and_fields() -> None:
     stored = retry_to_json(AtLeisure(hours=2, pause=timedelta(seconds=5)))
     assert stored.items() >= {"kind": f"{__name__}:AtLeisure", "hours": 2.0}.items()
@@ -387,7 +382,6 @@ def lived(
     return decisions
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("when", "has_failed", "is_restarted"),
     [
@@ -411,7 +405,6 @@ def test_restarts_come_ever_later() -> None:
     assert lived(0, 0, 0, 0, 0, policy=policy) == [1.0, 3.0, 9.0, 20.0, 20.0]
 
 
-@pytest.mark.smoke
 def test_a_service_that_was_up_long_enough_begins_anew() -> None:
     policy = RestartPolicy(when="always", stable_after=30, limit=None)
     assert lived(0, 0, 29.9, 30, 0, 0, policy=policy) == [1.0, 2.0, 4.0, 1.0, 2.0, 4.0]
@@ -422,7 +415,6 @@ def test_a_first_run_that_was_long_counts_as_long() -> None:
     assert lived(30, 0, policy=policy) == [1.0, 2.0]
 
 
-@pytest.mark.smoke
 def test_by_default_a_service_that_dies_at_once_is_given_up_after_some_minutes() -> None:
     *delays, last = lived(*[0.0] * 20, policy=RestartPolicy(when="always"))
     assert delays == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0]

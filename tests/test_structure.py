@@ -114,10 +114,12 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 # What is public.
 
 
+@pytest.mark.outer
 def test_the_public_names_are_these():
     assert anodejobs.__all__ == PUBLIC
 
 
+@pytest.mark.outer
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_resolves(name):
     value = getattr(anodejobs, name)
@@ -130,6 +132,7 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = anodejobs.Job
 
 
+@pytest.mark.outer
 def test_a_star_import_gives_the_public_names():
     names: dict[str, object] = {}
     exec("from anodejobs import *", names)
@@ -143,6 +146,7 @@ def test_a_type_checker_sees_the_names_that_python_sees():
     assert sorted(seen) == sorted(PUBLIC)
 
 
+@pytest.mark.outer
 def test_the_package_is_typed():
     assert (ROOT / "py.typed").is_file()
 
@@ -153,6 +157,7 @@ _PURE = [
 ]
 
 
+@pytest.mark.outer
 @pytest.mark.parametrize("module", _PURE)
 def test_what_a_module_calls_public_is_there(module):
     imported = importlib.import_module(f"anodejobs.{module}")
@@ -203,6 +208,7 @@ _SMALL = [
 ]
 
 
+@pytest.mark.outer
 @pytest.mark.parametrize("module", _SMALL)
 def test_the_smallest_modules_import_the_standard_library_only(module):
     imported = imported_by(f"import anodejobs.{module}".rstrip("."))
@@ -218,6 +224,7 @@ def test_executors_import_no_models_and_no_database(module):
     assert not {name for name in imported if name.startswith("anodejobs.stores")}
 
 
+@pytest.mark.outer
 def test_the_shim_imports_the_standard_library_only():
     strangers = {name.partition(".")[0] for name in imported_by("import anodejobs.shim.main")}
     bare = {name.partition(".")[0] for name in imported_by("pass")}
@@ -248,6 +255,7 @@ def test_no_import_is_part_of_a_cycle():
     assert not known
 
 
+@pytest.mark.outer
 def test_every_module_has_its_layer():
     # Those that only say what a folder is have nothing in them.
     folders = {"executors", "shim"}

@@ -63,7 +63,6 @@ def refused(field: str, make: Callable[[], object]) -> str:
 # Commands that are lists.
 
 
-@pytest.mark.smoke
 def test_a_placeholder_is_an_argument_or_part_of_one() -> None:
     command = ["convert", "{source}", "--size={width}x{height}", "done"]
     integer = Parameter(type="int")
@@ -76,7 +75,6 @@ def test_a_placeholder_is_an_argument_or_part_of_one() -> None:
     ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("value", NASTY)
 def test_a_value_is_text_and_nothing_else(value: str) -> None:
     command = ["do", "{file}", "<{file}>", "{file}{file}"]
@@ -159,7 +157,6 @@ def test_an_argument_is_left_out_with_the_parameter_it_names() -> None:
 # Commands that are strings.
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("value", NASTY)
 def test_a_shell_is_given_values_in_its_environment_only(value: str) -> None:
     found = render(template('printf %s "$PARAM_FILE"', file=Parameter()), {"file": value})
@@ -213,7 +210,6 @@ def test_the_variable_of_a_parameter_is_its_own() -> None:
 # Values.
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("kind", "value", "expected"),
     [
@@ -292,7 +288,6 @@ def test_a_number_is_one_of_its_choices() -> None:
     refused("it", lambda: text(parameter, 3))
 
 
-@pytest.mark.smoke
 def test_a_default_stands_for_a_value_that_is_not_given() -> None:
     made = template(["do", "{width}"], width=Parameter(type="int", default=256))
     assert render(made, {})["command"] == ["do", "256"]
@@ -380,7 +375,6 @@ def test_what_is_no_parameter_is_refused(value: Any) -> None:
 # What a template is made from.
 
 
-@pytest.mark.smoke
 def test_the_options_of_a_job_are_those_of_the_template() -> None:
     made = Template(
         name="thumbnail",
