@@ -931,6 +931,30 @@ async def test_jobs_run_and_are_stopped_wherever_the_event_loop_runs(
     assert not [pid for pid in pids if runs(pid)]
 
 
+@pytest.mark.parametrize("is_ignored", [False, True])
+async def test_where_the_c_library_cannot_start_jobs_asyncio_does(
+    tmp_path: Path, is_ignored: bool
+) -> None:
+    """And what it makes up where children are reaped by the kernel is not believed."""
+    program = f"""
+import asyncio, json, signal
+from anodejobs import Jobs
+from anodejobs.executors import spawner
+spawner._libc = lambda: None
+async def main():
+    async with Jobs("job_db", stop_grace=1, executor="inline") as jobs:
+        if {is_ignored}:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        record = await jobs.run("sleep 0.2; echo $A; exit 7", "a", envs={{"A": "x"}})
+        record = await jobs.wait("a", timeout=20)
+        print(json.dumps([record.exit_code, (await jobs.job_logs("a"))[0]]))
+asyncio.run(main())
+"""
+    code, stdout = await host(tmp_path, program)
+    assert code in ((7, None) if is_ignored else (7,))
+    assert stdout == "x\n"
+
+
 OWN_CHILDREN = """
 import asyncio, json
 from anodejobs import Jobs

@@ -23,6 +23,7 @@ from anodejobs import ExecutorError, JobRecord, Jobs, Status
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
+from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
@@ -948,6 +949,28 @@ async def test_asked_to_end_while_a_process_is_on_its_way_it_does_not_kill_that(
         assert tree.start_time(record.last_pid or 0) is not None
         assert (await status(jobs, "a")).status is Status.running
         assert (tmp_path / "starts").read_text() == "x\n"
+
+
+async def test_where_the_c_library_cannot_start_jobs_asyncio_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(
+        monkeypatch,
+        """
+        from anodejobs.executors import spawner
+        spawner._libc = lambda: None
+        """,
+    )
+    async with opened(tmp_path) as jobs:
+        record = await jobs.run("echo $A; pwd; exec sleep 600", "a", envs={"A": "x"}, cwd=tmp_path)
+        assert record.last_pid is not None
+        assert read_tag(record.last_pid) is not None
+        assert len(os.listdir(f"/proc/{shim_of(tmp_path)}/task")) <= 3  # none for each job
+        await jobs.run("exit 255", "b")
+        assert (await jobs.wait("b", timeout=LIMIT_S)).exit_code == 255
+        assert (await jobs.run(["/no/such"], "c")).error == "No such file or directory: '/no/such'"
+        assert (await jobs.stop("a")).exit_code == -15
+        assert await jobs.job_logs("a") == (f"x\n{tmp_path}\n", "")
 
 
 async def test_asked_to_end_while_it_starts_jobs_it_kills_none_and_starts_none_twice(

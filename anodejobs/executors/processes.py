@@ -185,6 +185,10 @@ class Processes(Executor):
             self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         own = {**launch.envs, **marks}
         if not is_possible() or not tree.HAS_PIDFDS:
+            if self._marking is not None:
+                self._marking.mark(marks["ANODEJOBS_TOKEN"])
+                # It spawns before it waits for anything.
+                asyncio.get_running_loop().call_soon(self._marking.unmark)
             process = await asyncio.create_subprocess_exec(
                 *_argv(launch),
                 stdin=self._null,

@@ -17,8 +17,10 @@ import socket
 import sys
 from pathlib import Path
 
+from anodejobs.executors import tree
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
+from anodejobs.executors.spawner import is_possible
 from anodejobs.logs import LogFile
 from anodejobs.shim.journal import Entry, load
 from anodejobs.shim.orphans import become_reaper
@@ -119,6 +121,11 @@ async def _serve(
         for name in ("socket", "lock"):
             os.rename(folder / name, draining(folder, name))
 
+    if not is_possible() and sys.version_info < (3, 12) and tree.HAS_PIDFDS:
+        # Left to itself asyncio would start a thread for each job.
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.get_event_loop_policy().set_child_watcher(watcher)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.leave)
     try:
         LOG.info("shim %d begins, with %d attempts to see to", os.getpid(), len(entries))
