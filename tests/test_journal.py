@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -242,6 +243,8 @@ def path(tmp_path: Path) -> Path:
 @contextmanager
 def opened(path: Path, entries: Iterable[Entry] = ()) -> Iterator[Journal]:
     """Give a journal that is open; ``entries`` is what is to be kept when it is made anew."""
+    for kept in entries:
+        kept.has_begun = True
     book = Journal(path, lambda: entries)
     book.open()
     try:
@@ -262,6 +265,12 @@ def entry(job_id: str = "a", **more: Any) -> Entry:
     }
     launch = Launch(job_id=job_id, **{**usual, **more})
     return Entry(3, launch, Attempt(token=new_token(), supervisor="shim:s"))
+
+
+def begun_entry(job_id: str) -> Entry:
+    begun = entry(job_id)
+    begun.has_begun = True
+    return begun
 
 
 def note(book: Journal, token: str, event: protocol.Told) -> None:
@@ -287,6 +296,34 @@ def test_what_has_begun_is_in_it_before_begin_returns(path):
         begun = entry(timeout=2.5, start_grace=0.5, leftovers="leave", on_host_death="stop")
         book.begin(begun)
         assert written(load(path)) == written([begun])
+
+
+def test_what_is_said_while_another_thread_writes_is_kept_with_the_next_flush(path, monkeypatch):
+    """It comes after what that thread says, and a flush waits for both."""
+    with opened(path) as book:
+        first, second = entry("a"), entry("b")
+        book.begin(first)
+        is_writing, may_write = threading.Event(), threading.Event()
+        write = os.write
+
+        def write_late(fd: int, data: bytes) -> int:
+            is_writing.set()
+            may_write.wait(20)
+            return write(fd, data)
+
+        monkeypatch.setattr(os, "write", write_late)
+        thread = threading.Thread(target=book.begin, args=(second,))
+        thread.start()
+        assert is_writing.wait(20)
+        note(book, first.attempt.token, EVENTS[0])
+        flush = threading.Thread(target=book.flush)
+        flush.start()
+        assert len(load(path)) == 1
+        may_write.set()
+        for each in (thread, flush):
+            each.join(20)
+        assert [e.launch.job_id for e in load(path)] == ["a", "b"]
+        assert load(path)[0].events == [EVENTS[0]]
 
 
 def test_what_has_happened_is_in_it_after_a_flush(path):
@@ -573,7 +610,7 @@ def test_a_journal_that_cannot_be_made_anew_stays_as_it_was(path):
     with opened(path, kept) as book:
         note(book, begun.attempt.token, EVENTS[0])
         book.flush()
-        kept += [entry(f"job-{number}") for number in range(100)]
+        kept += [begun_entry(f"job-{number}") for number in range(100)]
         with full_disk(path), pytest.raises(OSError, match="no space"):
             book.open()
         assert [e.events for e in load(path)] == [[EVENTS[0]]]

@@ -140,8 +140,17 @@ class Processes(Executor):
         """Do nothing: there is nobody beside us."""
 
     async def start(
-        self, launch: Launch, attempt: Attempt, number: int
+        self,
+        launch: Launch,
+        attempt: Attempt,
+        number: int,
+        *,
+        about_to: Callable[[], None] | None = None,
     ) -> Started | StartFailed | Lost:
+        """As the contract says; ``about_to`` is called right before the process is spawned.
+
+        That may be in another thread. Where it raises OSError nothing is spawned.
+        """
         if self._is_closed:
             raise ExecutorError("the executor is closed")
         at, started_monotonic = utc_now(), time.monotonic()
@@ -150,7 +159,8 @@ class Processes(Executor):
         try:
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            child = await self._started(launch, launch.marks(number, attempt.token), theirs)
+            marks = launch.marks(number, attempt.token)
+            child = await self._started(launch, marks, theirs, about_to)
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
@@ -176,7 +186,11 @@ class Processes(Executor):
         return Started(at=at, attempt=attempt)
 
     async def _started(
-        self, launch: Launch, marks: dict[str, str], fds: dict[Stream, int]
+        self,
+        launch: Launch,
+        marks: dict[str, str],
+        fds: dict[Stream, int],
+        about_to: Callable[[], None] | None,
     ) -> Child:
         """Return the child once it is its program. Raises OSError, ValueError as that is refused,
         and ProcessLookupError where somebody has reaped it already.
@@ -185,6 +199,8 @@ class Processes(Executor):
             self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         own = {**launch.envs, **marks}
         if not is_possible() or not tree.HAS_PIDFDS:
+            if about_to is not None:
+                about_to()
             if self._marking is not None:
                 self._marking.mark(marks["ANODEJOBS_TOKEN"])
                 # It spawns before it waits for anything.
@@ -211,6 +227,7 @@ class Processes(Executor):
                 stdout=fds["stdout"],
                 stderr=fds["stderr"],
                 token=marks["ANODEJOBS_TOKEN"],
+                about_to=about_to,
             )
         )
         return self._children.watch(pid)

@@ -18,7 +18,7 @@ import signal
 import stat
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -56,6 +56,8 @@ class Order:
     stderr: int
     token: str
     """What it is marked with, where that is done."""
+    about_to: Callable[[], None] | None = None
+    """Called right before it is started, in the thread; an OSError keeps it from that."""
 
 
 class Spawner:
@@ -157,6 +159,8 @@ class Spawner:
         refusal, code = 0, errno.ENOENT
         libc, pid = self._libc, ctypes.c_int()
         with _file_actions(libc, order) as actions:
+            if order.about_to is not None:
+                order.about_to()
             for program in _programs(argv[0], order):
                 code = libc.spawn(
                     ctypes.byref(pid), program, actions, libc.attributes, arguments, environment

@@ -8,12 +8,15 @@ is ever in it.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
@@ -44,18 +47,23 @@ class Entry:
     events: list[Told] = field(default_factory=list)
     line: bytes = b""
     """Its begin as it is written, where it came so; only until it is."""
+    has_begun: bool = False
+    """Whether its begin is written; else there is nothing of it to be kept."""
 
 
 class Journal:
     """Appends to the file at ``path``, and makes it anew when it is mostly of the past.
 
-    ``entries`` gives what must be kept then.
+    ``entries`` gives what is kept then, of which that counts which has begun. ``begin`` may be
+    called in any thread, all else on the event loop.
     """
 
     def __init__(self, path: Path, entries: Callable[[], Iterable[Entry]]) -> None:
         self.path = path
         self._entries = entries
-        self._pending: list[bytes] = []
+        self._lock = Lock()
+        """Held by who writes; never for longer than that takes."""
+        self._pending: deque[bytes] = deque()
         self._fd = -1
         self._size = 0
         self._kept = 0
@@ -64,8 +72,14 @@ class Journal:
 
     def open(self) -> None:
         """Write what is to be kept into a new file, and append to that from now on."""
+        with self._lock:
+            self._open()
+
+    def _open(self) -> None:
         lines = [encoded(_FORMAT)]
         for entry in self._entries():
+            if not entry.has_begun:
+                continue
             lines.append(_begin(entry))
             entry.line = b""
             lines += (_told(entry.attempt.token, event_to_text(told)) for told in entry.events)
@@ -74,7 +88,7 @@ class Journal:
         try:
             data = b"".join(lines)
             if os.write(fd, data) < len(data):
-                raise OSError("no space for the journal")
+                raise OSError(errno.ENOSPC, "no space for the journal")
             os.replace(beside, self.path)
         except OSError:
             os.close(fd)
@@ -88,13 +102,10 @@ class Journal:
 
     def begin(self, entry: Entry) -> None:
         """Say that the process is about to be spawned. Raises OSError where that cannot be kept."""
-        self._pending.append(_begin(entry))
-        try:
-            self._write()
-        except OSError:
-            self._pending.pop()
-            raise
-        entry.line = b""
+        with self._lock:
+            self._write(_begin(entry))
+            entry.line = b""
+            entry.has_begun = True
 
     def note(self, token: str, text: str) -> None:
         """Say what has happened, an event's text; kept with the next ``flush``."""
@@ -106,28 +117,34 @@ class Journal:
 
     def flush(self) -> None:
         """Keep what was said, or as soon as the disk lets us."""
-        if not self._pending:
-            return
         try:
-            self._write()
-            if self._size > max(_COMPACT_ABOVE_BYTES, 4 * self._kept):
-                self.open()
+            # In another thread it may be being written this moment: then that is waited for.
+            with self._lock:
+                if not self._pending:
+                    return
+                self._write()
+                if self._size > max(_COMPACT_ABOVE_BYTES, 4 * self._kept):
+                    self._open()
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:
                 LOG.error("the journal %s cannot be written: %s", self.path, error)
             self._is_failing = True
 
-    def _write(self) -> None:
-        data = b"".join((b"\n" if self._is_torn else b"", *self._pending))
+    def _write(self, *more: bytes) -> None:
+        lines = [self._pending.popleft() for _ in range(len(self._pending))]
+        data = b"".join((b"\n" if self._is_torn else b"", *lines, *more))
         # Torn until proven whole: half a line is passed over when it is read.
         self._is_torn = True
-        written = os.write(self._fd, data)
-        self._size += written
-        if written < len(data):
-            raise OSError("no space for the journal")
+        try:
+            written = os.write(self._fd, data)
+            self._size += written
+            if written < len(data):
+                raise OSError(errno.ENOSPC, "no space for the journal")
+        except OSError:
+            self._pending.extendleft(reversed(lines))
+            raise
         self._is_torn = False
-        self._pending.clear()
 
     def close(self) -> None:
         """Keep what was said, and let go of the file. Idempotent."""

@@ -59,7 +59,6 @@ class _Life(Entry):
     """Who has asked for it as well, or had it before, and is told of it too."""
     askers: list[tuple[Client, int]] = field(default_factory=list)
     """Who waits to hear how its start went."""
-    has_begun: bool = False
     is_inherited: bool = False
     """Whether its owner may not have heard how it started."""
     is_acknowledged: bool = False
@@ -86,7 +85,7 @@ class Server:
         self._folder = folder
         self._processes = processes
         self._linger_s = linger_s
-        self._journal = Journal(folder / "journal", self._begun)
+        self._journal = Journal(folder / "journal", lambda: self._lives.values())
         self._lives: dict[str, _Life] = {}
         self._clients: dict[Client, None] = {}
         self._orphans = OrphanReaper(lambda: processes.child_pids, lambda: set(self._spawning))
@@ -150,9 +149,6 @@ class Server:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-
-    def _begun(self) -> list[_Life]:
-        return [life for life in self._lives.values() if life.has_begun]
 
     async def _take_over(self) -> None:
         """Take on what shims have left that died while they were draining."""
@@ -431,18 +427,22 @@ class Server:
             await self._clean_up_after(life)
 
     async def _spawn(self, life: _Life) -> Started | StartFailed | Lost:
-        try:
+        def begin() -> None:
             self._begin(life)
-        except OSError as error:
-            return StartFailed(error=f"the shim's journal cannot be written: {error}")
-        faults.reached("shim: a start was begun")
-        outcome = await self._processes.start(life.launch, life.attempt, life.number)
+            faults.reached("shim: a start was begun")
+
+        start = self._processes.start
+        outcome = await start(life.launch, life.attempt, life.number, about_to=begin)
         faults.reached("shim: a process was spawned")
         return outcome
 
     def _begin(self, life: _Life) -> None:
-        self._journal.begin(life)
-        life.has_begun = True
+        """Say in the journal that the attempt begins, in whichever thread it does."""
+        try:
+            self._journal.begin(life)
+        except OSError as error:
+            reason = f"the shim's journal cannot be written: {error.strerror}"
+            raise OSError(error.errno, reason) from error
 
     async def _see_through(self, life: _Life) -> None:
         async def tell(event: Told) -> None:
