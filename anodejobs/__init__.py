@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from anodejobs.logs import (
         LogChunk,
     )
+    from anodejobs.migration import (
+        Migrated,
+        migrate,
+    )
     from anodejobs.records import (
         AttemptRecord,
         BatchProgress,
@@ -106,6 +110,7 @@ __all__ = [
     "LogChunk",
     "MemoryJobStore",
     "Metrics",
+    "Migrated",
     "Parameter",
     "Priority",
     "RestartPolicy",
@@ -119,6 +124,7 @@ __all__ = [
     "Template",
     "Usage",
     "WaitTimeout",
+    "migrate",
 ]
 
 _HOMES = {
@@ -137,6 +143,10 @@ _HOMES = {
     "anodejobs.jobs": ("Jobs",),
     "anodejobs.limits": ("Limits",),
     "anodejobs.logs": ("LogChunk",),
+    "anodejobs.migration": (
+        "Migrated",
+        "migrate",
+    ),
     "anodejobs.records": (
         "AttemptRecord",
         "BatchProgress",

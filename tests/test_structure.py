@@ -43,6 +43,7 @@ PUBLIC = [
     "LogChunk",
     "MemoryJobStore",
     "Metrics",
+    "Migrated",
     "Parameter",
     "Priority",
     "RestartPolicy",
@@ -56,6 +57,7 @@ PUBLIC = [
     "Template",
     "Usage",
     "WaitTimeout",
+    "migrate",
 ]
 
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
@@ -103,10 +105,10 @@ LAYERS = [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
         "retention",
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed", "links"],
+    ["watcher", "timetable", "catalogue", "progressfeed", "links", "migration"],
     ["scheduler"],
     ["shim.main", "jobs"],
-    ["doctor", "prometheus"],
+    ["doctor", "prometheus", "migrate"],
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 
@@ -424,7 +426,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
 
 
 def test_signals_and_the_root_of_all_logging_belong_to_whoever_owns_the_process():
-    owners = {"shim.main", "calling"}
+    owners = {"shim.main", "calling", "migrate"}
     taken = ("signal.signal", "signal.pthread_sigmask", "asyncio.run", "logging.basicConfig")
     for module in set(_modules()) - owners:
         for text in _calls(module):

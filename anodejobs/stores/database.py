@@ -18,7 +18,7 @@ from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinishe
 from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
 from anodejobs.stores.database_schema import prepare
 from anodejobs.stores.database_sql import Postgres
-from anodejobs.stores.database_writes import Batch, DocumentWrite, Work
+from anodejobs.stores.database_writes import Batch, DocumentWrite, Restoration, Work
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments
@@ -98,6 +98,18 @@ class DatabaseJobStore(JobStore):
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):
             await self._write(DocumentWrite(kind, name, body))
+
+    async def document_kinds(self) -> list[str]:
+        rows = await self._read("SELECT DISTINCT kind FROM anodejobs_documents ORDER BY kind")
+        return [row[0] for row in rows]
+
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        async with self._turn, self._translated("write to"):
+            work = Restoration(jobs, history, last_seq, self._environments)
+            await self._write(work)
+            work.note_applied()
 
     async def _write(self, work: Work) -> None:
         """Do the work; it must be our turn."""

@@ -13,7 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
+from anodejobs.records import JobEvent
+from anodejobs.stores.base import (
+    Delete,
+    Insert,
+    InsertAll,
+    Save,
+    Stored,
+    Write,
+    changes_of,
+    check_restored,
+)
 from anodejobs.stores.database_schema import (
     COUNTERS,
     DEPENDENCIES,
@@ -29,8 +39,10 @@ from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
 from anodejobs.stores.write_rows import (
     Environments,
     attempt_text,
+    event_row,
     history_row,
     insert_row,
+    inserted,
     spec_row,
 )
 
@@ -114,6 +126,10 @@ class Batch:
         """Take note that it is in the database."""
         self._environments.note_kept(self._new_environments)
 
+    def kept(self, session: Session, inserts: Sequence[Insert]) -> list[Insertion]:
+        """Return what is to be inserted for these of its writes, but for history and counts."""
+        return [(ENVIRONMENTS, self._new_environments), *self._apply(session, inserts)]
+
     def _apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
         """Delete what changes of one job each leave nothing of; return what is to be inserted."""
         records, specs = [], []
@@ -143,6 +159,43 @@ class Batch:
         session.delete(TAGS.name, "job_id", gone + untagged)
         session.delete(DEPENDENCIES.name, "job_id", gone + relinked)
         return [(JOBS, records), (SPECS, specs), (TAGS, tags), (DEPENDENCIES, dependencies)]
+
+
+class Restoration:
+    """Jobs and their history as another store has them."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Stored],
+        history: Sequence[JobEvent],
+        last_seq: int,
+        environments: Environments,
+    ) -> None:
+        self._inserts = [inserted(stored) for stored in jobs]
+        self._batch = Batch(self._inserts, environments)
+        self._history = [event_row(event) for event in history]
+        self._events = history
+        self._last_seq = last_seq
+        self.turn = 0
+
+    def do(self, session: Session) -> None:
+        """Execute the statements, unless an earlier attempt was committed after all."""
+        clock = held_clock(session)
+        if self.turn and self._history and _is_told(session, self._history):
+            return
+        self.turn = clock.turn + 1
+        check_restored(clock.seq, self._events, _revisions(session, self._inserts))
+        counters = Counter(insert.record.status.value for insert in self._inserts)
+        counters.update(turn=1, seq=self._last_seq - clock.seq)
+        session.insert(
+            *self._batch.kept(session, self._inserts),
+            (HISTORY, self._history),
+            (COUNTERS, sorted(counters.items())),
+        )
+
+    def note_applied(self) -> None:
+        """Take note that it is in the database."""
+        self._batch.note_applied()
 
 
 @dataclass(slots=True)
