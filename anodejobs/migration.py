@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -94,9 +94,16 @@ class _Migration:
         if await self._is_to_be_filled(mark):
             await target.put_document(_MARK, "source", mark)
             await self._copy()
+            await target.close()  # what is compared is what it has on disk
+            await target.open(_ignored)
         migrated = await self._compare()
         if await _extent(source) != mark:
             raise StoreError("the source has been used meanwhile; empty the target and begin anew")
+        if await _extent(target) != mark or await _jobs(source) != migrated.jobs:
+            raise StoreError(
+                f"the source has {mark}, the target {await _extent(target)}, and "
+                f"{migrated.jobs} of the jobs were found by the history of both"
+            )
         if await target.documents(_MARK):
             await target.put_document(_MARK, "source", None)
         self._tell(2 * self._last_seq)
@@ -121,7 +128,7 @@ class _Migration:
     async def _copy(self) -> None:
         source, target = self._source, self._target
         done = await target.last_seq()
-        async for events in _pages(source, done):
+        async for events in _pages(source, done, self._last_seq):
             done = events[-1].seq
             await target.restore(await _begun(source, events), events, done)
             self._tell(done)
@@ -136,7 +143,7 @@ class _Migration:
         source, target = self._source, self._target
         jobs, history, documents = _Comparison("job"), _Comparison("job"), _Comparison("document")
         after = 0
-        async for events in _pages(source, after):
+        async for events in _pages(source, 0, self._last_seq):
             told = await target.history(after=after, limit=len(events))
             history.take(map(_event_text, events), map(_event_text, told))
             first, second = await _begun(source, events), await _begun(target, events)
@@ -148,12 +155,6 @@ class _Migration:
             if kind != _MARK:
                 mine, theirs = await source.documents(kind), await target.documents(kind)
                 documents.take(_document_texts(kind, mine), _document_texts(kind, theirs))
-        here, there = await _extent(source), await _extent(target)
-        if here != there or await _jobs(source) != jobs.count:
-            raise StoreError(
-                f"the source has {here}, the target has {there}, and {jobs.count} of the jobs "
-                "were found in the history of both"
-            )
         return Migrated(
             jobs=jobs.count,
             events=history.count,
@@ -207,7 +208,8 @@ def _job_texts(jobs: Iterable[Stored]) -> Iterator[_Text]:
         if id(env) not in environments:
             environments[id(env)] = json.dumps(env, sort_keys=True)
         columns = (*key_columns(record), *fact_columns(record), spec_of(record))
-        started = (job.launch.to_text(), environments[id(env)], job.attempt.to_text())
+        launch = replace(job.launch, envs=dict(sorted(job.launch.envs.items())))
+        started = (launch.to_text(), environments[id(env)], job.attempt.to_text())
         yield record.self_id, json.dumps((*columns, *started))
 
 
@@ -216,8 +218,13 @@ def _document_texts(kind: str, documents: Mapping[str, str]) -> Iterator[_Text]:
         yield f"{kind} {name}", json.dumps((kind, name, body))
 
 
-async def _pages(store: JobStore, after: int) -> AsyncIterator[list[JobEvent]]:
-    while events := await store.history(after=after, limit=_PAGE):
+async def _pages(store: JobStore, after: int, until: int) -> AsyncIterator[list[JobEvent]]:
+    """Give the history up to a ``seq``: what comes after that is not to be, and might never end."""
+    while after < until:
+        found = await store.history(after=after, limit=_PAGE)
+        events = [event for event in found if event.seq <= until]
+        if not events:
+            return
         yield events
         after = events[-1].seq
 
