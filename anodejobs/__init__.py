@@ -62,6 +62,9 @@ if TYPE_CHECKING:
     from anodejobs.schedules import (
         Schedule,
     )
+    from anodejobs.settings import (
+        JobsSettings as JobsSettings,
+    )
     from anodejobs.stores.base import (
         JobStore,
     )
@@ -171,6 +174,7 @@ _HOMES = {
         "RetryPolicy",
     ),
     "anodejobs.schedules": ("Schedule",),
+    "anodejobs.settings": ("JobsSettings",),  # not in __all__: it wants an extra
     "anodejobs.stores.base": ("JobStore",),
     "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.file": ("FileJobStore",),

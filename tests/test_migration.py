@@ -159,8 +159,9 @@ async def test_a_cancelled_one_goes_on_too_but_not_from_another_source(tmp_path)
 async def test_what_is_there_already_is_compared_and_found_equal(tmp_path):
     source, target = await fill(MemoryJobStore()), FileJobStore(tmp_path / "files")
     assert await migrate(source, target) == await migrate(source, target)
-    # To be found here does not make it the way back.
-    assert await migrate(target, source) == await migrate(source, source)
+    assert await migrate(target, source) == await migrate(source, target)
+    with pytest.raises(StoreError, match="the same store"):
+        await migrate(source, source)
 
 
 async def test_a_job_that_came_over_as_another_one_is_named(tmp_path):

@@ -33,7 +33,8 @@ class DatabaseJobStore(JobStore):
 
     ``postgresql://user:password@host/database``, ``mysql://…`` or ``mariadb://…``. Its tables are
     made where they are missing; their names start with ``anodejobs_``. What was committed is as
-    durable as the server is told to keep it.
+    durable as the server is told to keep it. ``pool_size`` is how many connections may read at
+    once (5 unless said); there is one that writes, and one that listens.
     """
 
     is_shared_by_hosts = True
@@ -48,6 +49,7 @@ class DatabaseJobStore(JobStore):
         username: str | None = None,
         password: str | None = None,
         database: str | None = None,
+        pool_size: int | None = None,
     ) -> None:
         self._server = _make_server(
             url,
@@ -59,6 +61,7 @@ class DatabaseJobStore(JobStore):
                 "password": password,
                 "database": database,
             },
+            5 if pool_size is None else pool_size,
         )
         self._token = secrets.token_hex(8)
         self._turn = asyncio.Lock()
@@ -214,16 +217,16 @@ class DatabaseJobStore(JobStore):
             raise StoreError(f"cannot {what} {self._server.place}: {error}") from error
 
 
-def _make_server(url: str | None, parts: Mapping[str, Any]) -> Server:
+def _make_server(url: str | None, parts: Mapping[str, Any], pool_size: int) -> Server:
     try:
         from anodejobs.stores.database_server import Server, make_address, read_url
     except ImportError as error:
         raise _missing(url or f"{parts['dialect']}:") from error
     named = {name for name, value in parts.items() if value is not None}
     if url is not None and not named:
-        return Server(read_url(url))
+        return Server(read_url(url), pool_size)
     if url is None and "dialect" in named:
-        return Server(make_address(**parts))
+        return Server(make_address(**parts), pool_size)
     raise StoreError(
         "a database is named by a URL, or by its dialect, host, port, username, password and "
         "database; not by neither, nor by both"

@@ -34,7 +34,6 @@ ATTEMPT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _CONNECT_S: Final = 10.0
-_READERS: Final = 5
 
 _DIALECTS: Final[Mapping[str, type[Dialect]]] = {
     "postgresql": Postgres,
@@ -74,7 +73,10 @@ def make_address(
 class Server:
     """A database: reads are one statement each, and writes one transaction at a time."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, readers: int) -> None:
+        if readers < 1:
+            raise StoreError("pool_size must be 1 or more")
+        self._readers_count = readers
         self.dialect = _dialect_of(url)
         self._url = _drivers_own(url, self.dialect)
         host, port = url.host or "localhost", f":{url.port}" if url.port else ""
@@ -103,7 +105,7 @@ class Server:
                     self.dialect = Mysql(is_mariadb=is_mariadb)
                 await connection.run_sync(self._in_session(lambda s: prepare(s, self.place)))
 
-        self._readers = self._make_engine("AUTOCOMMIT", _READERS)
+        self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
         # Who waits for the row that counts the history sees all that was there when it was let go.
         self._writers = self._make_engine("READ COMMITTED", 1)
         await self._attempt("open", attempt, until=0.0)
