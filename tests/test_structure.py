@@ -93,7 +93,7 @@ LAYERS = [
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],
     ["stores.sqlite_queries", "stores.sqlite_writes"],
-    ["stores.database_queries", "stores.database_schema"],
+    ["stores.database_queries", "stores.database_saves", "stores.database_schema"],
     ["stores.database_writes"],
     ["stores.database_server"],
     ["stores.database_news"],

@@ -66,6 +66,7 @@ class DatabaseJobStore(JobStore):
         self._token = secrets.token_hex(8)
         self._turn = asyncio.Lock()
         self._environments = Environments()
+        self._known_seq = 0
         self._news: News | None = None
 
     def __repr__(self) -> str:
@@ -93,9 +94,10 @@ class DatabaseJobStore(JobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments)
+            batch = Batch(writes, self._environments, self._known_seq)
             await self._write(batch)
             batch.note_applied()
+            self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))
             return batch.results
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:

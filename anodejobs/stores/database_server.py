@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from anodejobs.errors import StoreError
 from anodejobs.stores.database_sql import Dialect, Mysql, Postgres, Session, Statement
-from anodejobs.stores.database_writes import Work
+from anodejobs.stores.database_writes import Batch, Work
 from anodejobs.stores.rows import Row
 
 T = TypeVar("T")
@@ -141,6 +141,14 @@ class Server:
 
         async def attempt() -> None:
             async with self._engine(self._writers).connect() as connection:
+                if isinstance(work, Batch) and (statement := work.at_once(self.dialect, ring)):
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    with commits:
+                        rows = await connection.run_sync(
+                            self._in_session(lambda session: session.rows(*statement))
+                        )
+                    work.note_done_at_once(rows)
+                    return
                 await connection.run_sync(self._in_session(work.do, ring))
                 with commits:
                     await connection.commit()
@@ -225,7 +233,8 @@ class _Commits:
         self._was_lost = True
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is None:
+        is_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
+        if error is None or is_refused or isinstance(error, ValueError):
             self._was_lost = False
 
     def known(self) -> str:
@@ -295,6 +304,7 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         # A process that was stopped in the middle of a transaction keeps all others from writing.
         settings = {
             "application_name": "anodejobs",
+            "default_transaction_isolation": "read committed",
             "idle_in_transaction_session_timeout": f"{ATTEMPT_S / 2 * 1000:.0f}",
         }
         return {"timeout": _CONNECT_S, "server_settings": settings}

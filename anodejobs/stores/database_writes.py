@@ -24,6 +24,7 @@ from anodejobs.stores.base import (
     changes_of,
     check_restored,
 )
+from anodejobs.stores.database_saves import plain_saves, saved_before, saves_statement
 from anodejobs.stores.database_schema import (
     COUNTERS,
     DEPENDENCIES,
@@ -34,7 +35,7 @@ from anodejobs.stores.database_schema import (
     SPECS,
     TAGS,
 )
-from anodejobs.stores.database_sql import Insertion, Session
+from anodejobs.stores.database_sql import Dialect, Insertion, Session, Statement
 from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
 from anodejobs.stores.write_rows import (
     Environments,
@@ -47,6 +48,9 @@ from anodejobs.stores.write_rows import (
 )
 
 Change = Insert | Save | Delete
+
+
+_TOLD = "SELECT seq, job_id, attempt, at, previous, status FROM anodejobs_history"
 
 
 class Work(Protocol):
@@ -82,21 +86,47 @@ def held_clock(session: Session) -> Clock:
 class Batch:
     """Writes that are applied in one transaction, each by itself."""
 
-    def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
+    def __init__(
+        self, writes: Sequence[Write], environments: Environments, known_seq: int = 0
+    ) -> None:
         self._writes = writes
         self._specs = dict(_spec_rows(writes, environments))
         """What each Insert, and each Save of another run, adds to the specs, by its identity."""
         self._environments = environments
         self._new_environments = environments.take_new()
+        self._saves = plain_saves(writes)
+        self._was_tried_at_once = False
+        self._known_seq = known_seq
+        """Where the history was at least, before this was tried."""
         self._told: list[Row] = []
         """The history of the last attempt to apply it, of which we may not know the outcome."""
         self.turn = 0
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
 
+    def at_once(self, dialect: Dialect, ring: Statement) -> Statement | None:
+        """Return the one statement that does it all, where there is one; the first time only."""
+        if self._saves is None or self._was_tried_at_once or not dialect.knows_saves:
+            return None
+        self._was_tried_at_once = True
+        return saves_statement(self._saves, ring)
+
+    def note_done_at_once(self, rows: Sequence[Row]) -> None:
+        """Take note of what the one statement gave."""
+        seqs = {int(nth): int(seq) for nth, seq, *_ in rows}
+        self.results = [seqs.get(nth) for nth in range(1, len(self._writes) + 1)]
+
     def do(self, session: Session) -> None:
         """Execute the statements, unless an earlier attempt was committed after all."""
         clock = held_clock(session)
+        if self._was_tried_at_once and self._saves and not self.turn:
+            job_ids = [save.record.self_id for save in self._saves]
+            told = session.rows_among(_TOLD, "job_id", job_ids)
+            new = [row for row in told if row[0] > self._known_seq]
+            results = saved_before(self._saves, new)
+            if results is not None:
+                self.results = results
+                return
         if self._told and _is_told(session, self._told):
             return
         is_repeated = self.turn > 0
