@@ -32,6 +32,7 @@ def benchmark(subject: str, **env: str) -> str:
 
 
 SUBJECTS = ["exit-to-awake", "live@5000", "queue@100k", "transitions@64", "turns@100k"]
+SUBJECTS += ["stores@8", "listing by store@100k"]
 
 
 @pytest.mark.parametrize("subject", [*SUBJECTS, "submit-to-start"])
