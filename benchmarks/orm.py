@@ -76,7 +76,8 @@ async def _change(engine: AsyncEngine, job_id: str, turns: int) -> None:
 
 def _engine(url: str) -> AsyncEngine:
     if not url.startswith("sqlite"):
-        return create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+        own = make_url(url).set(drivername="postgresql+asyncpg")
+        return create_async_engine(own, pool_timeout=300)
     # One connection: those of a pool would wait for SQLite's lock, each in a thread, not in turn.
     engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=300)
 

@@ -40,7 +40,11 @@ def saves_statement(saves: Sequence[Save], ring: Statement) -> Statement:
 
     ``nth`` is 1 for the first.
     """
-    columns = [list(values) for values in zip(*map(_given, saves), strict=True)]
+    # What is missing everywhere, as most is, costs nothing: unnest gives NULLs for no array, too.
+    columns = [
+        None if values.count(None) == len(values) else list(values)
+        for values in zip(*map(_given, saves), strict=True)
+    ]
     sql, parameters = ring
     return _sql(sql), (*columns, *parameters)
 
