@@ -251,6 +251,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.outer
 def test_the_command_migrates_and_tells_how_far_it_is(tmp_path):
     asyncio.run(fill(SqliteJobStore(tmp_path / "jobs.db")))
     done = command(str(tmp_path), f"file://{tmp_path}/files")

@@ -204,6 +204,7 @@ def test_a_pool_without_connections_is_a_store_error(size):
         DatabaseJobStore("postgresql://localhost/jobs", pool_size=size)
 
 
+@pytest.mark.outer
 def test_without_the_extra_the_error_says_what_to_install_and_all_else_works():
     code = (
         "import sys; sys.modules['pydantic_settings'] = None\n"

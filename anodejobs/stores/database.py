@@ -94,7 +94,7 @@ class DatabaseJobStore(JobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments, self._known_seq)
+            batch = Batch(writes, self._environments, known_seq=self._known_seq)
             await self._write(batch)
             batch.note_applied()
             self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))

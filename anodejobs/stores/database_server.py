@@ -141,7 +141,7 @@ class Server:
 
         async def attempt() -> None:
             async with self._engine(self._writers).connect() as connection:
-                if isinstance(work, Batch) and (statement := work.at_once(self.dialect, ring)):
+                if type(work) is Batch and (statement := work.at_once(self.dialect, ring)):
                     await connection.execution_options(isolation_level="AUTOCOMMIT")
                     with commits:
                         rows = await connection.run_sync(

@@ -87,7 +87,7 @@ class Batch:
     """Writes that are applied in one transaction, each by itself."""
 
     def __init__(
-        self, writes: Sequence[Write], environments: Environments, known_seq: int = 0
+        self, writes: Sequence[Write], environments: Environments, *, known_seq: int = 0
     ) -> None:
         self._writes = writes
         self._specs = dict(_spec_rows(writes, environments))
