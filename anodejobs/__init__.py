@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from anodejobs.logs import (
         LogChunk,
     )
+    from anodejobs.migration import (
+        Migrated,
+        migrate,
+    )
     from anodejobs.records import (
         AttemptRecord,
         BatchProgress,
@@ -57,6 +61,9 @@ if TYPE_CHECKING:
     )
     from anodejobs.schedules import (
         Schedule,
+    )
+    from anodejobs.settings import (
+        JobsSettings as JobsSettings,
     )
     from anodejobs.stores.base import (
         JobStore,
@@ -106,6 +113,7 @@ __all__ = [
     "LogChunk",
     "MemoryJobStore",
     "Metrics",
+    "Migrated",
     "Parameter",
     "Priority",
     "RestartPolicy",
@@ -119,6 +127,7 @@ __all__ = [
     "Template",
     "Usage",
     "WaitTimeout",
+    "migrate",
 ]
 
 _HOMES = {
@@ -137,6 +146,10 @@ _HOMES = {
     "anodejobs.jobs": ("Jobs",),
     "anodejobs.limits": ("Limits",),
     "anodejobs.logs": ("LogChunk",),
+    "anodejobs.migration": (
+        "Migrated",
+        "migrate",
+    ),
     "anodejobs.records": (
         "AttemptRecord",
         "BatchProgress",
@@ -161,6 +174,7 @@ _HOMES = {
         "RetryPolicy",
     ),
     "anodejobs.schedules": ("Schedule",),
+    "anodejobs.settings": ("JobsSettings",),  # not in __all__: it wants an extra
     "anodejobs.stores.base": ("JobStore",),
     "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.file": ("FileJobStore",),

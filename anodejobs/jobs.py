@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 from pydantic import JsonValue
 
@@ -91,6 +91,9 @@ from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
 from anodejobs.watcher import Watcher, remove_attempts
+
+if TYPE_CHECKING:
+    from anodejobs.settings import JobsSettings
 
 LOG = logging.getLogger("anodejobs")
 
@@ -189,6 +192,28 @@ class Jobs:
         self._parts: tuple[Watcher, Executor] | None = None
         self._closing = asyncio.Event()
         self._failure: BaseException | None = None
+
+    @classmethod
+    def from_settings(cls, settings: JobsSettings | None = None, **options: Any) -> Self:
+        """Return a Jobs as the settings say; by default those of the environment and ``.env``.
+
+        ``options`` are arguments of ``Jobs``, which go before what the settings say.
+
+        Raises InvalidJob that names the variable, StoreError where there can be no such store, and
+        ImportError without ``pip install 'anodejobs[settings]'``.
+        """
+        from anodejobs.settings import JobsSettings
+
+        said = JobsSettings() if settings is None else settings
+        options = {
+            "db_path": said.db_path,
+            "max_concurrent_jobs": said.max_concurrent_jobs,
+            "retention_days": said.retention_days,
+            **options,
+        }
+        if options.get("store") is None:
+            options["store"] = said.make_store()
+        return cls(**options)
 
     # Opening and closing.
 

@@ -52,6 +52,7 @@ from anodejobs.stores.base import (
     Write,
     changes_of,
 )
+from anodejobs.stores.memory import MemoryJobStore
 
 __all__ = [
     "DurableStoreContract",
@@ -1088,6 +1089,51 @@ class StoreContract:
         assert await store.documents("schedules") == expected
         assert await store.last_seq() == 20, "a document is nothing for the history"
 
+    async def test_the_kinds_are_those_of_which_there_is_a_document(self, store: JobStore) -> None:
+        assert await store.document_kinds() == []
+        for kind, name in (("b", "1"), ("", "1"), ("b", "2"), ("c", "1")):
+            await store.put_document(kind, name, "body")
+        await store.put_document("c", "1", None)
+        await store.put_document("b", "1", None)
+        assert await store.document_kinds() == ["", "b"]
+
+    # What another store had.
+
+    async def test_what_is_restored_is_as_it_was(self, store: JobStore) -> None:
+        others = await _another_store()
+        await _restore_in_halves(store, others)
+        await _assert_same(store, others)
+
+    async def test_a_restored_job_goes_on(self, store: JobStore) -> None:
+        others = await _another_store()
+        await _restore_in_halves(store, others)
+        record, last_seq = await _record(others, "job-1"), await others.last_seq()
+        assert await store.commit([make_insert(record)]) == [None]
+        assert await store.commit([make_save(record, exit_code=77)]) == [last_seq + 1]
+        assert (await _record(store, "job-1")).exit_code == 77
+        await store.commit([Delete(record=await _record(store, "job-1"))])
+        assert await store.history(job_id="job-1") == []
+
+    async def test_the_history_goes_on_behind_what_was_forgotten(self, store: JobStore) -> None:
+        await store.restore([], [], 2**40)
+        assert await store.last_seq() == 2**40
+        assert await store.commit([make_insert(make_record())]) == [2**40 + 1]
+
+    async def test_nothing_is_restored_over_what_is_told_or_kept_already(
+        self, store: JobStore
+    ) -> None:
+        others = await _another_store()
+        events = await others.history()
+        job = await _stored(others, "job-1")
+        record = await _put(store, make_record("job-1", name="mine"))
+        with pytest.raises(StoreError, match="another event 1 already"):
+            await store.restore([], events, events[-1].seq)
+        with pytest.raises(StoreError, match="another job 'job-1' already"):
+            await store.restore([await _stored(others, "job-2"), job], events[1:], events[-1].seq)
+        assert await store.page(Query(filter=JobFilter())) == [record]
+        assert await store.last_seq() == len(await store.history()) == 1
+        assert await _counts(store, JobFilter()) == {Status.running: 1}
+
 
 class DurableStoreContract(StoreContract):
     """The promises of a store whose records outlive it, and which others may use meanwhile.
@@ -1126,6 +1172,17 @@ class DurableStoreContract(StoreContract):
             assert await again.last_seq() == len(history)
             assert await again.dependents("z") == ["a-job"]
             assert await again.documents("schedules") == {"a": "body"}
+
+    async def test_what_was_restored_is_there_after_reopening(
+        self, store: JobStore, tmp_path: Path
+    ) -> None:
+        others = await _another_store()
+        await _restore_in_halves(store, others)
+        # Not closed: that another one reads it tells what a crash would leave.
+        async with _open(await self.make_store(tmp_path)) as other:
+            await _assert_same(other, others)
+        async with _open(await self.reopened(store, tmp_path)) as again:
+            await _assert_same(again, others)
 
     async def test_a_store_can_be_opened_again_itself(self, store: JobStore) -> None:
         record = await _put(store, make_record())
@@ -1514,3 +1571,48 @@ async def _tell(store: JobStore, job_ids: Iterable[str]) -> None:
         write = make_save(known) if known else make_insert(make_record(job_id))
         newest[job_id] = write.record
         await store.commit([write])
+
+
+async def _another_store() -> JobStore:
+    """Return a store in which jobs were changed, made anew, and deleted, the newest one too."""
+    store = MemoryJobStore()
+    full = Insert(record=_full_record(), launch=_full_launch(), attempt=_full_attempt())
+    await store.commit([full])
+    rng = random.Random(0)
+    records = [
+        make_record(f"job-{n}", depends_on=[f"job-{n - 1}"] * n, **_random_fields(rng))
+        for n in range(12)
+    ]
+    await store.commit([make_insert(record, why="asked for") for record in records])
+    for turn in range(2):
+        saves = [make_save(record, exit_code=turn, status=Status.failed) for record in records]
+        await store.commit([dataclasses.replace(save, why="over") for save in saves])
+        records = [save.record for save in saves]
+    ended = AttemptRecord(attempt=1, status=Status.failed, exit_code=3)
+    records.append(await _put(store, make_record("newest")))
+    await store.commit([make_save(records[0], attempt=make_attempt(), ended=ended)])
+    await store.commit([Delete(record=record) for record in records[5:7] + records[-1:]])
+    return store
+
+
+async def _restore_in_halves(store: JobStore, others: JobStore) -> None:
+    """Restore all, some jobs in one commit with their beginning, and with the rest in another."""
+    events = await others.history()
+    for part in (events[:8], events[8:]):
+        begun = [event.job_id for event in part if event.previous is None and event.job_id]
+        await store.restore(await others.get_all(begun), part, part[-1].seq)
+    await store.restore([], [], await others.last_seq())
+
+
+async def _assert_same(store: JobStore, others: JobStore) -> None:
+    query = Query(filter=JobFilter(), sort_by="self_id")
+    records = await others.page(query)
+    assert await store.page(query) == records
+    assert await store.history() == await others.history()
+    assert await store.last_seq() == await others.last_seq()
+    assert await _counts(store, JobFilter()) == await _counts(others, JobFilter())
+    assert await store.tally() == await others.tally()
+    for record in records:
+        job_id = record.self_id
+        assert await store.get(job_id) == await others.get(job_id)
+        assert await store.dependents(job_id) == await others.dependents(job_id)

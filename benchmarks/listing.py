@@ -36,11 +36,11 @@ async def prepare(place: Path, size: Size) -> Figures:
 
     for records in (FEW, size["records"]):
         folder = place / str(records)
-        await make_store(folder / "jobs.db", _ended_jobs(folder, records))
+        await make_store(folder / "jobs.db", ended_jobs(folder, records))
     return {}
 
 
-def _ended_jobs(folder: Path, records: int) -> Iterator[Insert]:
+def ended_jobs(folder: Path, records: int) -> Iterator[Insert]:
     from anodejobs.records import Status
     from benchmarks.made import inserts_of
 
@@ -137,13 +137,17 @@ async def few(place: Path, size: Size) -> Figures:
 async def _asked(records: int, place: Path, size: Size) -> Figures:
     from anodejobs import Jobs
 
-    asks = COUNTS if size["counts"] else PAGES
     folder = prepared_at(place) / str(records)
     async with Jobs(db_path=folder) as jobs:
-        return {
-            name: await _median_us(functools.partial(ask, jobs, records), size["asked"])
-            for name, ask in asks.items()
-        }
+        return await asked(jobs, COUNTS if size["counts"] else PAGES, records, size["asked"])
+
+
+async def asked(jobs: Jobs, asks: dict[str, Ask], records: int, times: int) -> Figures:
+    """Ask each question so many times; the median of each."""
+    return {
+        name: await _median_us(functools.partial(ask, jobs, records), times)
+        for name, ask in asks.items()
+    }
 
 
 async def _median_us(ask: Callable[[], Awaitable[object]], times: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobRecord, Status
-from anodejobs.stores.base import Insert
+from anodejobs.stores.base import Insert, JobStore
 from anodejobs.stores.sqlite import SqliteJobStore
 
 BATCH = 5000
@@ -18,16 +18,22 @@ BATCH = 5000
 async def make_store(path: Path, inserts: Iterable[Insert]) -> None:
     """Make a store of these, in large batches."""
     _make_folder(path.parent)
-    store = SqliteJobStore(path)
+    await fill(SqliteJobStore(path), inserts)
+
+
+async def fill(store: JobStore, inserts: Iterable[Insert]) -> None:
+    """Put these into a store that is not open, in large batches."""
     await store.open(lambda: None)
-    batch: list[Insert] = []
-    for insert in inserts:
-        batch.append(insert)
-        if len(batch) == BATCH:
-            await store.commit(batch)
-            batch = []
-    await store.commit(batch)
-    await store.close()
+    try:
+        batch: list[Insert] = []
+        for insert in inserts:
+            batch.append(insert)
+            if len(batch) == BATCH:
+                await store.commit(batch)
+                batch = []
+        await store.commit(batch)
+    finally:
+        await store.close()
 
 
 def inserts_of(folder: Path) -> Callable[[str, dict[str, Any]], Insert]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.databases import MYSQL, POSTGRES, own_database
 from benchmarks.measure import Stopwatch
 from benchmarks.programs import expect
-from benchmarks.rounds import Figures, Row, SideUnavailableError, Size, Subject, at_least
+from benchmarks.rounds import Figures, Row, Size, Subject, at_least
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from anodejobs.jobdb import JobDB
     from anodejobs.records import JobRecord
     from anodejobs.stores.base import Insert, JobStore
@@ -62,43 +60,49 @@ async def anodejobs_files(place: Path, size: Size) -> Figures:
     return await _by_jobdb(FileJobStore(place / "store"), place, size)
 
 
+async def anodejobs_memory(place: Path, size: Size) -> Figures:
+    """The same in no file at all."""
+    from anodejobs.stores.memory import MemoryJobStore
+
+    return await _by_jobdb(MemoryJobStore(), place, size)
+
+
 async def postgresql(place: Path, size: Size) -> Figures:
     """The same, in a database of its own on the server that the environment names."""
-    return await _in_database("ANODEJOBS_BENCH_POSTGRES", place, size)
+    return await _in_database(POSTGRES, place, size)
 
 
 async def mysql(place: Path, size: Size) -> Figures:
     """The same, for MySQL or MariaDB."""
-    return await _in_database("ANODEJOBS_BENCH_MYSQL", place, size)
+    return await _in_database(MYSQL, place, size)
 
 
 async def _in_database(variable: str, place: Path, size: Size) -> Figures:
-    from sqlalchemy.engine import make_url
+    async with own_database(variable) as url:
+        from anodejobs.stores.database import DatabaseJobStore
 
-    from anodejobs.stores.database import DatabaseJobStore
-
-    if variable not in os.environ:
-        raise SideUnavailableError(f"{variable} names no server")
-    url = make_url(os.environ[variable])
-    name = f"anodejobs_bench_{os.getpid()}"
-    await _execute(url, f"CREATE DATABASE {name}")
-    try:
-        own = url.set(database=name).render_as_string(hide_password=False)
-        return await _by_jobdb(DatabaseJobStore(own), place, size)
-    finally:
-        await _execute(url, f"DROP DATABASE {name}")
+        return await _by_jobdb(DatabaseJobStore(url), place, size)
 
 
-async def _execute(url: URL, sql: str) -> None:
-    from sqlalchemy.ext.asyncio import create_async_engine
+async def orm_sqlite(place: Path, size: Size) -> Figures:
+    """The peer that uses SQLAlchemy's ORM, on SQLite."""
+    return await _by_orm(f"sqlite+aiosqlite:///{place}/orm.db", size)
 
-    driver = "postgresql+asyncpg" if url.drivername.startswith("postgres") else "mysql+aiomysql"
-    engine = create_async_engine(url.set(drivername=driver), isolation_level="AUTOCOMMIT")
-    try:
-        async with engine.connect() as connection:
-            await connection.exec_driver_sql(sql)
-    finally:
-        await engine.dispose()
+
+async def orm_postgresql(place: Path, size: Size) -> Figures:
+    """The same on PostgreSQL."""
+    async with own_database(POSTGRES) as url:
+        return await _by_orm(url, size)
+
+
+async def _by_orm(url: str, size: Size) -> Figures:
+    from benchmarks.orm import change_each
+
+    # A tenth of the changes: it would take as long as all others together.
+    callers, turns = size["callers"], max(1, size["changes"] // size["callers"] // 10)
+    wall_s, cpu_s = await change_each(url, callers, turns)
+    changes = callers * turns
+    return {RATE: changes / wall_s, CPU: cpu_s * 1e6 / changes}
 
 
 async def _by_jobdb(store: JobStore, place: Path, size: Size) -> Figures:
@@ -214,12 +218,37 @@ def _figures(watch: Stopwatch, changes: int) -> Figures:
 
 SIDES = {
     "anodejobs": anodejobs,
+    "anodejobs, memory": anodejobs_memory,
     "anodejobs, files": anodejobs_files,
-    "sqlite3, rows made": sqlite_rows_made,
-    "sqlite3, making rows": sqlite_making_rows,
     "anodejobs, PostgreSQL": postgresql,
     "anodejobs, MySQL": mysql,
+    "sqlite3, rows made": sqlite_rows_made,
+    "sqlite3, making rows": sqlite_making_rows,
+    "SQLAlchemy, SQLite": orm_sqlite,
+    "SQLAlchemy, PostgreSQL": orm_postgresql,
 }
+
+
+def _stores(callers: int, changes: int, *rows: Row) -> Subject:
+    """Every store with so many callers, and the peers."""
+    return Subject(
+        name=f"stores@{callers}",
+        module="store",
+        sides=tuple(SIDES),
+        size={"callers": callers, "changes": changes},
+        quick={"callers": callers, "changes": 10 * callers},
+        rows=rows,
+    )
+
+
+def _each(*more: Row) -> tuple[Row, ...]:
+    others = ("memory", "files", "PostgreSQL", "MySQL")
+    return (
+        Row(RATE, "sqlite3, rows made"),
+        *(Row(RATE, "anodejobs", ours=f"anodejobs, {other}") for other in others),
+        *more,
+    )
+
 
 SUBJECTS = (
     Subject(
@@ -235,15 +264,18 @@ SUBJECTS = (
             Row(CPU, "sqlite3, making rows"),
         ),
     ),
-    Subject(
-        name="transitions in a database@64",
-        module="store",
-        sides=("anodejobs", "anodejobs, PostgreSQL", "anodejobs, MySQL"),
-        size={"callers": 64, "changes": 6_400},
-        quick={"callers": 64, "changes": 640},
-        rows=(
-            Row(RATE, "anodejobs", at_least(0.5), ours="anodejobs, PostgreSQL"),
-            Row(RATE, "anodejobs", ours="anodejobs, MySQL"),
-        ),
+    _stores(1, 500, *_each()),
+    _stores(8, 2_000, *_each()),
+    _stores(
+        64,
+        6_400,
+        Row(RATE, "sqlite3, rows made", at_least(3.0)),
+        Row(RATE, "sqlite3, making rows", at_least(3.0)),
+        Row(RATE, "SQLAlchemy, SQLite", at_least(20.0)),
+        Row(RATE, "SQLAlchemy, PostgreSQL", at_least(20.0), ours="anodejobs, PostgreSQL"),
+        Row(RATE, "anodejobs", at_least(0.5), ours="anodejobs, PostgreSQL"),
+        Row(RATE, "anodejobs", ours="anodejobs, MySQL"),
+        Row(RATE, "anodejobs", ours="anodejobs, memory"),
+        Row(RATE, "anodejobs", ours="anodejobs, files"),
     ),
 )

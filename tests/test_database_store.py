@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -22,7 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from anodejobs import DatabaseJobStore, JobFilter, Jobs, Status, StoreError
 from anodejobs.stores import database_schema, database_server, from_url
 from anodejobs.stores.base import Delete, InsertAll, JobStore, Query
+from anodejobs.stores.database_sql import Session
 from anodejobs.testing import (
+    NOON,
     PATIENCE_S,
     DurableStoreContract,
     make_insert,
@@ -229,6 +233,23 @@ async def test_writes_of_one_batch_may_build_on_each_other(store):
     assert (await store.tally()).by_tag == {"new": 1}
 
 
+async def test_saves_that_have_waited_see_what_was_written_meanwhile(database, store):
+    one, two = make_record("one"), make_record("two")
+    await store.commit([make_insert(one), make_insert(two)])
+    other = await opened(DatabaseJobStore(database.url))
+    try:
+        async with clock_held(database) as hold:
+            first = asyncio.create_task(other.commit([make_save(one, is_respecified=True)]))
+            await hold.until_somebody_waits()
+            second = asyncio.create_task(store.commit([make_save(one), make_save(two)]))
+            await hold.until_somebody_waits(2)
+        assert (await first, await second) == ([3], [None, 4])
+    finally:
+        await other.close()
+    assert [event.seq for event in await store.history()] == [1, 2, 3, 4]
+    assert await store.count(JobFilter()) == {Status.running: 2}
+
+
 # When connections are lost.
 
 
@@ -275,6 +296,40 @@ async def test_a_commit_of_unknown_outcome_is_applied_once(store, monkeypatch, i
     assert [event.seq for event in await store.history()] == [2, 3, 4]
     assert await store.last_seq() == 4
     assert (await store.tally()).by_tag == {"red": 1}
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_saves_of_unknown_outcome_are_applied_once(
+    database, store, monkeypatch, is_committed
+):
+    record, stale = make_record(), make_record("stale")
+    await store.commit([make_insert(record), make_insert(stale)])
+    await store.commit([make_save(stale)])
+    if database.kind is POSTGRES:
+        lose_next_answer(monkeypatch, is_committed)
+    else:
+        lose_next_commit(monkeypatch, is_committed)
+    save = make_save(record, status=Status.finished, last_update=NOON)
+    assert await store.commit([make_save(stale, error="late"), save]) == [None, 4]
+    assert await store.commit([make_save(save.record)]) == [5]
+    assert [event.seq for event in await store.history()] == [1, 2, 3, 4, 5]
+    assert await store.count(JobFilter()) == {Status.running: 1, Status.finished: 1}
+
+
+async def test_saves_that_stay_lost_say_that_their_outcome_is_unknown(postgres, monkeypatch):
+    monkeypatch.setattr(database_server, "PATIENCE_S", 0.0)
+    store = await opened(DatabaseJobStore(postgres.url))
+    try:
+        record = make_record(secrets.token_hex(4))
+        await store.commit([make_insert(record)])
+        with pytest.raises(StoreError, match="nothing of it was written"):
+            await store.commit([make_save(record, exit_code=2**63)])
+        lose_next_answer(monkeypatch, is_committed=True)
+        with pytest.raises(StoreError, match="may have been done or not"):
+            await store.commit([make_save(record, exit_code=7)])
+        assert (await store.get(record.self_id)).record.exit_code == 7
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize("is_committed", [True, False])
@@ -554,7 +609,7 @@ class Hold:
         self._database = database
         self.connection_id = connection_id
 
-    async def until_somebody_waits(self) -> None:
+    async def until_somebody_waits(self, many: int = 1) -> None:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -563,7 +618,7 @@ class Hold:
             " WHERE db = DATABASE() AND info LIKE '%FOR UPDATE%' AND id <> CONNECTION_ID()"
         )
         async with asyncio.timeout(PATIENCE_S):
-            while await self._database.ado(waiting) == [(0,)]:
+            while (await self._database.ado(waiting))[0][0] < many:
                 pass
 
 
@@ -600,3 +655,18 @@ def lose_next_commit(monkeypatch: pytest.MonkeyPatch, is_committed: bool) -> Non
         raise ConnectionResetError("lost on purpose")
 
     monkeypatch.setattr(AsyncConnection, "commit", commit_and_be_lost)
+
+
+def lose_next_answer(monkeypatch: pytest.MonkeyPatch, is_committed: bool) -> None:
+    """Have the connection lost with a statement that is a transaction of its own."""
+    rows = Session.rows
+    lost = iter([True])
+
+    def rows_and_be_lost(session: Session, sql: str, *parameters: Any) -> list[Any]:
+        if "WITH clock" not in sql or not next(lost, False):
+            return rows(session, sql, *parameters)
+        if is_committed:
+            rows(session, sql, *parameters)
+        raise ConnectionResetError("lost on purpose")
+
+    monkeypatch.setattr(Session, "rows", rows_and_be_lost)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
-from anodejobs.errors import InvalidJob, JobNotFound
+from anodejobs.errors import InvalidJob, JobNotFound, StoreError
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.records import (
@@ -260,10 +260,28 @@ class JobStore(ABC):
         """Return the documents of a kind, such as the schedules, by name."""
 
     @abstractmethod
+    async def document_kinds(self) -> list[str]:
+        """Return every kind of which there is a document, ascending."""
+
+    @abstractmethod
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document in place of the one of that name, None: none. Durable on return.
 
         Other processes are told, as of a commit.
+        """
+
+    @abstractmethod
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        """Go on with what another store has: jobs as they are there, and what was told of them.
+
+        In one transaction, durably. The history, in order, is behind all that this store has told;
+        ``last_seq``, which is not before it, is what the next commit follows. The first event of a
+        job comes with the job.
+
+        Raises StoreError, and keeps nothing of it, where somebody else has told anything
+        meanwhile, or a job is here already.
         """
 
 
@@ -274,6 +292,14 @@ def attempt_told(write: Insert | Save) -> int:
     """
     ended = write.ended if isinstance(write, Save) else None
     return write.record.attempt if ended is None else ended.attempt
+
+
+def check_restored(last_seq: int, history: Sequence[JobEvent], taken: Collection[str]) -> None:
+    """Raise StoreError where the history does not go on behind ``last_seq``, or jobs are there."""
+    if history and history[0].seq <= last_seq:
+        raise StoreError(f"there is another event {history[0].seq} already; nothing was restored")
+    if taken:
+        raise StoreError(f"there is another job {min(taken)!r} already; nothing was restored")
 
 
 def history_entry(seq: int, write: Insert | Save) -> JobEvent:

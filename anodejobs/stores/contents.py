@@ -24,6 +24,7 @@ from anodejobs.stores.base import (
     Stored,
     Unfinished,
     Write,
+    check_restored,
     history_entry,
 )
 from anodejobs.stores.tally import group_of, metrics_of
@@ -79,6 +80,12 @@ class Contents:
         decision = _Decision(self.jobs, self.last_seq)
         results = [decision.take(write) for write in writes]
         return results, decision.changes
+
+    def decide_restored(self, jobs: Sequence[Stored], history: Sequence[JobEvent]) -> list[Change]:
+        """Return the changes of ``JobStore.restore``. Raises StoreError."""
+        taken = [s.record.self_id for s in jobs if s.record.self_id in self.jobs]
+        check_restored(self.last_seq, history, taken)
+        return [*map(Told, history), *map(Kept, jobs)]
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make the changes."""
@@ -159,6 +166,10 @@ class Contents:
     def documents(self, kind: str) -> dict[str, str]:
         """Return the documents of a kind by name."""
         return dict(sorted(self._documents[kind].items()))
+
+    def document_kinds(self) -> list[str]:
+        """Return every kind of which there is a document."""
+        return sorted(kind for kind, documents in self._documents.items() if documents)
 
 
 class _Decision:

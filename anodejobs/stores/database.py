@@ -18,7 +18,7 @@ from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinishe
 from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
 from anodejobs.stores.database_schema import prepare
 from anodejobs.stores.database_sql import Postgres
-from anodejobs.stores.database_writes import Batch, DocumentWrite, Work
+from anodejobs.stores.database_writes import Batch, DocumentWrite, Restoration, Work
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments
@@ -33,7 +33,8 @@ class DatabaseJobStore(JobStore):
 
     ``postgresql://user:password@host/database``, ``mysql://…`` or ``mariadb://…``. Its tables are
     made where they are missing; their names start with ``anodejobs_``. What was committed is as
-    durable as the server is told to keep it.
+    durable as the server is told to keep it. ``pool_size`` is how many connections may read at
+    once (5 unless said); there is one that writes, and one that listens.
     """
 
     is_shared_by_hosts = True
@@ -48,6 +49,7 @@ class DatabaseJobStore(JobStore):
         username: str | None = None,
         password: str | None = None,
         database: str | None = None,
+        pool_size: int | None = None,
     ) -> None:
         self._server = _make_server(
             url,
@@ -59,10 +61,12 @@ class DatabaseJobStore(JobStore):
                 "password": password,
                 "database": database,
             },
+            5 if pool_size is None else pool_size,
         )
         self._token = secrets.token_hex(8)
         self._turn = asyncio.Lock()
         self._environments = Environments()
+        self._known_seq = 0
         self._news: News | None = None
 
     def __repr__(self) -> str:
@@ -90,14 +94,27 @@ class DatabaseJobStore(JobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments)
+            batch = Batch(writes, self._environments, known_seq=self._known_seq)
             await self._write(batch)
             batch.note_applied()
+            self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))
             return batch.results
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):
             await self._write(DocumentWrite(kind, name, body))
+
+    async def document_kinds(self) -> list[str]:
+        rows = await self._read("SELECT DISTINCT kind FROM anodejobs_documents ORDER BY kind")
+        return [row[0] for row in rows]
+
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        async with self._turn, self._translated("write to"):
+            work = Restoration(jobs, history, last_seq, self._environments)
+            await self._write(work)
+            work.note_applied()
 
     async def _write(self, work: Work) -> None:
         """Do the work; it must be our turn."""
@@ -202,16 +219,16 @@ class DatabaseJobStore(JobStore):
             raise StoreError(f"cannot {what} {self._server.place}: {error}") from error
 
 
-def _make_server(url: str | None, parts: Mapping[str, Any]) -> Server:
+def _make_server(url: str | None, parts: Mapping[str, Any], pool_size: int) -> Server:
     try:
         from anodejobs.stores.database_server import Server, make_address, read_url
     except ImportError as error:
         raise _missing(url or f"{parts['dialect']}:") from error
     named = {name for name, value in parts.items() if value is not None}
     if url is not None and not named:
-        return Server(read_url(url))
+        return Server(read_url(url), pool_size)
     if url is None and "dialect" in named:
-        return Server(make_address(**parts))
+        return Server(make_address(**parts), pool_size)
     raise StoreError(
         "a database is named by a URL, or by its dialect, host, port, username, password and "
         "database; not by neither, nor by both"

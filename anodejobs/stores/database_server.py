@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from anodejobs.errors import StoreError
 from anodejobs.stores.database_sql import Dialect, Mysql, Postgres, Session, Statement
-from anodejobs.stores.database_writes import Work
+from anodejobs.stores.database_writes import Batch, Work
 from anodejobs.stores.rows import Row
 
 T = TypeVar("T")
@@ -34,7 +34,6 @@ ATTEMPT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _CONNECT_S: Final = 10.0
-_READERS: Final = 5
 
 _DIALECTS: Final[Mapping[str, type[Dialect]]] = {
     "postgresql": Postgres,
@@ -74,7 +73,10 @@ def make_address(
 class Server:
     """A database: reads are one statement each, and writes one transaction at a time."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, readers: int) -> None:
+        if readers < 1:
+            raise StoreError("pool_size must be 1 or more")
+        self._readers_count = readers
         self.dialect = _dialect_of(url)
         self._url = _drivers_own(url, self.dialect)
         host, port = url.host or "localhost", f":{url.port}" if url.port else ""
@@ -103,7 +105,7 @@ class Server:
                     self.dialect = Mysql(is_mariadb=is_mariadb)
                 await connection.run_sync(self._in_session(lambda s: prepare(s, self.place)))
 
-        self._readers = self._make_engine("AUTOCOMMIT", _READERS)
+        self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
         # Who waits for the row that counts the history sees all that was there when it was let go.
         self._writers = self._make_engine("READ COMMITTED", 1)
         await self._attempt("open", attempt, until=0.0)
@@ -139,6 +141,14 @@ class Server:
 
         async def attempt() -> None:
             async with self._engine(self._writers).connect() as connection:
+                if type(work) is Batch and (statement := work.at_once(self.dialect, ring)):
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                    with commits:
+                        rows = await connection.run_sync(
+                            self._in_session(lambda session: session.rows(*statement))
+                        )
+                    work.note_done_at_once(rows)
+                    return
                 await connection.run_sync(self._in_session(work.do, ring))
                 with commits:
                     await connection.commit()
@@ -223,7 +233,8 @@ class _Commits:
         self._was_lost = True
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if error is None:
+        is_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
+        if error is None or is_refused or isinstance(error, ValueError):
             self._was_lost = False
 
     def known(self) -> str:
@@ -293,6 +304,7 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         # A process that was stopped in the middle of a transaction keeps all others from writing.
         settings = {
             "application_name": "anodejobs",
+            "default_transaction_isolation": "read committed",
             "idle_in_transaction_session_timeout": f"{ATTEMPT_S / 2 * 1000:.0f}",
         }
         return {"timeout": _CONNECT_S, "server_settings": settings}

@@ -47,6 +47,8 @@ class Dialect(ABC):
     driver: str
     """The module that speaks to it, and SQLAlchemy's name for that."""
     scheme: str
+    knows_saves = False
+    """Whether a batch of changes of status can be one statement."""
     lost: frozenset[str | int]
     """The codes of errors that pass, so that the same may well work in a moment."""
 
@@ -141,6 +143,7 @@ class Postgres(Dialect):
     extra = "postgresql"
     driver = "asyncpg"
     scheme = "postgresql+asyncpg"
+    knows_saves = True
     # Connections that were lost or refused, a server that stops or starts, serialization failures,
     # deadlocks, and what was waited for in vain.
     lost = frozenset(
@@ -177,7 +180,9 @@ class Postgres(Dialect):
 
     def kept(self, value: Any) -> Any:
         if type(value) is not str:  # nor a status, which is a plain one
-            return [self.kept(one) for one in value] if type(value) is list else value
+            if type(value) is not list:
+                return value
+            return [self.kept(one) if type(one) is str else one for one in value]
         if not value.isascii():
             value.encode()
         # It takes no NUL. Written as two characters, each of which sorts after every other text

@@ -13,7 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from anodejobs.stores.base import Delete, Insert, InsertAll, Save, Write, changes_of
+from anodejobs.records import JobEvent
+from anodejobs.stores.base import (
+    Delete,
+    Insert,
+    InsertAll,
+    Save,
+    Stored,
+    Write,
+    changes_of,
+    check_restored,
+)
+from anodejobs.stores.database_saves import plain_saves, saved_before, saves_statement
 from anodejobs.stores.database_schema import (
     COUNTERS,
     DEPENDENCIES,
@@ -24,17 +35,22 @@ from anodejobs.stores.database_schema import (
     SPECS,
     TAGS,
 )
-from anodejobs.stores.database_sql import Insertion, Session
+from anodejobs.stores.database_sql import Dialect, Insertion, Session, Statement
 from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
 from anodejobs.stores.write_rows import (
     Environments,
     attempt_text,
+    event_row,
     history_row,
     insert_row,
+    inserted,
     spec_row,
 )
 
 Change = Insert | Save | Delete
+
+
+_TOLD = "SELECT seq, job_id, attempt, at, previous, status FROM anodejobs_history"
 
 
 class Work(Protocol):
@@ -70,21 +86,47 @@ def held_clock(session: Session) -> Clock:
 class Batch:
     """Writes that are applied in one transaction, each by itself."""
 
-    def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
+    def __init__(
+        self, writes: Sequence[Write], environments: Environments, *, known_seq: int = 0
+    ) -> None:
         self._writes = writes
         self._specs = dict(_spec_rows(writes, environments))
         """What each Insert, and each Save of another run, adds to the specs, by its identity."""
         self._environments = environments
         self._new_environments = environments.take_new()
+        self._saves = plain_saves(writes)
+        self._was_tried_at_once = False
+        self._known_seq = known_seq
+        """Where the history was at least, before this was tried."""
         self._told: list[Row] = []
         """The history of the last attempt to apply it, of which we may not know the outcome."""
         self.turn = 0
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
 
+    def at_once(self, dialect: Dialect, ring: Statement) -> Statement | None:
+        """Return the one statement that does it all, where there is one; the first time only."""
+        if self._saves is None or self._was_tried_at_once or not dialect.knows_saves:
+            return None
+        self._was_tried_at_once = True
+        return saves_statement(self._saves, ring)
+
+    def note_done_at_once(self, rows: Sequence[Row]) -> None:
+        """Take note of what the one statement gave."""
+        seqs = {int(nth): int(seq) for nth, seq, *_ in rows}
+        self.results = [seqs.get(nth) for nth in range(1, len(self._writes) + 1)]
+
     def do(self, session: Session) -> None:
         """Execute the statements, unless an earlier attempt was committed after all."""
         clock = held_clock(session)
+        if self._was_tried_at_once and self._saves and not self.turn:
+            job_ids = [save.record.self_id for save in self._saves]
+            told = session.rows_among(_TOLD, "job_id", job_ids)
+            new = [row for row in told if row[0] > self._known_seq]
+            results = saved_before(self._saves, new)
+            if results is not None:
+                self.results = results
+                return
         if self._told and _is_told(session, self._told):
             return
         is_repeated = self.turn > 0
@@ -113,6 +155,10 @@ class Batch:
     def note_applied(self) -> None:
         """Take note that it is in the database."""
         self._environments.note_kept(self._new_environments)
+
+    def kept(self, session: Session, inserts: Sequence[Insert]) -> list[Insertion]:
+        """Return what is to be inserted for these of its writes, but for history and counts."""
+        return [(ENVIRONMENTS, self._new_environments), *self._apply(session, inserts)]
 
     def _apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
         """Delete what changes of one job each leave nothing of; return what is to be inserted."""
@@ -143,6 +189,43 @@ class Batch:
         session.delete(TAGS.name, "job_id", gone + untagged)
         session.delete(DEPENDENCIES.name, "job_id", gone + relinked)
         return [(JOBS, records), (SPECS, specs), (TAGS, tags), (DEPENDENCIES, dependencies)]
+
+
+class Restoration:
+    """Jobs and their history as another store has them."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Stored],
+        history: Sequence[JobEvent],
+        last_seq: int,
+        environments: Environments,
+    ) -> None:
+        self._inserts = [inserted(stored) for stored in jobs]
+        self._batch = Batch(self._inserts, environments)
+        self._history = [event_row(event) for event in history]
+        self._events = history
+        self._last_seq = last_seq
+        self.turn = 0
+
+    def do(self, session: Session) -> None:
+        """Execute the statements, unless an earlier attempt was committed after all."""
+        clock = held_clock(session)
+        if self.turn and self._history and _is_told(session, self._history):
+            return
+        self.turn = clock.turn + 1
+        check_restored(clock.seq, self._events, _revisions(session, self._inserts))
+        counters = Counter(insert.record.status.value for insert in self._inserts)
+        counters.update(turn=1, seq=self._last_seq - clock.seq)
+        session.insert(
+            *self._batch.kept(session, self._inserts),
+            (HISTORY, self._history),
+            (COUNTERS, sorted(counters.items())),
+        )
+
+    def note_applied(self) -> None:
+        """Take note that it is in the database."""
+        self._batch.note_applied()
 
 
 @dataclass(slots=True)

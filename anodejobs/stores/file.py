@@ -102,12 +102,24 @@ class FileJobStore(JobStore):
     async def documents(self, kind: str) -> dict[str, str]:
         return await self._read(lambda contents: contents.documents(kind))
 
+    async def document_kinds(self) -> list[str]:
+        return await self._read(lambda contents: contents.document_kinds())
+
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         await self._do("write to", self._put_document, Document(kind, name, body))
 
     def _put_document(self, document: Document) -> None:
         if self._folder.put_document(document):
             self._bell.ring()
+
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        await self._do("write to", self._restore, tuple(jobs), tuple(history), last_seq)
+
+    def _restore(self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int) -> None:
+        self._folder.restore(jobs, history, last_seq)
+        self._bell.ring()
 
     async def _read(self, look: Callable[[Contents], T]) -> T:
         return await self._do("read", lambda: look(self._folder.contents()))

@@ -201,6 +201,8 @@ class JobFolder:
             for step in _steps(commits):
                 if "job" in step or "gone" in step:
                     self._touched.add(_job_id(step))
+                elif "event" in step:
+                    self._touched.add(step["event"]["job_id"])
                 elif "document" in step:
                     kind, name, _ = step["document"]
                     self._touched_documents.add((kind, name))
@@ -300,6 +302,19 @@ class JobFolder:
             if known != document.body:
                 self._make([document], lock)
         return known != document.body
+
+    def restore(self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int) -> None:
+        """Go on with what another store has, as ``JobStore.restore``."""
+        with self._lock.held() as lock:
+            self._catch_up()
+            changes = self._contents.decide_restored(jobs, history)
+            if changes:
+                self._make(changes, lock)
+            if last_seq > self._contents.last_seq:
+                self._contents.last_seq = last_seq
+                self._is_stale = True  # until it is in the first line of a log
+                self._fold(lock)
+                self._is_stale = False
 
     def _make(self, changes: list[Change], lock: int) -> None:
         """Make a commit of the changes, and have the files follow."""

@@ -55,5 +55,14 @@ class MemoryJobStore(JobStore):
     async def documents(self, kind: str) -> dict[str, str]:
         return self._contents.documents(kind)
 
+    async def document_kinds(self) -> list[str]:
+        return self._contents.document_kinds()
+
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         self._contents.apply([Document(kind, name, body)])
+
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        self._contents.apply(self._contents.decide_restored(jobs, history))
+        self._contents.last_seq = last_seq

@@ -37,7 +37,7 @@ from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
 from anodejobs.stores.sqlite_queries import LARGEST, TALLY, TURN, column, page, where
-from anodejobs.stores.sqlite_writes import Batch, DocumentWrite
+from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 
 Durability = Literal["process", "power"]
@@ -187,7 +187,7 @@ class SqliteJobStore(JobStore):
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
         self._checkpoints = _Checkpoints(self.path)
         self._turn = asyncio.Lock()
-        self._batch: Batch | DocumentWrite | None = None
+        self._batch: Batch | DocumentWrite | Restoration | None = None
         self._environments = Environments()
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
@@ -233,7 +233,7 @@ class SqliteJobStore(JobStore):
         self._checkpoints.note(len(writes))
         return batch.results
 
-    async def _apply(self, batch: Batch | DocumentWrite) -> None:
+    async def _apply(self, batch: Batch | DocumentWrite | Restoration) -> None:
         """Apply the batch in a transaction of its own; it must be its turn."""
         if self._writer is None:
             raise StoreError(f"{self.path} is not open")
@@ -342,6 +342,17 @@ class SqliteJobStore(JobStore):
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):
             await self._apply(DocumentWrite(kind, name, body))
+
+    async def document_kinds(self) -> list[str]:
+        rows = await self._read("SELECT DISTINCT kind FROM documents ORDER BY kind", ())
+        return [row[0] for row in rows]
+
+    async def restore(
+        self, jobs: Sequence[Stored], history: Sequence[JobEvent], last_seq: int
+    ) -> None:
+        async with self._turn, self._translated("write to"):
+            await self._apply(Restoration(jobs, history, last_seq, self._environments))
+        self._checkpoints.note(len(jobs) + len(history))
 
     async def _read(self, sql: str, parameters: Sequence[Any]) -> Iterable[Sequence[Any]]:
         if self._reader is None:

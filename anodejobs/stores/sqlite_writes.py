@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from anodejobs.records import JobEvent
 from anodejobs.stores.base import (
     Delete,
     Insert,
     InsertAll,
     Save,
+    Stored,
     Write,
     changes_of,
+    check_restored,
 )
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
@@ -31,8 +34,10 @@ from anodejobs.stores.rows import (
 from anodejobs.stores.write_rows import (
     Environments,
     attempt_text,
+    event_row,
     history_row,
     insert_row,
+    inserted,
     spec_row,
 )
 
@@ -59,6 +64,7 @@ def _update(columns: str) -> str:
 _KEYS, _FACTS = RECORD_COLUMNS.split(", revision, ")
 _SAVE = _update(f"revision, {_FACTS}")
 _RENEW = _update(f"revision, {_FACTS}, {_KEYS.removeprefix('job_id, ')}")
+_FIND = "SELECT job_id FROM jobs WHERE job_id = ?"
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
 _ADD_HISTORY = """
     INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended) VALUES {rows}"""
@@ -159,6 +165,44 @@ class Batch:
         _execute(connection, _ADD_HISTORY, history)
         _execute(connection, _COUNT, [(name, n) for name, n in counters.items() if n])
         return results
+
+
+class Restoration:
+    """Jobs and their history as another store has them."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Stored],
+        history: Sequence[JobEvent],
+        last_seq: int,
+        environments: Environments,
+    ) -> None:
+        self._inserts = [inserted(stored) for stored in jobs]
+        self._specs = [spec_row(one.record, one.launch, environments) for one in self._inserts]
+        self._environments = environments
+        self._new_environments = environments.take_new()
+        self._history = history
+        self._last_seq = last_seq
+        self.failure: BaseException | None = None
+        """Why it was not applied."""
+
+    def apply(self, connection: sqlite3.Connection) -> None:
+        """Execute the statements, as ``Batch.apply``."""
+        ((seq,),) = connection.execute("SELECT value FROM counters WHERE name = 'seq'").fetchall()
+        taken = (connection.execute(_FIND, (i.record.self_id,)).fetchall() for i in self._inserts)
+        check_restored(seq, self._history, [row[0] for rows in taken for row in rows])
+        _execute(connection, _ADD_ENVIRONMENTS, self._new_environments)
+        _execute(connection, _INSERT, [insert_row(insert) for insert in self._inserts])
+        _execute(connection, _ADD_SPECS, self._specs)
+        _keep_links(connection, self._inserts)
+        _execute(connection, _ADD_HISTORY, [event_row(event) for event in self._history])
+        counters = Counter(insert.record.status.value for insert in self._inserts)
+        counters["seq"] = self._last_seq - seq
+        _execute(connection, _COUNT, list(counters.items()))
+
+    def note_applied(self) -> None:
+        """Take note that it is on disk."""
+        self._environments.note_kept(self._new_environments)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import hashlib
 import json
 
 from anodejobs.executors.base import Launch
-from anodejobs.records import JobRecord
-from anodejobs.stores.base import Insert, Save, attempt_told
+from anodejobs.records import JobEvent, JobRecord
+from anodejobs.stores.base import Insert, Save, Stored, attempt_told
 from anodejobs.stores.rows import Row, fact_columns, key_columns, micros, spec_of
 
 
@@ -45,6 +45,11 @@ class Environments:
             self._kept = rows[-1][0]
 
 
+def inserted(stored: Stored) -> Insert:
+    """Return what would bring the job into being as it is kept."""
+    return Insert(record=stored.record, launch=stored.launch, attempt=stored.attempt)
+
+
 def insert_row(write: Insert) -> Row:
     """Return the columns of a record, and the attempt."""
     record = write.record
@@ -60,6 +65,16 @@ def spec_row(record: JobRecord, launch: Launch, environments: Environments) -> R
     """Return what the specs have of a run: its job, what was asked for, its environment's key."""
     key = environments.key(launch.base_env)
     return (record.self_id, spec_of(record), launch.to_text(), key)
+
+
+def event_row(event: JobEvent) -> Row:
+    """Return what the history has of what it told elsewhere, with its ``seq``."""
+    told = None if event.ended is None else event.ended.model_dump_json()
+    at = micros(event.at)
+    return (
+        *(event.seq, event.job_id, event.attempt, at, event.previous, event.status, event.why),
+        told,
+    )
 
 
 def history_row(write: Insert | Save) -> Row:

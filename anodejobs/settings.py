@@ -1,0 +1,135 @@
+"""What a ``Jobs`` is made from, said by the environment: ``pip install 'anodejobs[settings]'``.
+
+``ANODEJOBS_DIALECT=postgresql`` in the environment, or in a file ``.env``, or in code:
+``JobsSettings(dialect="postgresql")``. Code goes before the environment, and that before the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+
+from anodejobs.errors import InvalidJob
+from anodejobs.stores import sqlite_store
+from anodejobs.stores.base import JobStore
+
+try:
+    from pydantic_settings import BaseSettings, SettingsConfigDict
+except ImportError as error:
+    raise ImportError(
+        "JobsSettings needs pydantic-settings: pip install 'anodejobs[settings]'"
+    ) from error
+
+__all__ = ["JobsSettings"]
+
+_PREFIX: Final = "ANODEJOBS_"
+_OF_STORES: Final = {
+    "memory": (),
+    "file": ("store_path",),
+    "sqlite": ("path",),
+    "server": ("host", "port", "username", "password", "name", "pool_size"),
+}
+"""The settings that say where a store is, by what it is."""
+
+
+class JobsSettings(BaseSettings):
+    """Where the jobs of an application are kept, and how many may run. Reads nothing else.
+
+    Each field is the variable of its name in capitals behind ``ANODEJOBS_``, such as
+    ``ANODEJOBS_STORE_TYPE``. What is empty is as good as not said; ``none`` is None. A ``.env`` is
+    looked for where the application runs (``JobsSettings(_env_file=…)``: elsewhere, None: not at
+    all). The jobs inherit the application's environment: a password is kept from them by a file,
+    which they are not given.
+
+    Raises InvalidJob that names the variable; a password is in no message and no repr.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        env_parse_none_str="none",
+        extra="ignore",  # jobs of our own, and the tests of others, have variables like ours
+        hide_input_in_errors=True,
+        validate_assignment=True,
+    )
+
+    db_path: Path = Path("./job_db")
+    store_type: Literal["database", "file", "memory"] = "database"
+    store_path: Path | None = None
+    """The folder of a store of files; by default ``records`` in ``db_path``."""
+    dialect: Literal["sqlite", "postgresql", "mysql", "mariadb"] = "sqlite"
+    path: Path | None = None
+    """The file of an SQLite database; by default ``jobs.db`` in ``db_path``."""
+    host: str | None = None
+    port: int | None = Field(default=None, ge=1, le=65535)
+    username: str | None = None
+    password: SecretStr | None = None
+    name: str | None = None
+    """The database on the server."""
+    pool_size: int | None = Field(default=None, ge=1)
+    """How many connections to the server may read at once; there is one more that writes."""
+    durability: Literal["process", "power"] = "process"
+    max_concurrent_jobs: int | None = Field(default=10, ge=1)
+    retention_days: float | None = Field(default=None, ge=0)
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name not in type(self).model_fields and name[:1] != "_":
+                raise InvalidJob(name, "there is no such setting")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            name = str(first["loc"][0])
+            raise InvalidJob(_said_as(name, in_code=name in values), first["msg"]) from None
+
+    def make_store(self) -> JobStore:
+        """Return the store, which is not open. Raises InvalidJob where settings contradict."""
+        kind: str = self.store_type
+        if kind == "database":
+            kind = "sqlite" if self.dialect == "sqlite" else "server"
+        for other, names in _OF_STORES.items():
+            for name in names:
+                if other != kind and getattr(self, name) is not None:
+                    raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
+        match kind:
+            case "memory":
+                from anodejobs.stores.memory import MemoryJobStore
+
+                return MemoryJobStore()
+            case "file":
+                from anodejobs.stores.file import FileJobStore
+
+                return FileJobStore(self.store_path or self.db_path / "records")
+            case "sqlite":
+                path = self.path or self.db_path / "jobs.db"
+                return sqlite_store(path, durability=self.durability)
+        return self._server_store()
+
+    def _server_store(self) -> JobStore:
+        from anodejobs.stores.database import DatabaseJobStore
+
+        if self.name is None:
+            raise InvalidJob(_said_as("name"), f"is to be said {self._as_it_is()}")
+        return DatabaseJobStore(
+            dialect=self.dialect,
+            host=self.host or "localhost",
+            port=self.port,
+            username=self.username,
+            password=None if self.password is None else self.password.get_secret_value(),
+            database=self.name,
+            pool_size=self.pool_size,
+        )
+
+    def _as_it_is(self) -> str:
+        if self.store_type != "database":
+            return f"with {_said_as('store_type')}={self.store_type}"
+        return f"with {_said_as('dialect')}={self.dialect}"
+
+
+def _said_as(name: str, *, in_code: bool = False) -> str:
+    """Return the name by which a setting is said."""
+    return name if in_code else f"{_PREFIX}{name.upper()}"
