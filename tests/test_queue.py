@@ -690,6 +690,14 @@ async def test_a_cycle_is_refused(jobs: Jobs) -> None:
         await jobs.add_dependency("a", "a")
 
 
+async def test_a_job_that_nobody_waits_for_cannot_be_made_to_wait_for_itself(jobs: Jobs) -> None:
+    await jobs.create("true", "a")
+    with pytest.raises(DependencyCycle) as error:
+        await jobs.add_dependency("a", "a")
+    assert error.value.cycle == ("a",)
+    assert await jobs.get_dependencies("a") == []
+
+
 async def test_a_cycle_of_two_halves_that_are_made_at_once_cancels_both(jobs: Jobs) -> None:
     for name in ("a", "b"):
         await jobs.create("true", name)
