@@ -35,7 +35,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
 from anodejobs.stores.base import Save, Turn, Write
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @asynccontextmanager
