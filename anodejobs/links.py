@@ -50,7 +50,7 @@ class Links:
             if other not in found:
                 raise InvalidJob("depends_on", f"there is no job {other!r}")
         # A chain may be long, and is only looked along where it may lead back to the job.
-        if not found or not await self._jobdb.dependents(job_id):
+        if job_id not in found and not (found and await self._jobdb.dependents(job_id)):
             return
         while found:
             unseen = []

@@ -71,7 +71,7 @@ def no_shim_left_over(
             # One that another process has started would linger longer.
             if not any(map(_runs, psutil.Process(pid).children())):
                 os.kill(pid, signal.SIGTERM)
-        if not has_died(pid, within_s=10):
+        if not has_died(pid, within_s=60):
             _kill_tree(pid)
             pytest.fail(f"shim {pid} stays: its jobs were not stopped")
 

@@ -66,7 +66,7 @@ async def _do_postgres(url: URL, statements: tuple[str, ...]) -> list[Any]:
         user=url.username,
         password=url.password,
         database=url.database,
-        timeout=5,
+        timeout=30,
     )
     try:
         rows: list[Any] = []
@@ -87,7 +87,7 @@ async def _do_mysql(url: URL, statements: tuple[str, ...]) -> list[Any]:
         charset="utf8mb4",
         autocommit=True,
         init_command="SET sql_notes = 0",
-        connect_timeout=5,
+        connect_timeout=30,
     )
     try:
         rows: list[Any] = []

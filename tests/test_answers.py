@@ -12,7 +12,7 @@ import pytest
 from anodejobs import InvalidJob, JobEvent, JobNotFound, Jobs, Limits, Status
 from tests.conftest import python
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 async def ended(jobs: Jobs, command: str | list[str], **spec):

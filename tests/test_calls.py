@@ -206,7 +206,7 @@ def test_an_exit_passes(call, files):
 async def test_a_call_runs_as_a_job(jobs, app, files):
     argv = call_argv("shop.tasks:add_slowly", [str(app), *sys.path])
     await jobs.run(command=argv, job_id="sum", payload={"a": 1, "b": 2})
-    record = await jobs.wait(job_id="sum", timeout=20)
+    record = await jobs.wait(job_id="sum", timeout=60)
     assert (record.status, record.result) == (Status.finished, 3)
 
 

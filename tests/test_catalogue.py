@@ -25,7 +25,7 @@ from anodejobs import (
 )
 from anodejobs.catalogue import TEMPLATE
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 SHOW = 'printf "[%s]" "$@"'
 
 

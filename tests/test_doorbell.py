@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anodejobs.stores.doorbell import Doorbell
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Ear:

@@ -13,7 +13,7 @@ import pytest
 
 from anodejobs import JobEvent, Jobs, Status, jobdb
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 OF_A_RUN = [Status.starting, Status.running, Status.finished]
 
 
@@ -297,7 +297,7 @@ async def test_a_heartbeat_comes_though_other_jobs_are_busy(jobs: Jobs) -> None:
     async with aclosing(jobs.events("quiet", heartbeat=0.5)) as events:
         busy = asyncio.create_task(be_busy())
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert (await anext(events)).kind == "heartbeat"
         finally:
             busy.cancel()

@@ -28,7 +28,7 @@ from anodejobs import JobRecord, Jobs, Status
 from examples import aiohttp_app, fastapi_app
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 class Gate:
@@ -385,7 +385,7 @@ async def client(
     serve = SERVERS[request.param]
     async with (
         serve(tmp_path / "db") as base_url,
-        httpx.AsyncClient(base_url=base_url, timeout=10, trust_env=False) as client,
+        httpx.AsyncClient(base_url=base_url, timeout=60, trust_env=False) as client,
     ):
         yield client
     await stop_all(tmp_path / "db")
@@ -416,7 +416,7 @@ async def test_a_job_is_started_and_found_where_the_answer_says(client: httpx.As
 async def test_a_wait_is_answered_when_the_job_ends(client: httpx.AsyncClient, gate: Gate) -> None:
     await started(client, f"{gate.wait}; exit 3", "held")
     async with asyncio.TaskGroup() as tasks:
-        waiting = tasks.create_task(answered(client, "/jobs/held/wait?timeout=10"))
+        waiting = tasks.create_task(answered(client, "/jobs/held/wait?timeout=60"))
         assert (await answered(client, "/jobs/held")).status is Status.running
         assert not waiting.done()
         gate.open()
@@ -544,7 +544,7 @@ async def test_a_server_ends_though_somebody_follows_and_its_jobs_go_on(
     args = ("db", "--port", str(free_port()))
     async with example(name, *args, cwd=tmp_path) as process:
         running = await line_with(r"unning on (http://127\.0\.0\.1:\d+)", getattr(process, log))
-        async with httpx.AsyncClient(base_url=running[1], timeout=10, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=running[1], timeout=60, trust_env=False) as client:
             record = await started(client, "echo first; sleep 1000", "live")
             assert record.last_pid is not None
             with watched(record.last_pid) as job:

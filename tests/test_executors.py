@@ -40,7 +40,7 @@ from tests.test_recovery import KERNEL_TELLS
 
 pytestmark = pytest.mark.smoke
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 TREE = """
 import os, time

@@ -118,7 +118,7 @@ async def test_a_death_at_a_step_leaves_a_job_that_ran_once_at_most_and_a_true_r
             assert await jobs.list_jobs() == []
             assert not (tmp_path / "starts").exists()
             return
-        record = await jobs.wait("job", timeout=20)
+        record = await jobs.wait("job", timeout=60)
         stdout, stderr = await jobs.job_logs("job")
         await check_history(jobs, record)
     if printed:
@@ -163,7 +163,7 @@ async def test_a_death_at_a_step_neither_loses_nor_repeats_an_attempt_of_a_queue
     printed_at_death(tmp_path, step, moment, LONG_JOB, "submit")
     (tmp_path / "go").touch()
     async with Jobs(tmp_path / "job_db") as jobs:
-        record = await jobs.wait("job", timeout=20)
+        record = await jobs.wait("job", timeout=60)
         attempts = await jobs.attempts("job")
         logs = [await jobs.job_logs("job", attempt=attempt.attempt) for attempt in attempts]
     assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 2)
@@ -184,7 +184,7 @@ async def test_another_application_sees_to_a_job_whose_own_dies_at_a_step(
     async with Jobs(tmp_path / "job_db") as jobs:
         await jobs.run("true", "before")  # both have met by the shim that there is now
         await asyncio.to_thread(printed_at_death, tmp_path, step, "opening", JOB)
-        record = await jobs.wait("job", timeout=20)
+        record = await jobs.wait("job", timeout=60)
         assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 1)
         assert await jobs.job_logs("job") == ("out\n", "")
         await check_history(jobs, record)
@@ -197,7 +197,7 @@ async def test_another_application_sees_to_a_job_whose_own_dies_before_its_first
     async with Jobs(tmp_path / "job_db") as jobs:
         step = "host: the start is on record"
         await asyncio.to_thread(printed_at_death, tmp_path, step, "opening", JOB)
-        assert (await jobs.wait("job", timeout=20)).exit_code == 7
+        assert (await jobs.wait("job", timeout=60)).exit_code == 7
 
 
 async def check_history(jobs: Jobs, record: JobRecord) -> None:

@@ -22,7 +22,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.logs import LogTail, rotated_folder
 from tests.conftest import python
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 Chunks = AsyncGenerator[LogChunk, None]
 

@@ -53,7 +53,7 @@ from anodejobs.records import ALIVE
 from anodejobs.stores.base import JobStore, Query, Stored, Write, changes_of
 from anodejobs.testing import make_attempt, make_launch, make_record
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def until(path: Path) -> str:

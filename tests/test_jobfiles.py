@@ -20,7 +20,7 @@ from anodejobs.jobfiles import MOST_RESULT_BYTES, JobFiles, Result
 from anodejobs.logs import log_name
 from anodejobs.progress import ProgressWatch, last_progress, parse_progress
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

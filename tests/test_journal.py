@@ -308,13 +308,13 @@ def test_what_is_said_while_another_thread_writes_is_kept_with_the_next_flush(pa
 
         def write_late(fd: int, data: bytes) -> int:
             is_writing.set()
-            may_write.wait(20)
+            may_write.wait(60)
             return write(fd, data)
 
         monkeypatch.setattr(os, "write", write_late)
         thread = threading.Thread(target=book.begin, args=(second,))
         thread.start()
-        assert is_writing.wait(20)
+        assert is_writing.wait(60)
         note(book, first.attempt.token, EVENTS[0])
         flush = threading.Thread(target=book.flush)
         flush.start()

@@ -387,7 +387,7 @@ async def test_a_limited_job_is_stopped_whole(jobs, way, limits):
 
 async def test_a_limited_job_that_cannot_be_executed_is_known_by_its_log(jobs, way):
     await jobs.run(command=limited(["no-such-program"], ALL), job_id="none")
-    record = await jobs.wait(job_id="none", timeout=20)
+    record = await jobs.wait(job_id="none", timeout=60)
     _, stderr = await jobs.job_logs("none")
     assert "no-such-program" in (refusal(record.exit_code, stderr) or "")
 

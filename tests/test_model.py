@@ -44,7 +44,7 @@ from anodejobs.transitions import TABLE
 
 Result = TypeVar("Result")
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 ENDS_OF_AN_EXIT = {Status.finished, Status.failed, Status.failed_start, Status.stopped}
 
 

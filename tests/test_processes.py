@@ -28,7 +28,7 @@ from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 TREES = {
     "a process": (1, "here()"),
@@ -846,7 +846,7 @@ async def main():
         await jobs.run("read _ < gate; exit 7", job_id="slow")
         fd = os.open("gate", os.O_RDWR)
         os.write(fd, b"go on\\n")
-        records = await jobs.wait_all({}, timeout=20)
+        records = await jobs.wait_all({}, timeout=60)
         os.close(fd)
         print(json.dumps([[record.status, record.exit_code] for record in records.values()]))
 """
@@ -900,14 +900,14 @@ async def main():
         await jobs.run("exit 7", job_id="failed")
         await jobs.run({script(TREES["a daemon"][1])!r}, job_id="stopped")
         await jobs.run(["/no/such/program"], job_id="unstarted")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             pids = b""
             async for chunk in jobs.follow("stopped"):
                 pids += chunk.data
                 if pids.count(b"\\n") == 2:
                     break
         await jobs.stop("stopped")
-        records = await jobs.wait_all(["failed", "stopped", "unstarted"], timeout=20)
+        records = await jobs.wait_all(["failed", "stopped", "unstarted"], timeout=60)
         ended = [[record.status, record.exit_code] for record in records.values()]
         print(json.dumps([ended, [int(pid) for pid in pids.split()]]))
 """
@@ -946,7 +946,7 @@ async def main():
         if {is_ignored}:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         record = await jobs.run("sleep 0.2; echo $A; exit 7", "a", envs={{"A": "x"}})
-        record = await jobs.wait("a", timeout=20)
+        record = await jobs.wait("a", timeout=60)
         print(json.dumps([record.exit_code, (await jobs.job_logs("a"))[0]]))
 asyncio.run(main())
 """
@@ -967,7 +967,7 @@ async def main():
         await jobs.run("exit 3", job_id="a")
         later = await asyncio.create_subprocess_exec("/bin/sh", "-c", "exit 8")
         own.stdin.close()
-        codes = [(await jobs.wait("a", timeout=20)).exit_code, await own.wait(), await later.wait()]
+        codes = [(await jobs.wait("a", timeout=60)).exit_code, await own.wait(), await later.wait()]
         print(json.dumps([codes, asyncio.get_event_loop_policy() is policy]))
 """
 

@@ -101,7 +101,7 @@ async def test_a_running_job_goes_on_and_loses_no_byte(tmp_path: Path) -> None:
         assert record is not None
         assert record.status is Status.running
         (tmp_path / "go").touch()
-        record = await jobs.wait("writer", timeout=20)
+        record = await jobs.wait("writer", timeout=60)
         assert (await jobs.job_logs("writer"))[0] == NUMBERED
         assert "adopted" in await whys(jobs, "writer")
         assert record.attempt == 1
@@ -121,7 +121,7 @@ async def test_a_job_that_writes_more_than_its_pipe_holds_waits_for_the_next_rea
         process.wait()
         (tmp_path / "go").touch()
     async with reopened(tmp_path) as jobs:
-        await jobs.wait("flood", timeout=20)
+        await jobs.wait("flood", timeout=60)
         assert (await jobs.job_logs("flood"))[0] == "x" * 4096 * 300
 
 
@@ -235,7 +235,7 @@ async def test_a_crash_between_start_and_commit_finds_the_child(tmp_path: Path) 
         assert record.last_pid is not None
         assert record.started_at is not None
         (tmp_path / "go").touch()
-        record = await jobs.wait("doubtful", timeout=20)
+        record = await jobs.wait("doubtful", timeout=60)
         assert record.status is (Status.finished if KERNEL_TELLS else Status.lost)
         assert await jobs.job_logs("doubtful") == ("hi\n", "")
     assert (tmp_path / "ran").read_text() == "once"
@@ -253,7 +253,7 @@ await jobs.wait("stubborn", "stopping")"""
     )
     killed_host(tmp_path, body)
     async with reopened(tmp_path) as jobs:
-        record = await jobs.wait("stubborn", timeout=20)
+        record = await jobs.wait("stubborn", timeout=60)
         if KERNEL_TELLS:
             assert (record.status, record.exit_code) == (Status.stopped, -9)
 
@@ -262,7 +262,7 @@ async def test_a_timeout_is_kept_over_the_change_of_supervisor(tmp_path: Path) -
     command = "import os, time\n" + WAIT_FOR_GO
     killed_host(tmp_path, started("late", command, ", timeout=1.5"))
     async with reopened(tmp_path) as jobs:
-        record = await jobs.wait("late", timeout=20)
+        record = await jobs.wait("late", timeout=60)
         assert record.error == "timed out after 1.5 s" or not KERNEL_TELLS
         assert record.status is (Status.failed if KERNEL_TELLS else Status.lost)
 
@@ -276,7 +276,7 @@ async def test_a_paused_job_is_found_paused(tmp_path: Path) -> None:
         assert record.status is Status.paused
         assert (await jobs.resume("still")).status is Status.running
         (tmp_path / "go").touch()
-        assert (await jobs.wait("still", timeout=20)).is_done
+        assert (await jobs.wait("still", timeout=60)).is_done
 
 
 async def test_of_two_applications_that_open_at_once_one_adopts(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ async def test_of_two_applications_that_open_at_once_one_adopts(tmp_path: Path) 
         await asyncio.gather(one.get_status("writer"), other.get_status("writer"))
         (tmp_path / "go").touch()
         records = await asyncio.gather(
-            one.wait("writer", timeout=20), other.wait("writer", timeout=20)
+            one.wait("writer", timeout=60), other.wait("writer", timeout=60)
         )
         assert records[0] == records[1]
         assert (await one.job_logs("writer"))[0] == NUMBERED
@@ -299,7 +299,7 @@ async def test_jobs_of_a_living_application_are_left_to_it(tmp_path: Path) -> No
             assert record is not None
             assert record.status is Status.running
             (tmp_path / "go").touch()
-            record = await jobs.wait("theirs", timeout=20)
+            record = await jobs.wait("theirs", timeout=60)
             # Only the parent could have seen this.
             assert (record.exit_code, record.evidence) == (7, "observed")
             assert (await jobs.job_logs("theirs"))[0] == NUMBERED
@@ -311,7 +311,7 @@ async def test_when_an_application_is_killed_another_that_lives_adopts_its_jobs(
     with host(tmp_path, started("orphan", WRITER)) as process:
         async with reopened(tmp_path) as jobs:
             assert (await jobs.wait("orphan", Status.running)).status is Status.running
-            waiting = asyncio.create_task(jobs.wait("orphan", timeout=20))
+            waiting = asyncio.create_task(jobs.wait("orphan", timeout=60))
             process.kill()
             process.wait()
             await adoption(jobs, "orphan")
@@ -326,7 +326,7 @@ async def test_a_job_started_by_a_later_application_is_adopted_when_that_is_kill
 ) -> None:
     async with reopened(tmp_path) as jobs:
         with host(tmp_path, started("orphan", WRITER)) as process:
-            waiting = asyncio.create_task(jobs.wait("orphan", timeout=20))
+            waiting = asyncio.create_task(jobs.wait("orphan", timeout=60))
             await jobs.wait("orphan", Status.running)
             process.kill()
             process.wait()

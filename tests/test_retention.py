@@ -25,7 +25,7 @@ from anodejobs.events import utc_now
 from anodejobs.stores.base import Delete, Query, Write
 from anodejobs.testing import make_insert, make_record
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 async def put(jobs: Jobs, *records: JobRecord) -> None:

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not is_possible(), reason="this C library starts no program in a directory"),
 ]
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 SHOW = 'echo "$0 $1 $A ${HOME-none}"; pwd'
 NO_FOLDERS = {"missing": errno.ENOENT, "plain": errno.ENOTDIR}
 CODES = {"exit 7": 7, "kill -9 $$": -9, "exit 255": 255}

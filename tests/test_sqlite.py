@@ -29,7 +29,7 @@ from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_record, make_save
 
 IS_LINUX = sys.platform == "linux"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 CHILD = """
 import asyncio, os, resource, signal, subprocess, sys

@@ -39,7 +39,7 @@ from anodejobs.timetable import PROGRESS, SCHEDULE
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 SECRET = "hunter2-is-no-password"
 
 

@@ -17,7 +17,7 @@ from anodejobs import Jobs, Status
 from anodejobs.succession import Succession
 from benchmarks.turns import Game, most_at_once
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 # Acts until it is told to close. Its limit, one slot, is what tells that it acts.
 FIRST = """

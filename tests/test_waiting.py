@@ -22,7 +22,7 @@ from anodejobs import (
     WaitTimeout,
 )
 
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 STEPS = range(61)
 
 
