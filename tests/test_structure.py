@@ -62,7 +62,8 @@ PUBLIC = [
 LAYERS = [
     ["errors", "events", "faults"],
     ["dependencies", "jobqueue", "folderwatch", "this_job"],
-    ["executors.limited", "executors.limits", "calling", "calls", "jobfiles", "progress"],
+    ["executors.cgroups", "executors.limited", "executors.limits"],
+    ["calling", "calls", "jobfiles", "progress"],
     [
         *("logs", "records", "executors.marks", "executors.environment"),
         *("shim.peers", "shim.protocol"),
@@ -203,8 +204,8 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
 
 
 _SMALL = [
-    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits", "jobfiles"),
-    *("jobqueue", "progress", "this_job"),
+    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits"),
+    *("executors.cgroups", "jobfiles", "jobqueue", "progress", "this_job"),
 ]
 
 

@@ -33,7 +33,7 @@ from anodejobs.events import (
     StopRequested,
     utc_now,
 )
-from anodejobs.executors import limits, supervisors, tree
+from anodejobs.executors import cgroups, limits, supervisors, tree
 from anodejobs.executors.base import (
     STREAMS,
     Executor,
@@ -80,6 +80,10 @@ class _Held:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.launch.limits) or self.attempt.cgroup is not None
 
     @property
     def is_alive(self) -> bool:
@@ -147,13 +151,18 @@ class Processes(Executor):
         at, started_monotonic = utc_now(), time.monotonic()
         ours: dict[Stream, int] = {}
         theirs: dict[Stream, int] = {}
+        cgroup: str | None = None
         try:
+            cgroup = _cgroup(launch, attempt)
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
-            child = await self._started(launch, launch.marks(number, attempt.token), theirs)
+            marks = launch.marks(number, attempt.token)
+            child = await self._started(launch, marks, theirs, argv=_argv(launch, cgroup))
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
+            if cgroup is not None:
+                cgroups.remove(cgroup, patience_s=0)
             if isinstance(error, ProcessLookupError):  # not from exec: from looking for its child
                 return Lost(error=_TAKEN)
             if isinstance(error, (OSError, ValueError)):
@@ -171,12 +180,18 @@ class Processes(Executor):
             boot_id=tree.boot_id(),
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
+            cgroup=cgroup,
         )
         self._hold(launch, attempt, ours, child)
         return Started(at=at, attempt=attempt)
 
     async def _started(
-        self, launch: Launch, marks: dict[str, str], fds: dict[Stream, int]
+        self,
+        launch: Launch,
+        marks: dict[str, str],
+        fds: dict[Stream, int],
+        *,
+        argv: Sequence[str],
     ) -> Child:
         """Return the child once it is its program. Raises OSError, ValueError as that is refused,
         and ProcessLookupError where somebody has reaped it already.
@@ -190,7 +205,7 @@ class Processes(Executor):
                 # It spawns before it waits for anything.
                 asyncio.get_running_loop().call_soon(self._marking.unmark)
             process = await asyncio.create_subprocess_exec(
-                *_argv(launch),
+                *argv,
                 stdin=self._null,
                 stdout=fds["stdout"],
                 stderr=fds["stderr"],
@@ -203,7 +218,7 @@ class Processes(Executor):
             self._spawner, self._children = Spawner(self._marking), Children()
         pid = await self._spawner.spawn(
             Order(
-                argv=_argv(launch),
+                argv=argv,
                 cwd=launch.cwd,
                 base_env=launch.base_env,
                 own_env=own,
@@ -266,6 +281,7 @@ class Processes(Executor):
             start_time=main.start_time,
             boot_id=tree.boot_id(),
             started_monotonic=time.monotonic(),
+            cgroup=cgroups.of(main.pid, attempt.token),
         )
 
     async def wait(self, token: str, tell: Tell) -> Exited | Lost:
@@ -279,7 +295,8 @@ class Processes(Executor):
         if code is None:
             return Lost(error=_UNSEEN if held.child is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
-        refused, limit = await _limits_word(held.launch, code) if held.launch.limits else _NONE
+        account = await _account(held.attempt)
+        refused, limit = await _limits_word(held, code, account) if held.is_limited else _NONE
         return Exited(
             exit_code=code,
             evidence="observed" if held.child else "adopted",
@@ -343,6 +360,9 @@ class Processes(Executor):
                     self._left_logs[name] = pipe.log
         held.let_go()
         self._held.pop(token, None)
+        if held.attempt.cgroup is not None:
+            patience_s = _KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
+            await asyncio.to_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
@@ -368,6 +388,8 @@ class Processes(Executor):
         is_gone = False
         try:
             is_gone = await self._end_all(attempt, stop, has_just_ended)
+            if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
+                await asyncio.to_thread(cgroups.remove, attempt.cgroup, patience_s=0)
         finally:
             del self._stops[attempt.token]
             stop.result.set_result(is_gone)
@@ -384,13 +406,15 @@ class Processes(Executor):
             # What was a member stays one, though its parent has ended by which alone it was found.
             members = [m for m in known.values() if snapshot.holds(m)]
             if not members:
-                return True
+                return await _has_emptied(attempt)
             give_up_at = stop.kill_at + _KILL_PATIENCE_S
             now = time.monotonic()
             if now >= give_up_at:
                 return False
             if now >= stop.kill_at:
                 self._send_each(attempt, members, signal.SIGKILL)
+                if attempt.cgroup is not None:
+                    cgroups.kill(attempt.cgroup)
                 await all_gone(members, stop.wake, until=give_up_at)
                 continue
             self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
@@ -517,33 +541,60 @@ _DOUBTFUL = "its supervisor died before it had started it, or soon after; the lo
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
 
 
-def _argv(launch: Launch) -> Sequence[str]:
+def _cgroup(launch: Launch, attempt: Attempt) -> str | None:
+    """Make the attempt's own cgroup, where it is to have one. Raises as ``_argv``."""
+    wanted = AttemptLimits(**_fields(launch)) if launch.limits else None
+    if wanted is None or not wanted.is_grouped:
+        return None
+    return cgroups.create(attempt.token, limits.tree_settings(wanted), wanted.cgroup_parent)
+
+
+async def _has_emptied(attempt: Attempt) -> bool:
+    """Return whether nothing is left of which no look can tell; it is killed."""
+    if attempt.cgroup is None:
+        return True
+    return await asyncio.to_thread(cgroups.end, attempt.cgroup, patience_s=_KILL_PATIENCE_S)
+
+
+def _argv(launch: Launch, cgroup: str | None) -> Sequence[str]:
     """Return what is to be executed. Raises OSError, ValueError where a limit cannot be set."""
     if launch.limits is None:
         return launch.argv
-    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)))
+    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)), cgroup)
 
 
 def _fields(launch: Launch) -> dict[str, Any]:
     return dict(launch.limits or {})
 
 
-async def _limits_word(launch: Launch, code: int) -> tuple[str | None, str | None]:
+async def _account(attempt: Attempt) -> cgroups.Account:
+    if attempt.cgroup is None:
+        return _NO_ACCOUNT
+    return await asyncio.to_thread(cgroups.account, attempt.cgroup)
+
+
+async def _limits_word(
+    held: _Held, code: int, account: cgroups.Account
+) -> tuple[str | None, str | None]:
     """Return why the limits could not be set, and which of them ended the attempt."""
 
     def read() -> bytes:
-        with contextlib.suppress(OSError), open(launch.logs.stderr, "rb") as file:
+        with contextlib.suppress(OSError), open(held.launch.logs.stderr, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _STDERR_BYTES))
             return file.read()
         return b""
 
     stderr = (await asyncio.to_thread(read)).decode("utf-8", "replace")
-    why = limits.why_ended(AttemptLimits(**_fields(launch)), code, stderr_tail=stderr)
+    # Of an adopted one we know no more than what its cgroup tells.
+    set_limits = replace(AttemptLimits(**_fields(held.launch)), memory_max=account.memory_max)
+    oom_kills = account.oom_kills
+    why = limits.why_ended(set_limits, code, stderr_tail=stderr, oom_kills=oom_kills)
     return limits.refusal(code, stderr), why
 
 
 _NONE = (None, None)
+_NO_ACCOUNT = cgroups.Account()
 _STDERR_BYTES = 16 * 1024
 
 

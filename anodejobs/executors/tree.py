@@ -15,11 +15,12 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from anodejobs.events import Attempt
+from anodejobs.executors import cgroups
 from anodejobs.executors.base import TreeUsage
 from anodejobs.executors.marks import read_tag, tag_of
 
@@ -187,11 +188,13 @@ class Snapshot:
     def members(self, attempt: Attempt, *, has_just_ended: bool = False) -> list[Process]:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
-        Found are those that bear its marks, those in its session, and all their descendants. A
-        session is known by the main process's pid, so it counts only while that process lives or
-        ``has_just_ended``, before the number can be used again.
+        Found are those that bear its marks, those in its session or its cgroup, and all their
+        descendants. A session is known by the main process's pid, so it counts only while that
+        process lives or ``has_just_ended``, before the number can be used again.
         """
         found = self._bearers(attempt.token)
+        if attempt.cgroup is not None:
+            found += self._in(attempt.cgroup)
         main = self.processes.get(attempt.pid) if attempt.pid is not None else None
         is_main = main is not None and main.start_time == attempt.start_time
         if main is not None and is_main:
@@ -216,6 +219,12 @@ class Snapshot:
         tag = tag_of(token)
         tagged = (p for p in self._by_tag.get(tag, ()) if read_tag(p.pid) == tag)
         return [*self._by_token.get(token, ()), *tagged]
+
+    def _in(self, cgroup: str) -> Iterator[Process]:
+        for pid in cgroups.pids(cgroup):
+            process = self.processes.get(pid) or _look_at(pid, None)
+            if process is not None:  # what is younger than the look is part of it from now on
+                yield self.processes.setdefault(pid, process)
 
     def holds(self, process: Process) -> bool:
         """Return whether this very process was living at the look."""
