@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,19 @@ def parent(room: Path) -> Iterator[Path]:
     left = [path for path in folder.iterdir() if path.is_dir()]
     assert cgroups.remove(str(folder), patience_s=5), f"left running in {folder}"
     assert not left
+
+
+@contextmanager
+def living_in(path: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a process in the cgroup."""
+    command = limited(["/bin/sh", "-c", "echo; exec sleep 1000"], AttemptLimits(), str(path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.read(1) == b"\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def made(parent: Path) -> list[Path]:
@@ -172,17 +185,38 @@ def test_what_was_left_behind_is_removed_once_it_is_old(parent):
     (old / "deeper").mkdir()
     for path in (old, lived_in):
         os.utime(path, (0, time.time() - 2 * cgroups._ABANDONED_AFTER_S))
-    sleeper = subprocess.Popen(limited(["sleep", "1000"], AttemptLimits(), str(lived_in)))
-    try:
-        while sleeper.pid not in cgroups.pids(str(lived_in)):
-            assert sleeper.poll() is None
+    with living_in(lived_in):
         created = cgroups.create("new", {}, str(parent))
         assert made(parent) == [lived_in, Path(created), young]
-    finally:
-        sleeper.kill()
-        sleeper.wait()
     for path in made(parent):
         assert cgroups.remove(str(path), patience_s=5)
+
+
+@pytest.fixture
+def controller(room: Path) -> Iterator[str]:
+    """A controller of the kernel's that the test's own cgroup has."""
+    off = cgroups._words(room / "cgroup.controllers") - cgroups._words(
+        room / "cgroup.subtree_control"
+    )
+    # One that minds no processes beside it would not do.
+    name = next(iter(off - {"cpu", "pids", "cpuset", "perf_event"}), None)
+    if name is None:
+        pytest.skip("there is none that nobody uses")
+    yield name
+    (room / "cgroup.subtree_control").write_text(f"-{name}")
+
+
+def test_the_kernel_has_controllers_put_on_where_no_process_is(room, controller, request):
+    assert cgroups.parent_for({controller}, None) == room
+    parent = request.getfixturevalue("parent")
+    with living_in(parent):
+        with pytest.raises(ValueError, match=f"{parent}: processes are in it"):
+            cgroups.parent_for({controller}, str(parent))
+        # So says the kernel.
+        assert cgroups._enable(parent, {controller}) == f"{os.strerror(16)} to enable {controller}"
+    path = Path(cgroups.create("a", {}, str(cgroups.parent_for({controller}, str(parent)))))
+    assert cgroups._words(path / "cgroup.controllers") == {controller}
+    assert cgroups.remove(str(path), patience_s=0)
 
 
 # What is set.
@@ -334,19 +368,14 @@ async def test_a_shim_that_takes_over_finds_the_cgroup_of_its_job(parent, tmp_pa
 
 def test_a_process_of_which_only_the_token_is_known_has_its_cgroup_found(parent):
     path = cgroups.create("t0", {}, str(parent))
-    process = subprocess.Popen(
-        limited(["/bin/sh", "-c", "echo; exec sleep 1000"], AttemptLimits(), path),
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.read(1) == b"\n"
+    with living_in(path) as process:
         assert cgroups.of(process.pid, "t0") == path
         assert cgroups.of(process.pid, "t1") is None
-        assert tree.take_snapshot().members(Attempt(token="0" * 32, supervisor="", cgroup=path))
-    finally:
-        cgroups.kill(path)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        assert not cgroups.remove(path, patience_s=0)
+        (member,) = tree.take_snapshot().members(
+            Attempt(token="0" * 32, supervisor="", cgroup=path)
+        )
+        assert member.pid == process.pid
     assert cgroups.remove(path, patience_s=5)
 
 
