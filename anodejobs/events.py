@@ -229,6 +229,10 @@ class Exited(Event):
     """Why output could not be written to the logs, where that happened."""
     limit: str | None = None
     """Which of its limits ended it, where that can be told."""
+    cpu_seconds: float | None = None
+    """What its processes have used, as far as it is known."""
+    peak_memory_bytes: int | None = None
+    """The most memory they have had, as far as it is known."""
     result: Any = None
     """What it wrote as its result, a JSON value."""
     result_error: str | None = None

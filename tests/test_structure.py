@@ -83,7 +83,7 @@ LAYERS = [
         "stores.tally",
     ],
     [
-        *("executors.children", "executors.deaths", "executors.looks"),
+        *("executors.children", "executors.deaths", "executors.looks", "executors.samples"),
         *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],

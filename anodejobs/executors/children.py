@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ class Child(ABC):
     __slots__ = ()
 
     pid: int
+    rusage: resource.struct_rusage | None = None
+    """What it had used, with all that it has waited for; None while it lives, or unknown."""
 
     @property
     @abstractmethod
@@ -62,7 +65,7 @@ class Children:
         for pidfd, _ in self._epoll.poll(0):
             child = self._alive.pop(pidfd)
             try:
-                _, status = os.waitpid(child.pid, 0)
+                _, status, child.rusage = os.wait4(child.pid, 0)
                 code: int | None = os.waitstatus_to_exitcode(status)
             except ChildProcessError:
                 code = exit_code(pidfd)

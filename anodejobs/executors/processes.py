@@ -50,6 +50,7 @@ from anodejobs.executors.limits import AttemptLimits
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import Reapings
+from anodejobs.executors.samples import OwnPeak, Samples
 from anodejobs.executors.spawner import Order, Spawner, is_possible
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
 
@@ -119,6 +120,8 @@ class Processes(Executor):
         self._left_logs: WeakValueDictionary[str, LogFile] = WeakValueDictionary()
         """Of what runs on though its job is over."""
         self._looks = Looks()
+        self._samples: Samples | None = None
+        self._own_peak = OwnPeak()
         self._on_growth: OnGrowth | None = None
         self._pump: LogPump | None = None
         self._null = -1
@@ -250,6 +253,9 @@ class Processes(Executor):
             pipe = pipes[stream] = pump.add(fd, log)
             self._owners[pipe] = (launch.job_id, stream)
         self._held[attempt.token] = _Held(launch, attempt, pipes, child, pidfd)
+        if self._samples is None:
+            self._samples = Samples()
+        self._samples.watch(attempt)
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -296,6 +302,7 @@ class Processes(Executor):
             return Lost(error=_UNSEEN if held.child is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
         account = await _account(held.attempt)
+        cpu_seconds, peak_memory_bytes = self._used(held, account)
         refused, limit = await _limits_word(held, code, account) if held.is_limited else _NONE
         return Exited(
             exit_code=code,
@@ -304,7 +311,21 @@ class Processes(Executor):
             in_start_grace=bool(refused) or ended_at - started_at < held.launch.start_grace,
             limit=refused or limit,
             log_error=next((p.error for p in held.pipes.values() if p.error), None),
+            cpu_seconds=cpu_seconds,
+            peak_memory_bytes=peak_memory_bytes,
         )
+
+    def _used(self, held: _Held, account: cgroups.Account) -> tuple[float | None, int | None]:
+        """Return the CPU time and the most memory of an attempt that has ended, as far as known."""
+        assert self._samples is not None
+        seen = self._samples.forget(held.attempt.token)
+        reaped = None if held.child is None else held.child.rusage
+        cpu, peak = account.cpu_seconds, account.peak_memory_bytes
+        if cpu is None and reaped is not None:
+            cpu = max(reaped.ru_utime + reaped.ru_stime, seen.cpu_seconds)
+        if peak is None:
+            peak = max(self._own_peak.above(reaped), seen.memory_bytes) or None
+        return cpu, peak
 
     def _code_in_time(self, held: _Held, tell: Tell) -> Awaitable[int | None]:
         """Return the exit code, having stopped the attempt if its time was over before."""
@@ -407,6 +428,8 @@ class Processes(Executor):
             members = [m for m in known.values() if snapshot.holds(m)]
             if not members:
                 return await _has_emptied(attempt)
+            if not asked and self._samples is not None:  # what it has used goes with it
+                await self._samples.add(attempt.token, members)
             give_up_at = stop.kill_at + _KILL_PATIENCE_S
             now = time.monotonic()
             if now >= give_up_at:
@@ -513,6 +536,8 @@ class Processes(Executor):
             self._reapings.close()
         if self._children is not None:
             self._children.close()
+        if self._samples is not None:
+            self._samples.close()
         for held in self._held.values():
             held.let_go()
         self._held.clear()

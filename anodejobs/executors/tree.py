@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from anodejobs.events import Attempt
 from anodejobs.executors import cgroups
@@ -108,6 +109,8 @@ def _token_with_psutil(pid: int) -> str | None:
 
 
 _STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
+_TIMES = slice(11, 15)
+"""User and system time: its own, and that of the children it has waited for."""
 _DEAD = (b"Z", b"X")
 
 
@@ -340,3 +343,49 @@ def measure(processes: Iterable[Process]) -> TreeUsage:
                 memory += seen.memory_info().rss
                 number += 1
     return TreeUsage(processes=number, cpu_seconds=cpu, memory_bytes=memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the processes of an attempt had used at one look."""
+
+    cpu_seconds: float = 0.0
+    """With that of all that they have waited for."""
+    memory_bytes: int = 0
+    """The resident memory of all at that moment, or the highest that one of them ever had."""
+
+
+def sample(processes: Iterable[Process]) -> Sample:
+    """Return what the processes have used (Linux); elsewhere nothing is seen."""
+    ticks = resident = highest = 0
+    for process in processes:
+        fields = _stat(process.pid) if IS_LINUX else None
+        if fields is not None and float(fields[_START]) == process.start_time:
+            ticks += sum(map(int, fields[_TIMES]))
+            now, peak = _memory(process.pid)
+            resident += now
+            highest = max(highest, peak)
+    return Sample(cpu_seconds=ticks / _TICKS_A_S, memory_bytes=max(resident, highest))
+
+
+_TICKS_A_S = os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int | Literal["self"]) -> int:
+    """Return the most memory that a process has had resident (Linux); 0 where it is gone."""
+    return _memory(pid)[1]
+
+
+def _memory(pid: int | Literal["self"]) -> tuple[int, int]:
+    """Return the memory that a process has resident, and the most that it has had."""
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            status = file.read(4096)
+    except OSError:
+        return 0, 0
+    return _kib(status, b"VmRSS:"), _kib(status, b"VmHWM:")
+
+
+def _kib(status: bytes, name: bytes) -> int:
+    _, found, rest = status.partition(name)  # a process that is dead has none
+    return int(rest.split(None, 1)[0]) * 1024 if found else 0
