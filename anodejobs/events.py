@@ -21,7 +21,7 @@ def utc_now() -> datetime:
 
 
 _quoted = encode_basestring_ascii
-_NO_PROCESS = (None,) * 5
+_NO_PROCESS = (None,) * 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Attempt:
         pid, started, boot_id = self.pid, self.start_time, self.boot_id
         monotonic, pipes = self.started_monotonic, self.pipes
         cgroup = "" if self.cgroup is None else f',"cgroup":{_quoted(self.cgroup)}'
-        if (pid, started, boot_id, monotonic, pipes) == _NO_PROCESS:
+        if (pid, started, boot_id, monotonic, pipes, self.cgroup) == _NO_PROCESS:
             return (
                 f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
                 '"pid":null,"start_time":null,"boot_id":null,"started_monotonic":null,"pipes":null}'

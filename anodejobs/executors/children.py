@@ -23,7 +23,7 @@ class Child(ABC):
     __slots__ = ()
 
     pid: int
-    rusage: resource.struct_rusage | None = None
+    rusage: resource.struct_rusage | None
     """What it had used, with all that it has waited for; None while it lives, or unknown."""
 
     @property
@@ -87,10 +87,11 @@ class Children:
 
 
 class _OwnChild(Child):
-    __slots__ = ("_code", "_has_ended", "_waiters", "pid")
+    __slots__ = ("_code", "_has_ended", "_waiters", "pid", "rusage")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.rusage = None
         self._code: int | None = None
         self._has_ended = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -123,6 +124,7 @@ class AsyncioChild(Child):
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.pid = process.pid
+        self.rusage = None  # asyncio does not ask for it
         self._process = process
         started = tree.start_time(self.pid)
         # None where it has ended already: then there is nothing to be contradicted.

@@ -322,7 +322,7 @@ class Processes(Executor):
         reaped = None if held.child is None else held.child.rusage
         cpu, peak = account.cpu_seconds, account.peak_memory_bytes
         if cpu is None and reaped is not None:
-            cpu = max(reaped.ru_utime + reaped.ru_stime, seen.cpu_seconds)
+            cpu = round(max(reaped.ru_utime + reaped.ru_stime, seen.cpu_seconds), 6)
         if peak is None:
             peak = max(self._own_peak.above(reaped), seen.memory_bytes) or None
         return cpu, peak

@@ -1,8 +1,8 @@
 """What running attempts use, seen by looking at them: what nobody tells at their end.
 
 A process's highest memory is kept by the kernel for as long as it lives, so that looks may be few:
-the first after a second, then ever more seldom, and all of them take less than a hundredth of the
-time. An attempt that is over before the first one costs nothing but being noted.
+the first after a second, then ever more seldom, and all of them take half a hundredth of a
+processor at most. An attempt that is over before the first costs nothing but being noted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
 
@@ -25,9 +25,10 @@ FIRST_AFTER_S = 1.0
 _TOGETHER_S = 0.5
 """What is due so soon is looked at with what is due now."""
 _LONGEST_PAUSE_S = 30.0
-_SHARE = 100
-"""Looking takes at most this part of the time."""
+_SHARE = 200
+"""Looking takes at most this part of a processor's time."""
 
+_NOTHING = tree.Sample()
 _Look = tuple[tree.Snapshot, list[tree.Sample], float]
 
 
@@ -35,7 +36,7 @@ _Look = tuple[tree.Snapshot, list[tree.Sample], float]
 class _Watched:
     attempt: Attempt
     since: float
-    seen: tree.Sample = field(default_factory=tree.Sample)
+    seen: tree.Sample = _NOTHING
 
     def add(self, sample: tree.Sample) -> None:
         self.seen = tree.Sample(
@@ -73,7 +74,7 @@ class Samples:
     def forget(self, token: str) -> tree.Sample:
         """Return the most that was seen at one look of each, zeros where there was none."""
         watched = self._watched.pop(token, None)
-        return watched.seen if watched is not None else tree.Sample()
+        return watched.seen if watched is not None else _NOTHING
 
     def close(self) -> None:
         """Look no more. Idempotent."""
@@ -148,7 +149,7 @@ class OwnPeak:
 
 
 def _looked_at(attempts: list[Attempt], known: tree.Snapshot) -> _Look:
-    began_at = time.monotonic()
+    began_at = time.thread_time()
     snapshot = tree.take_snapshot(known)
     samples = [tree.sample(snapshot.members(attempt)) for attempt in attempts]
-    return snapshot, samples, time.monotonic() - began_at
+    return snapshot, samples, time.thread_time() - began_at
