@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Literal, ParamSpec
 
 import anodejobs
-from anodejobs.executors import tree
+from anodejobs.executors import cgroups, tree
 from anodejobs.executors.pidfds import exit_code
 from anodejobs.executors.shim import _connected, _interpreter
 from anodejobs.executors.supervisors import is_locked
@@ -88,6 +88,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield check_pipes(proc / "sys/fs/pipe-user-pages-soft", us / "status")
     yield check_processes(us, Path("/sys/fs/cgroup"), resource.getrlimit(resource.RLIMIT_NPROC)[0])
+    yield check_cgroups(partial(cgroups.parent_for, named=None, is_trial=True))
     yield check_proc(proc)
     yield check_orphans(lambda: _orphan(within_s=3.0))
     yield check_subreaper(ctypes.CDLL(None))
@@ -378,6 +379,18 @@ def _pids_limits(cgroup: Path, root: Path) -> Iterator[tuple[int, str]]:
                 if limit.strip() != "max":
                     room = int(limit) - int(used)
                     yield room, f"{int(used):,} of {int(limit):,} in {os.fspath(folder)!r}"
+
+
+@_check("cgroups")
+def check_cgroups(parent_for: Callable[[set[str]], Path]) -> Verdict:
+    """Whether memory, processors and tasks of whole jobs can be limited."""
+    try:
+        folder = parent_for({"memory", "cpu", "pids"})
+    except ValueError as error:
+        found = f"jobs with memory_max, cpus or tasks_max fail to start: {error}"
+        remedy = "where cgroup v1 is in use: boot with systemd.unified_cgroup_hierarchy=1"
+        return "warning", found, remedy
+    return "ok", f"jobs can be limited as wholes, below {os.fspath(folder)!r}", ""
 
 
 @_check("proc")

@@ -21,7 +21,7 @@ def utc_now() -> datetime:
 
 
 _quoted = encode_basestring_ascii
-_NO_PROCESS = (None,) * 5
+_NO_PROCESS = (None,) * 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,8 @@ class Attempt:
     started_monotonic: float | None = None
     pipes: tuple[int, int] | None = None
     """The inode numbers of the pipes that the process has as stdout and stderr."""
+    cgroup: str | None = None
+    """The path of the cgroup that is its own, where it has one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -49,7 +51,8 @@ class Attempt:
         """Return it as JSON. Written three times a job, so by hand: a fifth of the usual time."""
         pid, started, boot_id = self.pid, self.start_time, self.boot_id
         monotonic, pipes = self.started_monotonic, self.pipes
-        if (pid, started, boot_id, monotonic, pipes) == _NO_PROCESS:
+        cgroup = "" if self.cgroup is None else f',"cgroup":{_quoted(self.cgroup)}'
+        if (pid, started, boot_id, monotonic, pipes, self.cgroup) == _NO_PROCESS:
             return (
                 f'{{"token":{_quoted(self.token)},"supervisor":{_quoted(self.supervisor)},'
                 '"pid":null,"start_time":null,"boot_id":null,"started_monotonic":null,"pipes":null}'
@@ -60,7 +63,8 @@ class Attempt:
             f'"start_time":{"null" if started is None else started},'
             f'"boot_id":{"null" if boot_id is None else _quoted(boot_id)},'
             f'"started_monotonic":{"null" if monotonic is None else monotonic},'
-            f'"pipes":{"null" if pipes is None else f"[{pipes[0]},{pipes[1]}]"}}}'
+            f'"pipes":{"null" if pipes is None else f"[{pipes[0]},{pipes[1]}]"}'
+            f"{cgroup}}}"
         )
 
     @classmethod
@@ -75,6 +79,7 @@ class Attempt:
             boot_id=fields["boot_id"],
             started_monotonic=fields["started_monotonic"],
             pipes=(pipes[0], pipes[1]) if pipes else None,
+            cgroup=fields.get("cgroup"),
         )
 
 
@@ -224,6 +229,10 @@ class Exited(Event):
     """Why output could not be written to the logs, where that happened."""
     limit: str | None = None
     """Which of its limits ended it, where that can be told."""
+    cpu_seconds: float | None = None
+    """What its processes have used, as far as it is known."""
+    peak_memory_bytes: int | None = None
+    """The most memory they have had, as far as it is known."""
     result: Any = None
     """What it wrote as its result, a JSON value."""
     result_error: str | None = None

@@ -5,6 +5,7 @@ Knows neither the system nor its users: whether a limit can be had is seen when 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,13 +29,23 @@ def _who(value: str | int) -> str | int:
     return value
 
 
+def _absolute(path: str) -> str:
+    if not os.path.isabs(path) or not path.isprintable():
+        raise ValueError("must be an absolute path")
+    return path
+
+
 _Who = Annotated[str | int, AfterValidator(_who)]
 
 
 class Limits(_Model):
     """The limits of a job; None is what the application itself has.
 
-    Each holds for every process of the job by itself, but for ``processes``.
+    ``memory_max``, ``cpus`` and ``tasks_max`` hold for all processes of the job together, in a
+    cgroup (v2) of its own; the others for every process by itself, but for ``processes``. A cgroup
+    can be had where the supervisor's own one, or the one above, may be written and has the
+    controllers, as with ``Delegate=yes`` and ``DelegateSubgroup=`` in a systemd unit; else name a
+    ``cgroup_parent``. Where it cannot be had, the job is ``failed_start``, and ``error`` says why.
     """
 
     model_config = ConfigDict(strict=True)
@@ -57,6 +68,17 @@ class Limits(_Model):
     they are, and the job may be unable to read its ``ANODEJOBS_PAYLOAD``."""
     group: _Who | None = None
     """Its name or number, by default the user's."""
+    memory_max: Annotated[int, Field(ge=_LEAST_BYTES, lt=2**63)] | None = None
+    """How many bytes all processes of the job may have together, with the files they keep in
+    memory and without swap, as systemd's ``MemoryMax``. Beyond, all of them are killed."""
+    cpus: Annotated[float, Field(ge=0.01, le=10_000, allow_inf_nan=False)] | None = None
+    """How many processors' time they may use together: 0.5 is systemd's ``CPUQuota=50%``. They
+    are slowed down to it."""
+    tasks_max: Annotated[int, Field(ge=1, lt=2**22)] | None = None
+    """How many processes and threads they may be, as systemd's ``TasksMax``: more are refused."""
+    cgroup_parent: Annotated[str, AfterValidator(_absolute)] | None = None
+    """The folder of the cgroup in which the job's is made, such as ``/sys/fs/cgroup/batch.slice``;
+    it must be ours to write. By itself it limits nothing."""
 
     if TYPE_CHECKING:
 

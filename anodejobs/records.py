@@ -382,6 +382,16 @@ class JobRecord(_Model):
     """How the exit became known: seen by the parent, read from a journal, told by the kernel."""
     error: str | None = None
     """One line on what went wrong."""
+    cpu_seconds: float | None = None
+    """User and system time of the last attempt that has ended: of its main process and all
+    descendants that were waited for, or of all its processes at one look, whichever is more. So it
+    is exact but for what was left behind, which is seen only at a look; in a cgroup of its own it
+    is exact. None where nobody saw the end, or only the kernel did."""
+    peak_memory_bytes: int | None = None
+    """The most memory it had: the largest of its processes at its highest, or all together at one
+    look, whichever is more; in a cgroup of its own what that counts, cached files included. There
+    is a look after a second, then ever more seldom, and when it is stopped. None where there was
+    none and no process was larger than the supervisor, or nobody saw the end."""
     host: str = ""
     reached: list[_Status] = []
     """Every status the attempt has had so far, in order."""
@@ -586,6 +596,9 @@ class AttemptRecord(_Model):
     exit_code: int | None = None
     evidence: Evidence | None = None
     error: str | None = None
+    cpu_seconds: float | None = None
+    """As in ``JobRecord``."""
+    peak_memory_bytes: int | None = None
 
 
 class Scheduled(_Model):

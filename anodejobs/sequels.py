@@ -128,6 +128,8 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
         exit_code=record.exit_code,
         evidence=record.evidence,
         error=record.error,
+        cpu_seconds=record.cpu_seconds,
+        peak_memory_bytes=record.peak_memory_bytes,
     )
     return [*ended, last]
 

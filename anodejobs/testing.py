@@ -1413,6 +1413,8 @@ def _full_record() -> JobRecord:
         exit_code=-9,
         evidence="adopted",
         error="killed by SIGKILL",
+        cpu_seconds=0.1,
+        peak_memory_bytes=2**40,
         host="host",
         reached=["starting", "running", "stopping", "stopped"],
     )
@@ -1443,6 +1445,7 @@ def _full_attempt() -> Attempt:
         boot_id="b00t",
         started_monotonic=0.1,
         pipes=(2**40, 3),
+        cgroup="/sys/fs/cgroup/ä",
     )
 
 

@@ -239,6 +239,8 @@ _OF_A_RUN: Final = {
     "exit_code",
     "evidence",
     "error",
+    "cpu_seconds",
+    "peak_memory_bytes",
     "reached",
     "revision",
     "result",
@@ -292,6 +294,8 @@ def ended_attempt(record: JobRecord, event: Event, after: JobRecord) -> AttemptR
         exit_code=last.exit_code,
         evidence=last.evidence,
         error=last.error,
+        cpu_seconds=last.cpu_seconds,
+        peak_memory_bytes=last.peak_memory_bytes,
     )
 
 
@@ -308,6 +312,8 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
                 "error": event.log_error or _end_line(record, event, status) or event.result_error,
                 "result": event.result,
                 "progress": event.progress,
+                "cpu_seconds": event.cpu_seconds,
+                "peak_memory_bytes": event.peak_memory_bytes,
                 **_another(record, event, status),
             }
         case Adopted():
@@ -347,6 +353,8 @@ _UNSTARTED: Final = {
     "exit_code": None,
     "evidence": None,
     "error": None,
+    "cpu_seconds": None,
+    "peak_memory_bytes": None,
     "progress": None,
     "due_at": None,
 }

@@ -33,7 +33,7 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-ON_BOTH = ("test_processes", "test_follow", "test_waiting", "test_events")
+ON_BOTH = ("test_cgroups", "test_processes", "test_follow", "test_waiting", "test_events")
 """Tests whose ``jobs`` are started inline, and once more through a shim."""
 
 

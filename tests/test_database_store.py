@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from anodejobs import DatabaseJobStore, JobFilter, Jobs, Status, StoreError
+from anodejobs import DatabaseJobStore, JobFilter, JobRecord, Jobs, Status, StoreError
 from anodejobs.stores import database_schema, database_server, from_url
 from anodejobs.stores.base import Delete, InsertAll, JobStore, Query
 from anodejobs.stores.database_sql import Session
@@ -130,6 +131,7 @@ async def test_a_database_of_a_newer_version_is_refused_unharmed(database, store
     record = make_record()
     await store.commit([make_insert(record)])
     await store.close()
+    ((version,),) = await database.ado("SELECT version FROM anodejobs_version")
     await database.ado("UPDATE anodejobs_version SET version = 99")
     try:
         with pytest.raises(StoreError, match="version 99 of a newer anodejobs"):
@@ -137,7 +139,7 @@ async def test_a_database_of_a_newer_version_is_refused_unharmed(database, store
         assert await database.ado("SELECT version FROM anodejobs_version") == [(99,)]
         assert await database.ado("SELECT job_id FROM anodejobs_jobs") == [("a-job",)]
     finally:
-        await database.ado("UPDATE anodejobs_version SET version = 1")
+        await database.ado(f"UPDATE anodejobs_version SET version = {version}")
 
 
 async def test_an_older_database_is_brought_to_the_newest_version_with_its_data(
@@ -155,16 +157,87 @@ async def test_an_older_database_is_brought_to_the_newest_version_with_its_data(
             assert (await again.get("a-job")).record == insert.record
             await again.close()
         assert await database.ado("SELECT nothing FROM anodejobs_more") == [(7,)]
-        assert await database.ado("SELECT version FROM anodejobs_version") == [(2,)]
+        newest = len(database_schema.POSTGRES_MIGRATIONS)
+        assert await database.ado("SELECT version FROM anodejobs_version") == [(newest,)]
     finally:
         await drop_tables(database, "more")
+
+
+VERSION_1 = (
+    "INSERT INTO anodejobs_environments VALUES ('abc', '{\"PATH\": \"/bin\"}')",
+    """
+    INSERT INTO anodejobs_specs VALUES ('old', '{"cwd": "/srv", "command": ["true"]}', '{
+        "job_id":"old","argv":["true"],"cwd":"/srv","envs":{},"logs":{"stdout":"/o","stderr":"/e",
+        "max_bytes":null,"backups":1},"timeout":null,"stop_grace":10.0,"start_grace":0.0,
+        "leftovers":"kill","limits":null}', 'abc')
+    """,
+    """
+    INSERT INTO anodejobs_jobs VALUES ('old', 1700000000123456, 'Old', NULL, NULL, NULL, 'default',
+        20, 3, 'failed', 1700000001000000, 1700000000500000, 1700000001000000, NULL, NULL, 1, 4711,
+        3, 'observed', 'exit code 3', 'starting,failed', 0.5,
+        '{"token":"t","supervisor":"s","pid":4711,"start_time":12.5,"boot_id":"b",
+          "started_monotonic":0.5,"pipes":[3,4]}')
+    """,
+)
+"""What a database of version 1 has of a job. Never change it: there are such databases."""
+OLD_RECORD = JobRecord(
+    self_id="old",
+    status="failed",
+    created_at=datetime(2023, 11, 14, 22, 13, 20, 123456, UTC),
+    last_update=datetime(2023, 11, 14, 22, 13, 21, tzinfo=UTC),
+    started_at=datetime(2023, 11, 14, 22, 13, 20, 500000, UTC),
+    finished_at=datetime(2023, 11, 14, 22, 13, 21, tzinfo=UTC),
+    name="Old",
+    cwd="/srv",
+    command=["true"],
+    revision=3,
+    last_pid=4711,
+    exit_code=3,
+    evidence="observed",
+    error="exit code 3",
+    reached=["starting", "failed"],
+    progress=0.5,
+)
+
+
+async def test_a_version_1_database_opens_with_its_data_and_is_built_like_a_new_one(
+    database, monkeypatch
+):
+    await drop_tables(database)
+    for name in ("POSTGRES_MIGRATIONS", "MYSQL_MIGRATIONS"):
+        monkeypatch.setattr(database_schema, name, getattr(database_schema, name)[:1])
+    await (await opened(DatabaseJobStore(database.url))).close()
+    await database.ado(*VERSION_1)
+    monkeypatch.undo()
+    store = await opened(DatabaseJobStore(database.url))
+    try:
+        assert (await store.get("old")).record == OLD_RECORD
+        save = make_save(OLD_RECORD, cpu_seconds=0.25, peak_memory_bytes=2**40)
+        await store.commit([save])
+        assert (await store.get("old")).record == save.record
+    finally:
+        await store.close()
+    migrated = await build(database)
+    await drop_tables(database)
+    await (await opened(DatabaseJobStore(database.url))).close()
+    assert await build(database) == migrated
+
+
+async def build(database: Database) -> list[tuple[Any, ...]]:
+    """Return the columns of our tables."""
+    schema = "current_schema()" if database.kind is POSTGRES else "DATABASE()"
+    found = await database.ado(
+        "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
+        f" WHERE table_schema = {schema} AND table_name LIKE 'anodejobs%'"
+    )
+    return sorted(found)
 
 
 async def test_a_step_that_fails_leaves_a_database_that_can_be_opened(database, monkeypatch):
     await drop_tables(database)
     for name in ("POSTGRES_MIGRATIONS", "MYSQL_MIGRATIONS"):
-        (script,) = getattr(database_schema, name)
-        monkeypatch.setattr(database_schema, name, (f"{script}; SELECT nothing",))
+        *earlier, last = getattr(database_schema, name)
+        monkeypatch.setattr(database_schema, name, (*earlier, f"{last}; SELECT nothing"))
     with pytest.raises(StoreError, match="cannot open"):
         await opened(DatabaseJobStore(database.url))
     monkeypatch.undo()

@@ -23,7 +23,7 @@ from .conftest import has_died, locker, python
 
 CHECKS = [
     *("system", "systemd", "file system", "folder", "space", "descriptors", "pipes", "processes"),
-    *("proc", "orphans", "subreaper", "pidfds", "shell", "interpreter", "shim"),
+    *("cgroups", "proc", "orphans", "subreaper", "pidfds", "shell", "interpreter", "shim"),
 ]
 ORDINARY = "CapEff:\t0000000000000000\n"
 """Of /proc/self/status, for a user without privileges."""
@@ -438,6 +438,26 @@ def limited(tmp_path, cgroup, groups, of_user=resource.RLIM_INFINITY, status=ORD
 )
 def test_little_room_for_processes_is_found_in_each_group(tmp_path, cgroup, group, limit, level):
     assert limited(tmp_path, cgroup, {group: (100, limit)}).level == level
+
+
+def test_where_whole_jobs_can_be_limited_is_told(tmp_path):
+    asked = []
+
+    def parent_for(controllers):
+        asked.append(controllers)
+        return tmp_path
+
+    finding = doctor.check_cgroups(parent_for)
+    assert (finding.level, asked) == ("ok", [{"memory", "cpu", "pids"}])
+    assert str(tmp_path) in finding.found
+
+
+def test_that_whole_jobs_cannot_be_limited_is_a_warning():
+    def parent_for(controllers):
+        raise ValueError("processes are in it")
+
+    finding = doctor.check_cgroups(parent_for)
+    assert finding.level == "warning" and "processes are in it" in finding.found
 
 
 def test_the_group_with_the_least_room_counts(tmp_path):

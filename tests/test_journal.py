@@ -73,7 +73,11 @@ EVENTS = [
         ended_by_itself=True,
         in_start_grace=True,
         log_error=ODD,
+        limit=ODD,
+        cpu_seconds=0.25,
+        peak_memory_bytes=2**40,
     ),
+    Exited(at=NOON, exit_code=0, evidence="observed", cpu_seconds=1e-06, peak_memory_bytes=4096),
     Lost(at=NOON, error=ODD),
 ]
 SECRET = "hunter2"
@@ -99,6 +103,7 @@ attempts = st.builds(
     boot_id=st.none() | text,
     started_monotonic=st.none() | seconds,
     pipes=st.none() | st.tuples(numbers, numbers),
+    cgroup=st.none() | text,
 )
 events = st.one_of(
     st.builds(Started, at=moments, attempt=attempts),
@@ -114,6 +119,8 @@ events = st.one_of(
         ended_by_itself=st.booleans(),
         in_start_grace=st.booleans(),
         log_error=st.none() | text,
+        cpu_seconds=st.none() | seconds,
+        peak_memory_bytes=st.none() | numbers,
     ),
     st.builds(Lost, at=moments, error=text),
 )
@@ -164,6 +171,18 @@ def test_any_event_survives_being_written_down(event):
     line = event_to_text(event)
     assert "\n" not in line and line.isascii()
     assert event_from_json(json.loads(line)) == event
+
+
+def test_what_only_a_newer_version_tells_of_an_event_is_passed_over():
+    event = Exited(at=NOON, exit_code=3, evidence="observed")
+    assert event_from_json({**event_to_json(event), "weather": "fine"}) == event
+
+
+def test_an_event_that_an_older_version_has_told_lacks_what_is_new():
+    event = Exited(at=NOON, exit_code=3, evidence="observed")
+    told = event_to_json(event)
+    del told["cpu_seconds"], told["peak_memory_bytes"]
+    assert event_from_json(told) == event
 
 
 def test_every_kind_of_event_that_is_told_is_tried_here():
@@ -499,7 +518,6 @@ def test_wherever_it_was_cut_what_is_whole_is_there(path):
         b'{"token":"TOKEN","event":{"kind":"Lost","at":1}}',
         b'{"token":"TOKEN","event":{"kind":"Lost","at":1e300,"error":""}}',
         b'{"token":"TOKEN","event":{"kind":"Lost","at":"noon","error":""}}',
-        b'{"token":"TOKEN","event":{"kind":"Lost","at":1,"error":"","more":1}}',
     ],
 )
 def test_a_line_that_makes_no_sense_is_passed_over(path, garbage):

@@ -409,11 +409,6 @@ def test_a_limit_that_was_not_set_is_no_reason():
     assert why_ended(AttemptLimits(), -signal.SIGXCPU) is None
 
 
-def test_a_kill_that_the_kernel_counted_is_certain():
-    limits = AttemptLimits(memory_bytes=3 * MIB // 2)
-    assert why_ended(limits, -9, oom_kills=1) == "over its memory: limited to 1.5 MiB"
-
-
 def test_the_last_thing_said_is_the_reason_and_short():
     limits = AttemptLimits(memory_bytes=64 * MIB, open_files=9)
     tail = f"Too many open files\nstd::bad_alloc {'x' * 500}\nbye\n"
@@ -425,10 +420,8 @@ def test_the_last_thing_said_is_the_reason_and_short():
 
 
 def test_limits_of_a_user_are_those_of_an_attempt():
-    limits = Limits(memory_bytes=64 * MIB, user="nobody", niceness=3)
-    assert AttemptLimits(**limits.model_dump()) == AttemptLimits(
-        memory_bytes=64 * MIB, user="nobody", niceness=3
-    )
+    fields = {"memory_bytes": 64 * MIB, "user": "nobody", "cpus": 2, "cgroup_parent": "/x"}
+    assert AttemptLimits(**Limits(fields).model_dump()) == AttemptLimits(**fields)
 
 
 @pytest.mark.parametrize(
@@ -446,6 +439,12 @@ def test_limits_of_a_user_are_those_of_an_attempt():
         {"user": -1},
         {"user": "a:b"},
         {"group": "a,b"},
+        {"memory_max": 1000},
+        {"cpus": 0},
+        {"cpus": float("nan")},
+        {"cpus": "1"},
+        {"tasks_max": 0},
+        {"cgroup_parent": "batch.slice"},
         {"disk": 1},
     ],
 )

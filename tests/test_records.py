@@ -72,6 +72,8 @@ FULL = {
     "exit_code": 3,
     "evidence": "observed",
     "error": "exit code 3",
+    "cpu_seconds": 0.25,
+    "peak_memory_bytes": 4096,
     "host": "host",
     "reached": ["starting", "running", "failed"],
     "revision": 3,

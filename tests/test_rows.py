@@ -83,6 +83,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "exit_code": st.none() | whole,
     "evidence": st.none() | st.sampled_from(["observed", "recorded", "adopted"]),
     "error": st.none() | text,
+    "cpu_seconds": st.none() | st.floats(0, allow_nan=False, allow_infinity=False),
+    "peak_memory_bytes": st.none() | whole,
     "host": text,
     "reached": st.lists(statuses, max_size=5),
     "revision": whole,

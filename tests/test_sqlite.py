@@ -437,9 +437,11 @@ def _damage(path: Path, damage: str) -> None:
 # Versions.
 
 
-async def test_a_version_1_file_opens_with_its_data(tmp_path):
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_file_of_an_earlier_version_opens_with_its_data(tmp_path, version):
     path = tmp_path / "jobs.db"
     _make_version_1(path)
+    _bring_to(version, path)
     async with opened(path) as store:
         assert await store.get("old/job") == OLD_JOB
         for fields in ({}, {"tags": ["green"]}, {"name": "Old"}, {"created_before": WHEN[1]}):
@@ -507,8 +509,10 @@ async def test_a_version_1_file_that_makes_no_sense_is_refused_unharmed(tmp_path
         assert await store.get("old/job") == OLD_JOB
 
 
-async def test_a_migrated_file_is_built_like_a_new_one(tmp_path):
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_migrated_file_is_built_like_a_new_one(tmp_path, version):
     _make_version_1(tmp_path / "old.db")
+    _bring_to(version, tmp_path / "old.db")
     for name in ("old.db", "new.db"):
         async with opened(tmp_path / name):
             pass
@@ -527,7 +531,15 @@ async def test_a_new_file_says_whose_it_is_and_of_which_version(tmp_path):
 def _make_version_1(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"BEGIN; {VERSION_1}; COMMIT;")
-    assert len(MIGRATIONS) >= 1
+
+
+def _bring_to(version: int, path: Path) -> None:
+    """Make a file of version 1 what it was to a later one."""
+    with closing(sqlite3.connect(path)) as connection:
+        for number in range(2, version + 1):
+            connection.executescript(
+                f"BEGIN; {MIGRATIONS[number - 1]}; PRAGMA user_version = {number}; COMMIT;"
+            )
 
 
 def _add_to_version_1(connection: sqlite3.Connection, stored: Stored) -> None:

@@ -64,7 +64,8 @@ PUBLIC = [
 LAYERS = [
     ["errors", "events", "faults"],
     ["dependencies", "jobqueue", "folderwatch", "this_job"],
-    ["executors.limited", "executors.limits", "calling", "calls", "jobfiles", "progress"],
+    ["executors.cgroups", "executors.limited", "executors.limits"],
+    ["calling", "calls", "jobfiles", "progress"],
     [
         *("logs", "records", "executors.marks", "executors.environment"),
         *("shim.peers", "shim.protocol"),
@@ -84,7 +85,7 @@ LAYERS = [
         "stores.tally",
     ],
     [
-        *("executors.children", "executors.deaths", "executors.looks"),
+        *("executors.children", "executors.deaths", "executors.looks", "executors.samples"),
         *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
@@ -206,8 +207,8 @@ def test_a_pure_module_imports_no_database_no_web_and_no_facade(module):
 
 
 _SMALL = [
-    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits", "jobfiles"),
-    *("jobqueue", "progress", "this_job"),
+    *("", "calling", "calls", "dependencies", "errors", "events", "executors.limits"),
+    *("executors.cgroups", "jobfiles", "jobqueue", "progress", "this_job"),
 ]
 
 

@@ -285,6 +285,8 @@ def test_an_admitted_job_has_nothing_of_the_attempt_before():
         "exit_code": 1,
         "evidence": "observed",
         "error": "exit code 1",
+        "cpu_seconds": 0.25,
+        "peak_memory_bytes": 4096,
         "progress": 0.5,
         "due_at": EARLIER,
     }
@@ -552,6 +554,15 @@ def test_a_recovery_history_that_a_user_wrote_otherwise_is_replaced(odd):
     assert [entry["became"] for entry in after.metadata["recovery_history"]] == ["lost"]
 
 
+@pytest.mark.parametrize("retry_at", [None, NOW])
+def test_what_an_attempt_has_used_is_told_of_it(retry_at):
+    exited = replace(CODE_3, cpu_seconds=0.25, peak_memory_bytes=4096, retry_at=retry_at)
+    before = record("running")
+    after = transition(before, exited)
+    told = ended_attempt(before, exited, after) if retry_at else after
+    assert (told.cpu_seconds, told.peak_memory_bytes) == (0.25, 4096)
+
+
 def test_an_error_of_the_logs_is_told_whatever_the_end():
     exited = Exited(exit_code=0, evidence="observed", log_error="no space left")
     after = transition(record("running"), exited)
@@ -662,6 +673,8 @@ def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run(opening):
         "exit_code": 1,
         "evidence": "observed",
         "error": "exit code 1",
+        "cpu_seconds": 0.25,
+        "peak_memory_bytes": 4096,
         "reached": ["starting", "running", "failed"],
         "revision": 7,
         "result": {"r": 1},

@@ -97,7 +97,7 @@ class Launch:
     on_host_death: Literal["leave", "stop"] = "leave"
     files: str = ""
     """The folder of ``JobFiles``; empty: the job is told of none."""
-    limits: dict[str, int | str] | None = None
+    limits: dict[str, int | float | str] | None = None
     """The fields of ``AttemptLimits`` that are set, if any is."""
     _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import select
 import signal
 from abc import ABC, abstractmethod
@@ -22,6 +23,8 @@ class Child(ABC):
     __slots__ = ()
 
     pid: int
+    rusage: resource.struct_rusage | None
+    """What it had used, with all that it has waited for; None while it lives, or unknown."""
 
     @property
     @abstractmethod
@@ -62,7 +65,7 @@ class Children:
         for pidfd, _ in self._epoll.poll(0):
             child = self._alive.pop(pidfd)
             try:
-                _, status = os.waitpid(child.pid, 0)
+                _, status, child.rusage = os.wait4(child.pid, 0)
                 code: int | None = os.waitstatus_to_exitcode(status)
             except ChildProcessError:
                 code = exit_code(pidfd)
@@ -84,10 +87,11 @@ class Children:
 
 
 class _OwnChild(Child):
-    __slots__ = ("_code", "_has_ended", "_waiters", "pid")
+    __slots__ = ("_code", "_has_ended", "_waiters", "pid", "rusage")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.rusage = None
         self._code: int | None = None
         self._has_ended = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -120,6 +124,7 @@ class AsyncioChild(Child):
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.pid = process.pid
+        self.rusage = None  # asyncio does not ask for it
         self._process = process
         started = tree.start_time(self.pid)
         # None where it has ended already: then there is nothing to be contradicted.

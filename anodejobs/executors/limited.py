@@ -39,6 +39,8 @@ def _given_environment() -> dict[bytes, bytes]:
 
 def _limit(settings: dict[str, str]) -> None:
     """Limit first and give up privileges last: without them less would be allowed."""
+    if "cgroup" in settings:
+        _enter(settings["cgroup"])
     for name, value in settings.items():
         if name.startswith("RLIMIT_"):
             soft, hard = map(int, value.split(":"))
@@ -51,6 +53,14 @@ def _limit(settings: dict[str, str]) -> None:
         os.setgid(int(settings["gid"]))
     if "uid" in settings:
         os.setuid(int(settings["uid"]))
+
+
+def _enter(cgroup: str) -> None:
+    try:
+        with open(f"{cgroup}/cgroup.procs", "wb", buffering=0) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise ValueError(f"{error.strerror} to enter the cgroup {cgroup}") from None
 
 
 def _refuse(program: str, error: OSError | ValueError, *, code: int) -> None:

@@ -5,7 +5,8 @@ system's own ``prlimit``, ``nice`` and ``setpriv`` before the command, each of w
 a millisecond to the start; where one of them is missing, ``limited.py`` does the work of all and
 adds ten. Environment, descriptors, session and pid are the same before and after.
 
-A limit holds for each process of the attempt by itself, not for all of them together.
+Such a limit holds for each process of the attempt by itself. Those for all of them together are
+``tree_settings`` of a cgroup of its own, which ``limited.py`` enters before it sets the others.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _HELPER = Path(__file__).with_name("limited.py")
 # Of what is mapped only what can be written counts: runtimes reserve far more than they use.
 _MEMORY = "RLIMIT_DATA" if sys.platform == "linux" else "RLIMIT_AS"
 _LONGEST_SAYING = 160
+_PERIOD_US = 100_000
+_LEAST_QUOTA_US = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +51,45 @@ class AttemptLimits:
     user: str | int | None = None
     group: str | int | None = None
     """By default the user's own."""
+    memory_max: int | None = None
+    """How many bytes all of its processes may have together."""
+    cpus: float | None = None
+    tasks_max: int | None = None
+    cgroup_parent: str | None = None
+    """In which cgroup its own is made. By itself it limits nothing."""
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the attempt has a cgroup of its own."""
+        whole = (self.memory_max, self.cpus, self.tasks_max, self.cgroup_parent)
+        return any(value is not None for value in whole)
 
 
-def limited(argv: Sequence[str], limits: AttemptLimits) -> list[str]:
+def tree_settings(limits: AttemptLimits) -> dict[str, str]:
+    """Return what to write into the files of the attempt's cgroup, by their names."""
+    settings: dict[str, str] = {}
+    if limits.memory_max is not None:
+        # All or none: a job of which one process was killed is seldom of any use.
+        settings |= {"memory.max": str(limits.memory_max), "memory.oom.group": "1"}
+    if limits.cpus is not None:
+        quota = max(_LEAST_QUOTA_US, round(limits.cpus * _PERIOD_US))
+        settings["cpu.max"] = f"{quota} {_PERIOD_US}"
+    if limits.tasks_max is not None:
+        settings["pids.max"] = str(limits.tasks_max)
+    return settings
+
+
+def limited(argv: Sequence[str], limits: AttemptLimits, cgroup: str | None = None) -> list[str]:
     """Return the command that sets the limits and then executes the given one in its place.
 
+    First of all it enters the ``cgroup``, a path, where one is given.
     Blocks where the system asks others for its users. Raises OSError or ValueError, with what to
     tell in a line, where the limits cannot be set from this process. What is refused only later is
     told by ``refusal``.
     """
     settings = {**_rlimits(limits), **_niceness(limits), **_identity(limits)}
+    if cgroup is not None:  # no tool does that
+        return [*_by_helper({"cgroup": cgroup, **settings}), *argv]
     if not settings:
         return list(argv)
     prefix = _by_tools(settings)
@@ -83,14 +115,14 @@ def why_ended(
 ) -> str | None:
     """Return which limit ended an attempt, in a line; None where none did, or nobody can tell.
 
-    ``oom_kills`` is how often the kernel ended one of its processes for want of memory, as its
-    cgroup counts it. A process that is refused memory, files or processes ends as it likes: what
-    it said last makes the reason probable, and the line says so.
+    ``oom_kills`` is how many of its processes the kernel ended as their cgroup was over its limit.
+    A process that is refused memory, files or processes ends as it likes: what it said last makes
+    the reason probable, and the line says so.
     """
     if not exit_code:
         return None
-    if oom_kills and limits.memory_bytes is not None:
-        return f"over its memory: limited to {_size(limits.memory_bytes)}"
+    if oom_kills and limits.memory_max is not None:
+        return f"exceeded its memory limit: {_size(limits.memory_max)} for all of its processes"
     # A shell whose command was killed tells so by 128 more.
     if limits.cpu_seconds is not None and exit_code in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
         return f"over its CPU time: limited to {limits.cpu_seconds} s"
@@ -233,9 +265,10 @@ def _sayings(limits: AttemptLimits) -> list[tuple[str, str, str]]:
         found.append(("memory", _size(limits.memory_bytes), saying))
     if limits.open_files is not None:
         found.append(("open files", str(limits.open_files), r"too many open files"))
-    if limits.processes is not None:
-        saying = r"resource temporarily unavailable|can't start new thread|cannot fork"
-        found.append(("processes", str(limits.processes), saying))
+    for amount in (limits.tasks_max, limits.processes):
+        if amount is not None:
+            saying = r"resource temporarily unavailable|can't start new thread|cannot fork"
+            found.append(("processes", str(amount), saying))
     return found
 
 

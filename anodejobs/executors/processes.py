@@ -33,7 +33,7 @@ from anodejobs.events import (
     StopRequested,
     utc_now,
 )
-from anodejobs.executors import limits, supervisors, tree
+from anodejobs.executors import cgroups, limits, supervisors, tree
 from anodejobs.executors.base import (
     STREAMS,
     Executor,
@@ -50,6 +50,7 @@ from anodejobs.executors.limits import AttemptLimits
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import Reapings
+from anodejobs.executors.samples import OwnPeak, Samples
 from anodejobs.executors.spawner import Order, Spawner, is_possible
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
 
@@ -80,6 +81,10 @@ class _Held:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.launch.limits) or self.attempt.cgroup is not None
 
     @property
     def is_alive(self) -> bool:
@@ -115,6 +120,8 @@ class Processes(Executor):
         self._left_logs: WeakValueDictionary[str, LogFile] = WeakValueDictionary()
         """Of what runs on though its job is over."""
         self._looks = Looks()
+        self._samples: Samples | None = None
+        self._own_peak = OwnPeak()
         self._on_growth: OnGrowth | None = None
         self._pump: LogPump | None = None
         self._null = -1
@@ -156,14 +163,19 @@ class Processes(Executor):
         at, started_monotonic = utc_now(), time.monotonic()
         ours: dict[Stream, int] = {}
         theirs: dict[Stream, int] = {}
+        cgroup: str | None = None
         try:
+            cgroup = _cgroup(launch, attempt)
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
             marks = launch.marks(number, attempt.token)
-            child = await self._started(launch, marks, theirs, about_to)
+            argv = _argv(launch, cgroup)
+            child = await self._started(launch, marks, theirs, argv=argv, about_to=about_to)
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
+            if cgroup is not None:
+                cgroups.remove(cgroup, patience_s=0)
             if isinstance(error, ProcessLookupError):  # not from exec: from looking for its child
                 return Lost(error=_TAKEN)
             if isinstance(error, (OSError, ValueError)):
@@ -181,6 +193,7 @@ class Processes(Executor):
             boot_id=tree.boot_id(),
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
+            cgroup=cgroup,
         )
         self._hold(launch, attempt, ours, child)
         return Started(at=at, attempt=attempt)
@@ -190,6 +203,8 @@ class Processes(Executor):
         launch: Launch,
         marks: dict[str, str],
         fds: dict[Stream, int],
+        *,
+        argv: Sequence[str],
         about_to: Callable[[], None] | None,
     ) -> Child:
         """Return the child once it is its program. Raises OSError, ValueError as that is refused,
@@ -206,7 +221,7 @@ class Processes(Executor):
                 # It spawns before it waits for anything.
                 asyncio.get_running_loop().call_soon(self._marking.unmark)
             process = await asyncio.create_subprocess_exec(
-                *_argv(launch),
+                *argv,
                 stdin=self._null,
                 stdout=fds["stdout"],
                 stderr=fds["stderr"],
@@ -219,7 +234,7 @@ class Processes(Executor):
             self._spawner, self._children = Spawner(self._marking), Children()
         pid = await self._spawner.spawn(
             Order(
-                argv=_argv(launch),
+                argv=argv,
                 cwd=launch.cwd,
                 base_env=launch.base_env,
                 own_env=own,
@@ -252,6 +267,9 @@ class Processes(Executor):
             pipe = pipes[stream] = pump.add(fd, log)
             self._owners[pipe] = (launch.job_id, stream)
         self._held[attempt.token] = _Held(launch, attempt, pipes, child, pidfd)
+        if self._samples is None:
+            self._samples = Samples()
+        self._samples.watch(attempt)
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -283,6 +301,7 @@ class Processes(Executor):
             start_time=main.start_time,
             boot_id=tree.boot_id(),
             started_monotonic=time.monotonic(),
+            cgroup=cgroups.of(main.pid, attempt.token),
         )
 
     async def wait(self, token: str, tell: Tell) -> Exited | Lost:
@@ -296,7 +315,9 @@ class Processes(Executor):
         if code is None:
             return Lost(error=_UNSEEN if held.child is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
-        refused, limit = await _limits_word(held.launch, code) if held.launch.limits else _NONE
+        account = await _account(held.attempt)
+        cpu_seconds, peak_memory_bytes = self._used(held, account)
+        refused, limit = await _limits_word(held, code, account) if held.is_limited else _NONE
         return Exited(
             exit_code=code,
             evidence="observed" if held.child else "adopted",
@@ -304,7 +325,21 @@ class Processes(Executor):
             in_start_grace=bool(refused) or ended_at - started_at < held.launch.start_grace,
             limit=refused or limit,
             log_error=next((p.error for p in held.pipes.values() if p.error), None),
+            cpu_seconds=cpu_seconds,
+            peak_memory_bytes=peak_memory_bytes,
         )
+
+    def _used(self, held: _Held, account: cgroups.Account) -> tuple[float | None, int | None]:
+        """Return the CPU time and the most memory of an attempt that has ended, as far as known."""
+        assert self._samples is not None
+        seen = self._samples.forget(held.attempt.token)
+        reaped = None if held.child is None else held.child.rusage
+        cpu, peak = account.cpu_seconds, account.peak_memory_bytes
+        if cpu is None and reaped is not None:
+            cpu = round(max(reaped.ru_utime + reaped.ru_stime, seen.cpu_seconds), 6)
+        if peak is None:
+            peak = max(self._own_peak.above(reaped), seen.memory_bytes) or None
+        return cpu, peak
 
     def _code_in_time(self, held: _Held, tell: Tell) -> Awaitable[int | None]:
         """Return the exit code, having stopped the attempt if its time was over before."""
@@ -360,6 +395,9 @@ class Processes(Executor):
                     self._left_logs[name] = pipe.log
         held.let_go()
         self._held.pop(token, None)
+        if held.attempt.cgroup is not None:
+            patience_s = _KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
+            await asyncio.to_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
@@ -385,6 +423,8 @@ class Processes(Executor):
         is_gone = False
         try:
             is_gone = await self._end_all(attempt, stop, has_just_ended)
+            if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
+                await asyncio.to_thread(cgroups.remove, attempt.cgroup, patience_s=0)
         finally:
             del self._stops[attempt.token]
             stop.result.set_result(is_gone)
@@ -401,13 +441,17 @@ class Processes(Executor):
             # What was a member stays one, though its parent has ended by which alone it was found.
             members = [m for m in known.values() if snapshot.holds(m)]
             if not members:
-                return True
+                return await _has_emptied(attempt)
+            if not asked and self._samples is not None:  # what it has used goes with it
+                await self._samples.add(attempt.token, members)
             give_up_at = stop.kill_at + _KILL_PATIENCE_S
             now = time.monotonic()
             if now >= give_up_at:
                 return False
             if now >= stop.kill_at:
                 self._send_each(attempt, members, signal.SIGKILL)
+                if attempt.cgroup is not None:
+                    cgroups.kill(attempt.cgroup)
                 await all_gone(members, stop.wake, until=give_up_at)
                 continue
             self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
@@ -506,6 +550,8 @@ class Processes(Executor):
             self._reapings.close()
         if self._children is not None:
             self._children.close()
+        if self._samples is not None:
+            self._samples.close()
         for held in self._held.values():
             held.let_go()
         self._held.clear()
@@ -534,33 +580,60 @@ _DOUBTFUL = "its supervisor died before it had started it, or soon after; the lo
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
 
 
-def _argv(launch: Launch) -> Sequence[str]:
+def _cgroup(launch: Launch, attempt: Attempt) -> str | None:
+    """Make the attempt's own cgroup, where it is to have one. Raises as ``_argv``."""
+    wanted = AttemptLimits(**_fields(launch)) if launch.limits else None
+    if wanted is None or not wanted.is_grouped:
+        return None
+    return cgroups.create(attempt.token, limits.tree_settings(wanted), wanted.cgroup_parent)
+
+
+async def _has_emptied(attempt: Attempt) -> bool:
+    """Return whether nothing is left of which no look can tell; it is killed."""
+    if attempt.cgroup is None:
+        return True
+    return await asyncio.to_thread(cgroups.end, attempt.cgroup, patience_s=_KILL_PATIENCE_S)
+
+
+def _argv(launch: Launch, cgroup: str | None) -> Sequence[str]:
     """Return what is to be executed. Raises OSError, ValueError where a limit cannot be set."""
     if launch.limits is None:
         return launch.argv
-    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)))
+    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)), cgroup)
 
 
 def _fields(launch: Launch) -> dict[str, Any]:
     return dict(launch.limits or {})
 
 
-async def _limits_word(launch: Launch, code: int) -> tuple[str | None, str | None]:
+async def _account(attempt: Attempt) -> cgroups.Account:
+    if attempt.cgroup is None:
+        return _NO_ACCOUNT
+    return await asyncio.to_thread(cgroups.account, attempt.cgroup)
+
+
+async def _limits_word(
+    held: _Held, code: int, account: cgroups.Account
+) -> tuple[str | None, str | None]:
     """Return why the limits could not be set, and which of them ended the attempt."""
 
     def read() -> bytes:
-        with contextlib.suppress(OSError), open(launch.logs.stderr, "rb") as file:
+        with contextlib.suppress(OSError), open(held.launch.logs.stderr, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _STDERR_BYTES))
             return file.read()
         return b""
 
     stderr = (await asyncio.to_thread(read)).decode("utf-8", "replace")
-    why = limits.why_ended(AttemptLimits(**_fields(launch)), code, stderr_tail=stderr)
+    # Of an adopted one we know no more than what its cgroup tells.
+    set_limits = replace(AttemptLimits(**_fields(held.launch)), memory_max=account.memory_max)
+    oom_kills = account.oom_kills
+    why = limits.why_ended(set_limits, code, stderr_tail=stderr, oom_kills=oom_kills)
     return limits.refusal(code, stderr), why
 
 
 _NONE = (None, None)
+_NO_ACCOUNT = cgroups.Account()
 _STDERR_BYTES = 16 * 1024
 
 

@@ -15,11 +15,13 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from anodejobs.events import Attempt
+from anodejobs.executors import cgroups
 from anodejobs.executors.base import TreeUsage
 from anodejobs.executors.marks import read_tag, tag_of
 
@@ -107,6 +109,8 @@ def _token_with_psutil(pid: int) -> str | None:
 
 
 _STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
+_TIMES = slice(11, 15)
+"""User and system time: its own, and that of the children it has waited for."""
 _DEAD = (b"Z", b"X")
 
 
@@ -187,11 +191,13 @@ class Snapshot:
     def members(self, attempt: Attempt, *, has_just_ended: bool = False) -> list[Process]:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
-        Found are those that bear its marks, those in its session, and all their descendants. A
-        session is known by the main process's pid, so it counts only while that process lives or
-        ``has_just_ended``, before the number can be used again.
+        Found are those that bear its marks, those in its session or its cgroup, and all their
+        descendants. A session is known by the main process's pid, so it counts only while that
+        process lives or ``has_just_ended``, before the number can be used again.
         """
         found = self._bearers(attempt.token)
+        if attempt.cgroup is not None:
+            found += self._in(attempt.cgroup)
         main = self.processes.get(attempt.pid) if attempt.pid is not None else None
         is_main = main is not None and main.start_time == attempt.start_time
         if main is not None and is_main:
@@ -216,6 +222,12 @@ class Snapshot:
         tag = tag_of(token)
         tagged = (p for p in self._by_tag.get(tag, ()) if read_tag(p.pid) == tag)
         return [*self._by_token.get(token, ()), *tagged]
+
+    def _in(self, cgroup: str) -> Iterator[Process]:
+        for pid in cgroups.pids(cgroup):
+            process = self.processes.get(pid) or _look_at(pid, None)
+            if process is not None:  # what is younger than the look is part of it from now on
+                yield self.processes.setdefault(pid, process)
 
     def holds(self, process: Process) -> bool:
         """Return whether this very process was living at the look."""
@@ -331,3 +343,49 @@ def measure(processes: Iterable[Process]) -> TreeUsage:
                 memory += seen.memory_info().rss
                 number += 1
     return TreeUsage(processes=number, cpu_seconds=cpu, memory_bytes=memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What the processes of an attempt had used at one look."""
+
+    cpu_seconds: float = 0.0
+    """With that of all that they have waited for."""
+    memory_bytes: int = 0
+    """The resident memory of all at that moment, or the highest that one of them ever had."""
+
+
+def sample(processes: Iterable[Process]) -> Sample:
+    """Return what the processes have used (Linux); elsewhere nothing is seen."""
+    ticks = resident = highest = 0
+    for process in processes:
+        fields = _stat(process.pid) if IS_LINUX else None
+        if fields is not None and float(fields[_START]) == process.start_time:
+            ticks += sum(map(int, fields[_TIMES]))
+            now, peak = _memory(process.pid)
+            resident += now
+            highest = max(highest, peak)
+    return Sample(cpu_seconds=ticks / _TICKS_A_S, memory_bytes=max(resident, highest))
+
+
+_TICKS_A_S = os.sysconf("SC_CLK_TCK")
+
+
+def peak_memory(pid: int | Literal["self"]) -> int:
+    """Return the most memory that a process has had resident (Linux); 0 where it is gone."""
+    return _memory(pid)[1]
+
+
+def _memory(pid: int | Literal["self"]) -> tuple[int, int]:
+    """Return the memory that a process has resident, and the most that it has had."""
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            status = file.read(4096)
+    except OSError:
+        return 0, 0
+    return _kib(status, b"VmRSS:"), _kib(status, b"VmHWM:")
+
+
+def _kib(status: bytes, name: bytes) -> int:
+    _, found, rest = status.partition(name)  # a process that is dead has none
+    return int(rest.split(None, 1)[0]) * 1024 if found else 0

@@ -55,9 +55,15 @@ def event_to_text(event: Event) -> str:
         return (
             f'{{"kind":"Exited","at":{event.at.timestamp()},"exit_code":{event.exit_code},'
             f'"evidence":"{event.evidence}","ended_by_itself":{_truth(event.ended_by_itself)},'
-            f'"in_start_grace":{_truth(event.in_start_grace)},"log_error":null}}'
+            f'"in_start_grace":{_truth(event.in_start_grace)},"log_error":null,'
+            f'"cpu_seconds":{_number(event.cpu_seconds)},'
+            f'"peak_memory_bytes":{_number(event.peak_memory_bytes)}}}'
         )
     return _encode(event_to_json(event))
+
+
+def _number(value: float | None) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _truth(value: bool) -> str:
@@ -76,13 +82,13 @@ def event_to_json(event: Event) -> Message:
 
 
 def event_from_json(fields: Message) -> Told:
-    """Return what ``event_to_json`` was made from."""
-    fields = dict(fields)
-    kind = _KINDS[fields.pop("kind")]
-    fields["at"] = datetime.fromtimestamp(fields["at"], UTC)
+    """Return what ``event_to_json`` was made from, but for what only a newer version knows."""
+    kind = _KINDS[fields["kind"]]
+    known = {name: fields[name] for name in _FIELDS[kind] if name in fields}
+    known["at"] = datetime.fromtimestamp(fields["at"], UTC)
     if "attempt" in fields:
-        fields["attempt"] = Attempt.from_json(fields["attempt"])
-    event: Told = kind(**fields)
+        known["attempt"] = Attempt.from_json(fields["attempt"])
+    event: Told = kind(**known)
     return event
 
 

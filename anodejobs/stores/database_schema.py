@@ -92,6 +92,10 @@ POSTGRES_MIGRATIONS: tuple[str, ...] = (
     ) WITH (fillfactor = 10);
     INSERT INTO anodejobs_counters VALUES ('seq', 0), ('turn', 0)
     """,
+    """
+    ALTER TABLE anodejobs_jobs
+        ADD COLUMN cpu_seconds double precision, ADD COLUMN peak_memory_bytes bigint
+    """,
 )
 
 # Nothing of a script is undone where it fails here, so that each statement may come once more.
@@ -173,6 +177,18 @@ MYSQL_MIGRATIONS: tuple[str, ...] = (
     ) {options};
     INSERT INTO anodejobs_counters VALUES ('seq', 0), ('turn', 0)
         ON DUPLICATE KEY UPDATE value = value
+    """,
+    # MySQL cannot add a column only where it is missing.
+    """
+    SET @anodejobs = (SELECT IF(count(*) = 0,
+        'ALTER TABLE anodejobs_jobs
+            ADD COLUMN cpu_seconds DOUBLE, ADD COLUMN peak_memory_bytes BIGINT',
+        'DO 0')
+        FROM information_schema.columns WHERE table_schema = DATABASE()
+        AND table_name = 'anodejobs_jobs' AND column_name = 'peak_memory_bytes');
+    PREPARE anodejobs FROM @anodejobs;
+    EXECUTE anodejobs;
+    DEALLOCATE PREPARE anodejobs
     """,
 )
 

@@ -301,7 +301,7 @@ _NUMBERS: Final = frozenset(
     {
         *("created_at", "priority", "revision", "last_update", "started_at", "finished_at"),
         *("submitted_at", "due_at", "number", "last_pid", "exit_code", "seq", "at", "value"),
-        "nth",
+        *("nth", "peak_memory_bytes"),
     }
 )
 
@@ -323,7 +323,7 @@ def _insert_array(table: Table) -> str:
 
 
 def _type(table: Table, column: str) -> str:
-    if column == "progress":
+    if column in ("progress", "cpu_seconds"):
         return "double precision"
     if column == "attempt" and "at" in table.columns:
         return "bigint"  # in the history it is a number, else all that is known of it

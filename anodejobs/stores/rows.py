@@ -19,7 +19,7 @@ Row = tuple[Any, ...]
 RECORD_COLUMNS: Final = (
     "job_id, created_at, name, user_id, workflow_id, batch_id, queue, priority, revision, status,"
     " last_update, started_at, finished_at, submitted_at, due_at, number, last_pid, exit_code,"
-    " evidence, error, reached, progress"
+    " evidence, error, reached, progress, cpu_seconds, peak_memory_bytes"
 )
 """What ``record_of`` wants, followed by the spec."""
 
@@ -51,6 +51,8 @@ _IN_COLUMNS: Final = frozenset(
         "error",
         "reached",
         "progress",
+        "cpu_seconds",
+        "peak_memory_bytes",
     }
 )
 
@@ -70,7 +72,7 @@ def key_columns(record: JobRecord) -> Row:
 
 
 def fact_columns(record: JobRecord) -> Row:
-    """Return the columns from ``revision`` to ``progress``."""
+    """Return the columns from ``revision`` to ``peak_memory_bytes``."""
     return (
         record.revision,
         record.status.value,
@@ -86,6 +88,8 @@ def fact_columns(record: JobRecord) -> Row:
         record.error,
         ",".join(record.reached),
         record.progress,
+        record.cpu_seconds,
+        record.peak_memory_bytes,
     )
 
 
@@ -148,6 +152,8 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         error,
         reached,
         progress,
+        cpu_seconds,
+        peak_memory_bytes,
         spec,
     ) = row
     asked = json.loads(spec)
@@ -186,6 +192,8 @@ def record_of(row: Sequence[Any]) -> JobRecord:
             "error": error,
             "reached": [Status(s) for s in reached.split(",")] if reached else [],
             "progress": progress,
+            "cpu_seconds": cpu_seconds,
+            "peak_memory_bytes": peak_memory_bytes,
         }
     )
 

@@ -162,6 +162,10 @@ MIGRATIONS = (
         WHERE workflow_id IS NOT NULL;
     CREATE INDEX jobs_by_batch ON jobs (batch_id, created_at, job_id) WHERE batch_id IS NOT NULL;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN cpu_seconds REAL;
+    ALTER TABLE jobs ADD COLUMN peak_memory_bytes INTEGER;
+    """,
 )
 
 _TURNS = 1000
