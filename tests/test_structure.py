@@ -91,7 +91,7 @@ LAYERS = [
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],
     ["stores.sqlite_queries", "stores.sqlite_writes"],
-    ["stores.database_queries", "stores.database_schema"],
+    ["stores.database_queries", "stores.database_schema", "stores.database_leases"],
     ["stores.database_writes"],
     ["stores.database_server"],
     ["stores.database_news"],
@@ -101,10 +101,10 @@ LAYERS = [
     ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
-        "retention",
+        *("retention", "errands"),
     ],
     ["watcher", "timetable", "catalogue", "progressfeed", "links"],
-    ["scheduler"],
+    ["scheduler", "hosts"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus"],
 ]

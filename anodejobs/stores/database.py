@@ -14,11 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
+from anodejobs.stores.base import (
+    UNFINISHED,
+    Lease,
+    Query,
+    Save,
+    SharedJobStore,
+    Stored,
+    Unfinished,
+    Write,
+    uptime,
+)
+from anodejobs.stores.database_leases import Member, expired, lease_of
 from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
 from anodejobs.stores.database_schema import prepare
 from anodejobs.stores.database_sql import Postgres
-from anodejobs.stores.database_writes import Batch, DocumentWrite, Work
+from anodejobs.stores.database_writes import (
+    Batch,
+    DocumentWrite,
+    LeaseEnd,
+    LeaseRenewal,
+    Work,
+)
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments
@@ -28,15 +45,13 @@ if TYPE_CHECKING:
     from anodejobs.stores.database_server import Server
 
 
-class DatabaseJobStore(JobStore):
+class DatabaseJobStore(SharedJobStore):
     """Keeps records in a database that is named by a URL, or by its parts.
 
     ``postgresql://user:password@host/database``, ``mysql://…`` or ``mariadb://…``. Its tables are
     made where they are missing; their names start with ``anodejobs_``. What was committed is as
     durable as the server is told to keep it.
     """
-
-    is_shared_by_hosts = True
 
     def __init__(
         self,
@@ -64,6 +79,9 @@ class DatabaseJobStore(JobStore):
         self._turn = asyncio.Lock()
         self._environments = Environments()
         self._news: News | None = None
+        self._member: Member | None = None
+        self._heard_at = 0.0
+        """When the lease was last renewed, or a little earlier."""
 
     def __repr__(self) -> str:
         return f"DatabaseJobStore({self._server.place!r})"
@@ -90,10 +108,39 @@ class DatabaseJobStore(JobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments)
+            now = uptime()
+            member = self._member if self._is_late(now) else None
+            batch = Batch(writes, self._environments, member)
             await self._write(batch)
             batch.note_applied()
+            if member is not None:
+                self._heard_at = now
             return batch.results
+
+    def _is_late(self, now: float) -> bool:
+        """Return whether the host has let more than half of its lease go by."""
+        return self._member is not None and now > self._heard_at + self._member.lasts_s / 2
+
+    async def keep_lease(self, host: str, lasts_s: float) -> None:
+        now = uptime()
+        member = Member(host, lasts_s)
+        async with self._translated("write to"):
+            await self._server.write(LeaseRenewal(member), ring=("", ()))
+        self._member, self._heard_at = member, now
+
+    async def expired_leases(self) -> list[Lease]:
+        rows = await self._read(expired(self._server.dialect))
+        async with self._translated("read"):
+            return [lease_of(row) for row in rows]
+
+    async def end_lease(
+        self, lease: Lease, saves: Sequence[Save], document: tuple[str, str, str] | None = None
+    ) -> list[int] | None:
+        async with self._turn, self._translated("write to"):
+            end = LeaseEnd(lease, saves, self._environments, document)
+            await self._write(end)
+            end.note_applied()
+            return [seq for seq in end.results if seq is not None] if end.was_ended else None
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):

@@ -92,6 +92,14 @@ POSTGRES_MIGRATIONS: tuple[str, ...] = (
     ) WITH (fillfactor = 10);
     INSERT INTO anodejobs_counters VALUES ('seq', 0), ('turn', 0)
     """,
+    """
+    CREATE TABLE anodejobs_hosts (
+        host text COLLATE "C" PRIMARY KEY,
+        epoch bigint NOT NULL,
+        lasts bigint NOT NULL,
+        heard_at bigint NOT NULL
+    )
+    """,
 )
 
 # Nothing of a script is undone where it fails here, so that each statement may come once more.
@@ -173,6 +181,14 @@ MYSQL_MIGRATIONS: tuple[str, ...] = (
     ) {options};
     INSERT INTO anodejobs_counters VALUES ('seq', 0), ('turn', 0)
         ON DUPLICATE KEY UPDATE value = value
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS anodejobs_hosts (
+        host VARCHAR(200) PRIMARY KEY,
+        epoch BIGINT NOT NULL,
+        lasts BIGINT NOT NULL,
+        heard_at BIGINT NOT NULL
+    ) {options}
     """,
 )
 
