@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -20,13 +21,29 @@ from typing import Any
 import psutil
 import pytest
 
-from anodejobs import DatabaseJobStore, InvalidJob, JobRecord, Jobs, Status, WaitTimeout
+from anodejobs import (
+    DatabaseJobStore,
+    InvalidJob,
+    JobRecord,
+    Jobs,
+    Status,
+    StoreError,
+    WaitTimeout,
+)
 from anodejobs.events import Attempt, Lost, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
 from tests.conftest import has_died, locker, python
-from tests.servers import MYSQL, POSTGRES, Database, empty, own_database
+from tests.servers import (
+    MYSQL,
+    POSTGRES,
+    Database,
+    PrivateServer,
+    empty,
+    own_database,
+    private_server,
+)
 
 LIMIT_S = 30.0
 SHORT_S = 1.0
@@ -473,6 +490,161 @@ async def test_an_attempt_that_was_declared_lost_while_it_was_started_is_ended(t
         serving.cancel()
         await jobdb.close()
         await asyncio.wait((serving,))
+
+
+# Databases and networks that go away.
+
+
+@pytest.fixture(params=[POSTGRES, MYSQL], ids=["postgresql", "mysql"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
+    with private_server(request.param) as server:
+        yield server
+
+
+async def test_nothing_is_lost_while_the_database_is_away_for_longer_than_hosts_may_be_silent(
+    tmp_path, own_server
+):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    database = Database(own_server.kind, own_server.url)
+    options = {"recovery_timeout": SHORT_S, "executor": "shim"}
+    async with (
+        host(tmp_path / "a", database, **options) as one,
+        host(tmp_path / "b", database, **options) as other,
+    ):
+        await one.run(["cat", str(fifo)], "ends")
+        lasting = await other.run("sleep 1000", "lasts")
+        await asyncio.to_thread(own_server.stop)
+        await asyncio.to_thread(fifo.write_text, "hello")
+        assert await asyncio.to_thread(_is_empty_again, one, 2 * SHORT_S)
+        await asyncio.to_thread(own_server.start)
+        record = await _awaited(other, "ends")
+        assert (record.status, record.exit_code) == (Status.finished, 0)
+        assert (await one.job_logs("ends"))[0] == "hello"
+        with pytest.raises(WaitTimeout):  # as long as it would take to declare it lost
+            await one.wait("lasts", timeout=4 * SHORT_S)
+        assert await one.get_status("lasts") == lasting
+
+
+def _is_empty_again(jobs: Jobs, at_least_s: float) -> bool:
+    """Return, once that much time has gone by, whether the shim has no process any more."""
+    pid = locker(jobs.db_path / "shim" / "lock")
+    assert pid is not None
+    _, left = psutil.wait_procs(psutil.Process(pid).children(), timeout=LIMIT_S)
+    threading.Event().wait(at_least_s)
+    return not left
+
+
+async def _awaited(jobs: Jobs, job_id: str) -> JobRecord:
+    """Return the end of the job, however long the database is away."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            try:
+                return await jobs.wait(job_id)
+            except StoreError:  # it is still away
+                await asyncio.sleep(0)
+
+
+async def test_a_database_that_is_restarted_under_load_loses_nothing(tmp_path, own_server):
+    database = Database(own_server.kind, own_server.url)
+    side = tmp_path / "side"
+    ids = [f"job-{n}" for n in range(80)]
+    async with (
+        host(tmp_path / "a", database, max_concurrent_jobs=2) as one,
+        host(tmp_path / "b", database, max_concurrent_jobs=2) as other,
+    ):
+        for n, job_id in enumerate(ids):
+            await (one, other)[n % 2].submit(f"echo {job_id} >> {side}; sleep 0.05", job_id)
+        for n in (10, 40):
+            await _awaited(one, ids[n])
+            await asyncio.to_thread(own_server.stop)
+            await asyncio.to_thread(own_server.start)
+        records = [await _awaited(one, job_id) for job_id in ids]
+    assert {(record.status, record.attempt) for record in records} == {(Status.finished, 1)}
+    assert sorted(side.read_text().split()) == sorted(ids)
+
+
+class Namespaces:
+    """Network namespaces that each reach this one, and can be cut off."""
+
+    def __init__(self, count: int) -> None:
+        self._mark = f"{os.getpid() % 10**6}"
+        self._numbers = range(count)
+
+    def __enter__(self) -> Namespaces:
+        for n in self._numbers:
+            name, ours, theirs = self.name(n), f"o{self._mark}n{n}", f"t{self._mark}n{n}"
+            _ip("netns", "add", name)
+            _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+            _ip("addr", "add", f"{self.address(n)}/30", "dev", ours)
+            _ip("link", "set", ours, "up")
+            _ip("-n", name, "addr", "add", f"10.213.{n}.2/30", "dev", theirs)
+            self.cut(n, "up")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for n in self._numbers:
+            subprocess.run(["ip", "netns", "del", self.name(n)], check=False)
+
+    def name(self, n: int) -> str:
+        return f"anodejobs-{self._mark}-{n}"
+
+    def address(self, n: int) -> str:
+        """Return where this namespace is found from that one."""
+        return f"10.213.{n}.1"
+
+    def cut(self, n: int, how: str = "down") -> None:
+        """Cut one off, or have it back."""
+        _ip("-n", self.name(n), "link", "set", f"t{self._mark}n{n}", how)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Namespaces]:
+    try:
+        with Namespaces(2) as namespaces:
+            yield namespaces
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        told = getattr(error, "stderr", None) or error
+        pytest.skip(f"network namespaces cannot be made here: {told!r}")
+
+
+@pytest.fixture
+def distant_server(namespaces: Namespaces) -> Iterator[PrivateServer]:
+    with private_server(POSTGRES, "*") as server:
+        yield server
+
+
+async def test_of_hosts_with_networks_of_their_own_one_that_is_cut_off_is_given_up(
+    tmp_path, namespaces, distant_server
+):
+    spec = {"command": FIRST_TIME_LONG, "job_id": "x", "is_retried": True}
+    urls = [distant_server.url.replace("*", namespaces.address(n)) for n in range(2)]
+    within = [("ip", "netns", "exec", namespaces.name(n)) for n in range(2)]
+    options = {"recovery_timeout": SHORT_S}
+    database = Database(POSTGRES, distant_server.url.replace("*", "127.0.0.1"))
+    with (
+        other_host(tmp_path / "a", urls[0], spec, wrapper=within[0], **options) as cut,
+        other_host(tmp_path / "b", urls[1], wrapper=within[1], **options) as well,
+    ):
+        # One that only looks on.
+        async with host(tmp_path / "c", database, only_queues=["none"]) as jobs:
+            first = await jobs.get_status("x")
+            assert first.dirname == str(cut.folder)
+            namespaces.cut(0)
+            record = await jobs.wait("x", timeout=LIMIT_S)
+            assert (record.status, record.attempt) == (Status.finished, 2)
+            assert record.dirname == str(well.folder)
+            history = await jobs.history("x")
+            assert psutil.pid_exists(first.last_pid), "it was cut off, and goes on"
+            namespaces.cut(0, "up")
+            assert await asyncio.to_thread(has_died, first.last_pid, LIMIT_S)
+            await _errands_done(database)
+            assert await jobs.get_status("x") == record
+            assert await jobs.history("x") == history
 
 
 async def _errands_done(database: Database) -> None:
