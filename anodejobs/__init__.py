@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     )
     from anodejobs.stores.base import (
         JobStore,
+        SharedJobStore,
     )
     from anodejobs.stores.database import (
         DatabaseJobStore,
@@ -112,6 +113,7 @@ __all__ = [
     "RetryPolicy",
     "Schedule",
     "Scheduled",
+    "SharedJobStore",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
@@ -161,7 +163,7 @@ _HOMES = {
         "RetryPolicy",
     ),
     "anodejobs.schedules": ("Schedule",),
-    "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.base": ("JobStore", "SharedJobStore"),
     "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.file": ("FileJobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),

@@ -357,10 +357,15 @@ class Jobs:
             queues=self._queues,
             aging_s=self._aging_s,
             choice=self._choice,
-            host=self._planner.place.host if self._jobdb.is_shared_by_hosts else None,
+            host=self._host,
         )
         self._jobdb.on_foreign.append(scheduler.attend)
         return scheduler
+
+    @property
+    def _host(self) -> str | None:
+        """The name of this host, None where no other one can have jobs on record."""
+        return self._planner.place.host if self._jobdb.is_shared_by_hosts else None
 
     # Running.
 
@@ -801,7 +806,7 @@ class Jobs:
 
     async def _retain(self) -> None:
         if self._retention_days is not None:
-            await self._retention.serve(self._retention_days)
+            await self._retention.serve(self._retention_days, self._host)
 
     # Looking.
 

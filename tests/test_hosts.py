@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from anodejobs.events import Attempt, Lost, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
+from anodejobs.testing import make_insert, make_record
+from benchmarks.hosts import Shared
 from tests.conftest import has_died, locker, python
 from tests.servers import (
     MYSQL,
@@ -409,6 +412,27 @@ async def test_of_several_hosts_one_declares_a_job_lost(tmp_path, database):
     assert await database.ado("SELECT count(*) FROM anodejobs_documents") == [(1,)]
 
 
+async def test_a_host_that_is_killed_under_load_loses_no_job(tmp_path, database):
+    shared = Shared(
+        place=tmp_path,
+        url=database.url,
+        jobs=30,
+        hosts=2,
+        slots=3,
+        job_s=0.3,
+        kills=True,
+        recovery_timeout_s=SHORT_S,
+        limit_s=2 * LIMIT_S,
+    )
+    await shared.play()
+    findings = await asyncio.to_thread(shared.findings)
+    assert {finding for finding, times in findings.items() if times} == set()
+    assert 1 <= len(shared.history) <= 3
+    for told in shared.history.values():
+        assert told.count("starting") == 2
+        assert told[-1] == "finished"
+
+
 async def test_a_host_that_was_frozen_writes_over_nothing_and_ends_what_it_had_running(
     tmp_path, database
 ):
@@ -490,6 +514,33 @@ async def test_an_attempt_that_was_declared_lost_while_it_was_started_is_ended(t
         serving.cancel()
         await jobdb.close()
         await asyncio.wait((serving,))
+
+
+async def test_each_host_has_a_day_to_remove_its_own_jobs(tmp_path, database):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "host").write_text("a")
+    store = DatabaseJobStore(database.url)
+    await store.open(lambda: None)
+    try:
+        ends = {name: utc_now() - timedelta(days=days) for name, days in _ENDED.items()}
+        records = [
+            make_record(
+                name, status="finished", host=name[0], created_at=at, finished_at=at, last_update=at
+            )
+            for name, at in ends.items()
+        ]
+        await store.commit([make_insert(record) for record in records])
+        async with host(tmp_path / "a", database, retention_days=7) as jobs:
+            async for event in jobs.events("a8", heartbeat=0.05):
+                if event.kind == "heartbeat" and await jobs.count() == 2:
+                    break
+            assert {record.self_id for record in await jobs.list_jobs()} == {"a6", "b7"}
+            assert await jobs.cleanup(1) == 2, "but who asks for it is asked nothing"
+    finally:
+        await store.close()
+
+
+_ENDED = {"a6": 6, "a8": 8, "b7": 7.5, "b9": 9}
 
 
 # Databases and networks that go away.

@@ -49,6 +49,7 @@ PUBLIC = [
     "RetryPolicy",
     "Schedule",
     "Scheduled",
+    "SharedJobStore",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
