@@ -452,16 +452,19 @@ class Watcher:
         grace: float | None,
         reason: str | None,
         *,
-        withdraws: bool = True,
+        here_only: bool = False,
     ) -> JobRecord:
         """End the job, and return its record when nothing of it is left.
 
-        One that waits for its start is withdrawn, or left alone without ``withdraws``.
+        One that waits for its start is withdrawn. With ``here_only`` it is left alone, and so is
+        one that another host runs.
         """
         while True:
             stored = await self._jobdb.stored(job_id)
             is_waiting = stored.record.status in WAITING
-            if stored.record.is_done or (is_waiting and not withdraws):
+            if stored.record.is_done:
+                return stored.record
+            if here_only and (is_waiting or not self._is_of_here(stored)):
                 return stored.record
             if is_waiting:
                 with contextlib.suppress(InvalidTransition):  # it has just been started
@@ -727,14 +730,18 @@ class Watcher:
         graces = (launch.stop_grace for launch in self._watched.values())
         with anyio.move_on_after(max(graces, default=0.0) + _CLOSING_S):
             async with anyio.create_task_group() as stops:
-                for launch in self._watched.values():
-                    stops.start_soon(self._stop_quietly, launch.job_id, reason)
+                for token, launch in self._watched.items():
+                    stops.start_soon(self._stop_quietly, token, launch, reason)
             await self._is_idle.wait()
 
-    async def _stop_quietly(self, job_id: str, reason: str) -> None:
+    async def _stop_quietly(self, token: str, launch: Launch, reason: str) -> None:
+        job_id = launch.job_id
         try:
             # What waits for its next attempt waits on, for another application.
-            await self.stop(job_id, None, reason, withdraws=False)
+            await self.stop(job_id, None, reason, here_only=True)
+            if (await self._jobdb.stored(job_id)).attempt.token != token:
+                attempt = Attempt(token=token, supervisor=self._executor.supervisor)
+                await self._give_up(attempt, launch.stop_grace)
         except AnodeJobsError as error:
             LOG.warning("job %s could not be stopped: %s", job_id, error)
 

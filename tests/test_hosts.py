@@ -31,11 +31,15 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
 )
+from anodejobs.errands import Errands
 from anodejobs.events import Attempt, Lost, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
+from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
+from anodejobs.stores.base import Lease, uptime
 from anodejobs.testing import make_insert, make_record
+from anodejobs.watcher import Watcher
 from benchmarks.hosts import Shared
 from tests.conftest import has_died, locker, python
 from tests.servers import (
@@ -48,7 +52,7 @@ from tests.servers import (
     private_server,
 )
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 SHORT_S = 1.0
 """A recovery timeout that is over soon."""
 
@@ -359,6 +363,31 @@ async def _created_and_awaited(jobs: Jobs) -> JobRecord:
     return await jobs.wait("x", timeout=LIMIT_S)
 
 
+async def test_what_is_asked_of_a_host_that_is_away_is_done_when_it_is_back(tmp_path, database):
+    spec = {"command": "sleep 1000", "job_id": "x"}
+    with other_host(tmp_path / "b", database.url, spec) as other:
+        async with host(tmp_path / "a", database, executor=Distant()) as jobs:
+            other.kill()
+            stop = asyncio.create_task(jobs.stop("x"))
+            await jobs.wait("x", "stopping", LIMIT_S)
+            with other_host(tmp_path / "b", database.url):
+                assert (await stop).status is Status.stopped
+
+
+async def test_an_errand_that_cannot_be_read_keeps_no_other_from_being_run(tmp_path, database):
+    async with (
+        host(tmp_path / "a", database, executor=Distant()) as one,
+        host(tmp_path / "b", database, executor=Distant()) as other,
+    ):
+        record = await one.run("sleep 1000", "x")
+        store = DatabaseJobStore(database.url)
+        await store.open(lambda: None)
+        for name, body in (("0", "[{}]"), ("1", '[{"do": "dance"}]'), ("2", "7"), ("3", "no")):
+            await store.put_document(f"errand of {record.host}", name, body)
+        await store.close()
+        assert (await other.stop("x")).status is Status.stopped
+
+
 # Hosts that are not heard of.
 
 
@@ -412,6 +441,51 @@ async def test_of_several_hosts_one_declares_a_job_lost(tmp_path, database):
     assert await database.ado("SELECT count(*) FROM anodejobs_documents") == [(1,)]
 
 
+async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(database):
+    class Away(JobDB):
+        is_away = False
+
+        async def keep_lease(self, host: str, lasts_s: float) -> None:
+            if self.is_away:
+                raise StoreError("the network is down")
+            await super().keep_lease(host, lasts_s)
+
+    class Ends(Watcher):
+        def __init__(self) -> None:
+            self.at: asyncio.Queue[float] = asyncio.Queue()
+
+        async def declare_lost(self, lease: Lease) -> None:
+            assert await jobdb.end_lease(lease, [], None)
+            self.at.put_nowait(uptime())
+
+    lasts_s = 0.6
+    others, jobdb, watcher = (
+        DatabaseJobStore(database.url),
+        Away(DatabaseJobStore(database.url)),
+        Ends(),
+    )
+    await others.open(lambda: None)
+    await jobdb.open()
+    hosts = Hosts(jobdb, watcher, Errands(jobdb, "me"), "me", lasts_s)
+    await others.keep_lease("silent", 0.01)
+    began = uptime()
+    serving = asyncio.create_task(hosts.serve_lease())
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert await watcher.at.get() - began > lasts_s
+            jobdb.is_away = True
+            await others.keep_lease("silent, too", 0.01)
+            await asyncio.sleep(lasts_s)
+            assert watcher.at.empty()
+            jobdb.is_away, back = False, uptime()
+            assert await watcher.at.get() - back > lasts_s
+    finally:
+        serving.cancel()
+        await asyncio.wait((serving,))
+        await jobdb.close()
+        await others.close()
+
+
 async def test_a_host_that_is_killed_under_load_loses_no_job(tmp_path, database):
     shared = Shared(
         place=tmp_path,
@@ -453,6 +527,25 @@ async def test_a_host_that_was_frozen_writes_over_nothing_and_ends_what_it_had_r
             await jobs.wait("after", timeout=LIMIT_S)
             assert await jobs.get_status("x") == record
             assert await jobs.history("x") == history
+
+
+async def test_a_host_that_closes_leaves_the_next_attempt_on_another_host_alone(tmp_path, database):
+    async with host(tmp_path / "b", database) as other:
+        store = DatabaseJobStore(database.url)
+        jobdb = JobDB(store)
+        await jobdb.open()
+        serving = asyncio.create_task(jobdb.serve())
+        try:
+            async with host(tmp_path / "a", database, only_queues=["none"]) as one:
+                await one.run("sleep 1000", "x")
+                await jobdb.apply("x", Lost(error="silent", retry_at=utc_now()))
+                running = await other.wait("x", "running", LIMIT_S)
+                assert running.attempt == 2
+            assert await other.get_status("x") == running
+        finally:
+            serving.cancel()
+            await asyncio.wait((serving,))
+            await jobdb.close()
 
 
 async def test_a_host_that_is_started_again_too_late_ends_what_it_had_running(tmp_path, database):
