@@ -82,10 +82,16 @@ class Hosts:
                 await news.wait()
 
     async def _run(self, name: str, errands: list[Errand]) -> None:
+        works = map(self._watcher.run_errand, errands)
         try:
-            await asyncio.gather(*map(self._watcher.run_errand, errands))
-            await self._errands.note_done(name)
-        except AnodeJobsError as error:  # it is there still, for the next time that we look
-            LOG.error("what another host asks for could not be done: %s", error)
+            # All of them, whatever becomes of one: it is there still, for when we look again.
+            results = await asyncio.gather(*works, return_exceptions=True)
+            errors = [result for result in results if result is not None]
+            for error in errors:
+                LOG.error("what another host asks for could not be done: %r", error)
+            if not errors:
+                await self._errands.note_done(name)
+        except AnodeJobsError as error:
+            LOG.error("it cannot be told that an errand was run: %s", error)
         finally:
             self._under_way.discard(name)

@@ -50,7 +50,7 @@ def identity(path: Path, start: str = "") -> str:
         with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
             os.link(beside, path)
         beside.unlink()
-    return path.read_text()
+    return path.read_text().strip()
 
 
 def is_alive(supervisor: str) -> bool:
