@@ -495,7 +495,7 @@ async def test_a_host_that_is_killed_under_load_loses_no_job(tmp_path, database)
         slots=3,
         job_s=0.3,
         kills=True,
-        recovery_timeout_s=SHORT_S,
+        recovery_timeout_s=2 * SHORT_S,
         limit_s=2 * LIMIT_S,
     )
     await shared.play()
