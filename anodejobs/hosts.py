@@ -20,6 +20,8 @@ LOG = logging.getLogger("anodejobs")
 _BEATS = 3
 """How many times in the length of its lease a host is heard of."""
 _LONGEST_RETRY_S = 1.0
+_LEAST_PATIENCE_S = 5.0
+"""How long the store has at least to answer a host that says that it is there."""
 
 
 class Hosts:
@@ -46,7 +48,9 @@ class Hosts:
         while True:
             rest_s = self._every_s
             try:
-                await self._jobdb.keep_lease(self._host, self._lasts_s)
+                # A connection that was lost in silence is not to be waited for.
+                async with asyncio.timeout(max(self._every_s, _LEAST_PATIENCE_S)):
+                    await self._jobdb.keep_lease(self._host, self._lasts_s)
                 now = uptime()
                 if now - heard_at > 2 * self._every_s:
                     regular_since = now
@@ -55,8 +59,8 @@ class Hosts:
                 # comes back, all leases may be over. So the others get their time, too.
                 if now - regular_since > self._lasts_s:
                     await self._end_leases()
-            except AnodeJobsError as error:
-                LOG.error("other hosts may give %s up for lost: %s", self._host, error)
+            except (AnodeJobsError, TimeoutError) as error:
+                LOG.error("other hosts may give %s up for lost: %r", self._host, error)
                 rest_s = min(rest_s, _LONGEST_RETRY_S)
             await asyncio.sleep(rest_s)
 

@@ -291,7 +291,8 @@ class SharedJobStore(JobStore):
         """Have the lease of the host last from now on; it is made where it has none.
 
         After that every commit of this store that comes late in it does the same, in its own
-        transaction: what a host has committed was covered by its lease.
+        transaction: what a host has committed was covered by its lease. Nothing is waited for:
+        who keeps the lease tries again.
         """
 
     @abstractmethod

@@ -125,7 +125,7 @@ class DatabaseJobStore(SharedJobStore):
         now = uptime()
         member = Member(host, lasts_s)
         async with self._translated("write to"):
-            await self._server.write(LeaseRenewal(member), ring=("", ()))
+            await self._server.write(LeaseRenewal(member), ring=("", ()), until=0.0)
         self._member, self._heard_at = member, now
 
     async def expired_leases(self) -> list[Lease]:
