@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from anodejobs.stores.base import (
         JobStore,
+        SharedJobStore,
     )
     from anodejobs.stores.database import (
         DatabaseJobStore,
@@ -120,6 +121,7 @@ __all__ = [
     "RetryPolicy",
     "Schedule",
     "Scheduled",
+    "SharedJobStore",
     "SqliteJobStore",
     "Status",
     "StatusUnreachable",
@@ -175,7 +177,7 @@ _HOMES = {
     ),
     "anodejobs.schedules": ("Schedule",),
     "anodejobs.settings": ("JobsSettings",),  # not in __all__: it wants an extra
-    "anodejobs.stores.base": ("JobStore",),
+    "anodejobs.stores.base": ("JobStore", "SharedJobStore"),
     "anodejobs.stores.database": ("DatabaseJobStore",),
     "anodejobs.stores.file": ("FileJobStore",),
     "anodejobs.stores.memory": ("MemoryJobStore",),

@@ -135,6 +135,31 @@ def check_limits(
         raise InvalidJob("aging", "must be above 0, or None for strict priorities")
 
 
+def checked_names(field: str, names: Iterable[str] | None) -> frozenset[str] | None:
+    """Return the names, None for None."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidJob(field, "must be several names, as in a list, or None for all")
+    checked = list(names)
+    if not checked:
+        raise InvalidJob(field, "would start nothing: name one, or say None for all")
+    for name in checked:
+        if not isinstance(name, str):
+            raise InvalidJob(field, f"{name!r} is no name")
+    return frozenset(checked)
+
+
+def checked_recovery_timeout(seconds: float) -> float:
+    """Return the seconds after which a host that is silent is given up."""
+    if not 0 < check_seconds("recovery_timeout", seconds) <= _LONGEST_RECOVERY_S:
+        raise InvalidJob("recovery_timeout", "must be above 0 s, and a year at most")
+    return seconds
+
+
+_LONGEST_RECOVERY_S = 366 * 86400
+
+
 def checked_days(field: str, days: float | None) -> float | None:
     """Return a number of days, or None for None."""
     try:

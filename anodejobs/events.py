@@ -115,6 +115,9 @@ class Admitted(Event):
     attempt: Attempt
     host: str = ""
     """The machine that starts it, where that may be another one than it was asked for on."""
+    dirname: str = ""
+    """The directory there, likewise."""
+    logdir: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

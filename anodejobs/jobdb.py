@@ -35,6 +35,7 @@ from anodejobs.events import (
     Attempt,
     Claimed,
     Event,
+    Lost,
     Started,
     utc_now,
 )
@@ -45,8 +46,10 @@ from anodejobs.stores.base import (
     Insert,
     InsertAll,
     JobStore,
+    Lease,
     Query,
     Save,
+    SharedJobStore,
     Stored,
     Turn,
     Unfinished,
@@ -174,7 +177,7 @@ class JobDB:
     @property
     def is_shared_by_hosts(self) -> bool:
         """Whether other machines may have jobs of their own on record here."""
-        return self._store.is_shared_by_hosts
+        return isinstance(self._store, SharedJobStore)
 
     @property
     def lock_path(self) -> Path | None:
@@ -244,12 +247,24 @@ class JobDB:
         """
         return (await self._changed(job_id, event, token)).record
 
-    async def admit(self, job_id: str, attempt: Attempt, host: str) -> Stored:
-        """Make a queued job one whose attempt is about to be started here; as ``apply``."""
-        return await self._changed(job_id, Admitted(attempt=attempt, host=host), None)
+    async def admit(
+        self,
+        job_id: str,
+        admitted: Admitted,
+        bring: Callable[[Launch], Launch] = lambda launch: launch,
+    ) -> Stored:
+        """Make a queued job one whose attempt is about to be started here; as ``apply``.
+
+        ``bring`` gives what starts it here: the same where it was planned here.
+        """
+        return await self._changed(job_id, admitted, None, bring)
 
     async def _changed(
-        self, job_id: str, asked: Event | Callable[[JobRecord], Event], token: str | None
+        self,
+        job_id: str,
+        asked: Event | Callable[[JobRecord], Event],
+        token: str | None,
+        bring: Callable[[Launch], Launch] = lambda launch: launch,
     ) -> Stored:
         waiting = self._waiting.get(job_id)
         while True:
@@ -268,22 +283,55 @@ class JobDB:
                     return stored
                 waiting = None  # another process may have changed it: look at the store
                 continue
-            ended = ended_attempt(stored.record, event, record)
-            save = Save(
-                record=record,
-                previous=stored.record.status,
-                # What is heard of an attempt that has ended must not be taken for the next one's.
-                attempt=unstarted() if ended else _attempt_of(event),
-                why=event.why,
-                ended=ended,
-                is_respecified=_is_respecified(stored.record, record),
-            )
+            launch = bring(stored.launch)
+            save = _save(stored.record, event, record, None if launch is stored.launch else launch)
             if await self._write(save):
                 self._log(save)
                 attempt = save.attempt or stored.attempt
-                return Stored(record=record, launch=stored.launch, attempt=attempt)
+                return Stored(record=record, launch=launch, attempt=attempt)
             waiting = None
             self._forget(job_id)  # another writer was quicker: look again
+
+    # The hosts that share the records.
+
+    async def keep_lease(self, host: str, lasts_s: float) -> None:
+        """Have the lease of a host, which is ours, last from now on."""
+        await self._shared_store.keep_lease(host, lasts_s)
+
+    async def expired_leases(self) -> list[Lease]:
+        """Return the leases of hosts that have not been heard of in time."""
+        return await self._shared_store.expired_leases()
+
+    async def end_lease(
+        self,
+        lease: Lease,
+        losses: Sequence[tuple[Stored, Lost]],
+        document: tuple[str, str, str] | None,
+    ) -> bool:
+        """End a lease, and with it these attempts of its host; keep a document with it.
+
+        Returns whether that was done: all of it, or nothing where the host is back, somebody else
+        was quicker, or a job is not as it was.
+        """
+        saves = [
+            _save(stored.record, loss, transition(stored.record, loss), None)
+            for stored, loss in losses
+        ]
+        try:
+            seqs = await self._shared_store.end_lease(lease, saves, document)
+        finally:
+            # Before anything else is known of it: let the history tell.
+            for save in saves:
+                self._forget(save.record.self_id)
+            self._has_foreign.set()
+        for save in saves if seqs is not None else ():
+            self._log(save)
+        return seqs is not None
+
+    @property
+    def _shared_store(self) -> SharedJobStore:
+        assert isinstance(self._store, SharedJobStore)
+        return self._store
 
     async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
         """Remove the ended jobs whose records these still are, at once; return those removed."""
@@ -533,9 +581,19 @@ class JobDB:
         """Return a page of records."""
         return await self._store.page(query)
 
-    async def under_way(self) -> list[Unfinished]:
-        """Return every job that has an attempt which has not ended."""
-        return await self._store.unfinished(ALIVE)
+    async def under_way(self, host: str | None = None) -> list[Unfinished]:
+        """Return every job that has an attempt which has not ended; of one host, or of all."""
+        if host is None:
+            return await self._store.unfinished(ALIVE)
+        jobs = await self.alive_on(host)
+        return [Unfinished(job.record.self_id, job.record.status, job.attempt) for job in jobs]
+
+    async def alive_on(self, host: str) -> list[Stored]:
+        """Return the jobs that have an attempt on the host which has not ended."""
+        alive = await self._store.page(Query(filter=JobFilter(status=list(ALIVE))))
+        ids = [record.self_id for record in alive if record.host == host]
+        found = await self._store.get_all(ids) if ids else []
+        return [job for job in found if job.record.status in ALIVE and job.record.host == host]
 
     async def dependents(self, job_id: str) -> list[str]:
         """Return the ids of the jobs whose record says that they depend on this one."""
@@ -694,6 +752,21 @@ class JobDB:
 def unstarted() -> Attempt:
     """Return the attempt of a job that nobody has begun to start."""
     return Attempt(token=new_token(), supervisor="")
+
+
+def _save(before: JobRecord, event: Event, after: JobRecord, launch: Launch | None) -> Save:
+    """Return the write of what the event has made of the record."""
+    ended = ended_attempt(before, event, after)
+    return Save(
+        record=after,
+        previous=before.status,
+        # What is heard of an attempt that has ended must not be taken for the next one's.
+        attempt=unstarted() if ended else _attempt_of(event),
+        launch=launch,
+        why=event.why,
+        ended=ended,
+        is_respecified=_is_respecified(before, after),
+    )
 
 
 def _attempt_of(event: Event) -> Attempt | None:

@@ -49,6 +49,8 @@ class Waiting:
     queued_at: float
     deadline: float | None = None
     """From this moment on it may not start any more."""
+    is_admissible: bool = True
+    """Whether it is among those that are started here; else it waits for others to start it."""
 
 
 class JobQueue:
@@ -106,8 +108,9 @@ class JobQueue:
             self.remove(waiting.job_id)
         self._waiting[waiting.job_id] = waiting
         arrival = next(self._arrivals)
-        line = self._lines.setdefault(waiting.queue, _Line())
-        line.push((self._place(waiting), waiting.queued_at, arrival, waiting))
+        if waiting.is_admissible:
+            line = self._lines.setdefault(waiting.queue, _Line())
+            line.push((self._place(waiting), waiting.queued_at, arrival, waiting))
         if waiting.deadline is not None:
             self._deadlines.push((waiting.deadline, waiting.queued_at, arrival, waiting))
 
@@ -123,6 +126,8 @@ class JobQueue:
         if waiting is None:
             return
         self._deadlines.discard(job_id)
+        if not waiting.is_admissible:
+            return
         line = self._lines[waiting.queue]
         line.discard(job_id)
         if not line:
@@ -206,7 +211,7 @@ class JobQueue:
         return min((line.first()[0] for line in lines if line), default=None)
 
     def depth(self) -> dict[str, int]:
-        """Return how many jobs wait, for each queue in which there are any."""
+        """Return how many admissible jobs wait, for each queue in which there are any."""
         return {queue: len(line) for queue, line in self._lines.items()}
 
     def occupied(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import socket
 import uuid
 from collections.abc import (
     AsyncGenerator,
@@ -18,6 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -34,7 +36,9 @@ from anodejobs.arguments import (
     check_limits,
     checked_days,
     checked_filter,
+    checked_names,
     checked_offsets,
+    checked_recovery_timeout,
     replacement,
     signal_number,
     statuses,
@@ -43,6 +47,7 @@ from anodejobs.arguments import (
 )
 from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
+from anodejobs.errands import Errands
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
@@ -56,7 +61,9 @@ from anodejobs.events import Event, Submitted
 from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
+from anodejobs.executors.supervisors import identity
 from anodejobs.follower import Follower
+from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
 from anodejobs.links import Links
@@ -81,7 +88,7 @@ from anodejobs.records import (
     check_seconds,
 )
 from anodejobs.retention import Retention
-from anodejobs.scheduler import PAUSED, Scheduler
+from anodejobs.scheduler import PAUSED, Choice, Scheduler
 from anodejobs.schedules import Schedule
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.stores import from_url, sqlite_store
@@ -114,13 +121,18 @@ class Jobs:
 
     Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
     and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of
-    waiting are worth one step of priority (None: priorities are strict). Where several processes
-    use the directory, these are those of the one that was there first, until it goes.
+    waiting are worth one step of priority (None: priorities are strict). With ``only_queues`` it
+    starts none but what is in one of these, with ``only_tags`` none but what bears one of these;
+    the others wait for somebody else. Where several processes use the directory, all of this is as
+    the one says that was there first, until it goes.
 
     ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
     where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
     turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
     in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+    ``recovery_timeout`` matters where machines share a store, each a host: when one has not been
+    heard of for so many seconds, the others declare what it had running lost, with what follows
+    from that. Should it come back, it ends these processes. Other stores take no note of it.
 
     ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
@@ -141,7 +153,10 @@ class Jobs:
         max_concurrent_jobs: int | None = 10,
         queues: Mapping[str, int] | None = None,
         aging: float | None = AGING_S,
+        only_queues: Iterable[str] | None = None,
+        only_tags: Iterable[str] | None = None,
         recovery: Recovery = "lost",
+        recovery_timeout: float = 60.0,
         retention_days: float | None = None,
         stop_grace: float = 10.0,
         on_close: Literal["leave", "stop"] = "leave",
@@ -170,7 +185,12 @@ class Jobs:
         self._max_concurrent_jobs = max_concurrent_jobs
         self._queues = dict(queues or {})
         self._aging_s = aging
+        self._choice = Choice(
+            queues=checked_names("only_queues", only_queues),
+            tags=checked_names("only_tags", only_tags),
+        )
         self._recovery = recovery
+        self._recovery_timeout_s = checked_recovery_timeout(recovery_timeout)
         self._on_close = on_close
         self._retention_days = checked_days("retention_days", retention_days)
         if store is None:
@@ -295,6 +315,10 @@ class Jobs:
             for folder in (self.db_path, self._planner.log_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._planner.files.open()
+            if self._jobdb.is_shared_by_hosts:
+                # A name that two machines may have, or two directories of one, tells nobody apart.
+                host = identity(self.db_path / "host", f"{socket.gethostname()}-")
+                self._planner.place = replace(self._planner.place, host=host)
 
         try:
             await asyncio.to_thread(make)
@@ -306,20 +330,24 @@ class Jobs:
     ) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
+        place = self._planner.place
+        errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
         watcher = Watcher(
-            self._jobdb,
-            executor,
-            tasks,
-            files=self._planner.files,
-            recovery=self._recovery,
+            self._jobdb, executor, tasks, place=place, errands=errands, recovery=self._recovery
         )
         scheduler = self._scheduler(watcher)
+        duties = [self._timetable.serve, self._retain]
+        if errands is not None:
+            timeout_s = self._recovery_timeout_s
+            hosts = Hosts(self._jobdb, watcher, errands, place.host, timeout_s)
+            duties += [hosts.serve_lease, hosts.serve_errands]
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
+                if errands is not None:  # before anything is started that others are to miss
+                    await self._jobdb.keep_lease(place.host, self._recovery_timeout_s)
                 await watcher.open()
-                duties = (self._timetable.serve, self._retain)
                 serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 opened.set_result((watcher, executor))
                 await self._closing.wait()
@@ -353,9 +381,16 @@ class Jobs:
             max_concurrent_jobs=self._max_concurrent_jobs,
             queues=self._queues,
             aging_s=self._aging_s,
+            choice=self._choice,
+            host=self._host,
         )
         self._jobdb.on_foreign.append(scheduler.attend)
         return scheduler
+
+    @property
+    def _host(self) -> str | None:
+        """The name of this host, None where no other one can have jobs on record."""
+        return self._planner.place.host if self._jobdb.is_shared_by_hosts else None
 
     # Running.
 
@@ -796,7 +831,7 @@ class Jobs:
 
     async def _retain(self) -> None:
         if self._retention_days is not None:
-            await self._retention.serve(self._retention_days)
+            await self._retention.serve(self._retention_days, self._host)
 
     # Looking.
 

@@ -9,9 +9,9 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
@@ -33,6 +33,40 @@ class Plan:
     launch: Launch
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where jobs are run: a host, and a directory there."""
+
+    host: str
+    dirname: str
+    logdir: str
+    files: str
+
+    def bring(self, launch: Launch) -> Launch:
+        """Return what starts a job here: the same, or with its logs and files in this directory."""
+        logs = launch.logs
+        stdout, stderr = (
+            os.path.join(self.logdir, os.path.basename(path)) for path in (logs.stdout, logs.stderr)
+        )
+        if (launch.files, logs.stdout, logs.stderr) == (self.files, stdout, stderr):
+            return launch
+        envs, name = launch.envs, log_name(launch.job_id)
+        if launch.files and envs.get(_PAYLOAD) == JobFiles(launch.files).payload(name):
+            envs = {**envs, _PAYLOAD: JobFiles(self.files).payload(name)}
+        logs = replace(logs, stdout=stdout, stderr=stderr)
+        return replace(launch, files=self.files, envs=envs, logs=logs)
+
+    def bring_plan(self, plan: Plan) -> Plan:
+        """Return the plan of a job that is to be started here."""
+        where = {"host": self.host, "dirname": self.dirname, "logdir": self.logdir}
+        if all(plan.record[field] == value for field, value in where.items()):
+            return plan
+        return Plan(record=plan.record.changed(where), launch=self.bring(plan.launch))
+
+
+_PAYLOAD: Final = "ANODEJOBS_PAYLOAD"
+
+
 class Planner:
     """Knows what all jobs of a ``Jobs`` have in common."""
 
@@ -52,7 +86,7 @@ class Planner:
         self._stop_grace = stop_grace
         self._log_max_bytes = log_max_bytes
         self._log_backups = log_backups
-        self._host = socket.gethostname()
+        self.place = Place(socket.gethostname(), self._db_path, self._log_dir, self._files)
         self._environment: dict[str, str] = {}
         self._encoded_environment: dict[bytes, bytes] = {}
 
@@ -85,7 +119,7 @@ class Planner:
             base_env=base_env,
             envs=spec.envs
             if spec.payload is None
-            else {**spec.envs, "ANODEJOBS_PAYLOAD": self.files.payload(name)},
+            else {**spec.envs, _PAYLOAD: self.files.payload(name)},
             files=self._files,
             limits=_limits(spec),
             logs=LogPlan(
@@ -119,7 +153,7 @@ class Planner:
             workflow_id=spec.workflow_id,
             timeout=spec.timeout,
             limits=launch.limits,
-            host=self._host,
+            host=self.place.host,
             **(_of_its_turn(spec, opening) if spec.model_fields_set - _PLAIN else {}),
             batch_id=batch_id,
         )

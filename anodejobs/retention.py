@@ -17,6 +17,7 @@ LOG = logging.getLogger("anodejobs")
 
 _PAGE = 100
 _EVERY_S = 3600.0
+_OTHERS_RESPITE = timedelta(days=1)
 
 
 class Retention:
@@ -29,10 +30,12 @@ class Retention:
         self._jobdb = jobdb
         self._delete = delete
 
-    async def clean_up(self, older_than_days: float) -> int:
+    async def clean_up(self, older_than_days: float, host: str | None = None) -> int:
         """Remove the jobs that ended so many days ago or earlier; return how many they were.
 
-        A job that others wait for is kept: what became of it is what they wait to learn.
+        A job that others wait for is kept: what became of it is what they wait to learn. Where
+        there is a ``host``, which is this one, those of others are left to them for a day: nobody
+        else can remove their logs.
         """
         before = _days_ago(older_than_days)
         if before is None:
@@ -46,7 +49,9 @@ class Retention:
                 following = await self._page(before, page[-1].self_id)
             except JobNotFound:
                 following = await self._page(before, None)
-            old = [record for record in page if _ended_at(record) <= before]
+            old = [
+                record for record in page if _ended_at(record) + _respite(record, host) <= before
+            ]
             removed += await self._delete(
                 [record for record in old if not await self._is_awaited(record.self_id)]
             )
@@ -65,11 +70,11 @@ class Retention:
                 return True
         return False
 
-    async def serve(self, days: float) -> None:
+    async def serve(self, days: float, host: str | None) -> None:
         """Clean up now and every hour, until cancelled or all is closed."""
         while True:
             try:
-                await self.clean_up(days)
+                await self.clean_up(days, host)
             except ExecutorError:  # nothing is deleted any more
                 return
             except AnodeJobsError as error:
@@ -83,6 +88,11 @@ def _days_ago(days: float) -> datetime | None:
         return utc_now() - timedelta(days=days)
     except OverflowError:
         return None
+
+
+def _respite(record: JobRecord, host: str | None) -> timedelta:
+    """Return how much longer a job is kept, as it is for another host to remove."""
+    return timedelta() if host is None or record.host == host else _OTHERS_RESPITE
 
 
 def _ended_at(record: JobRecord) -> datetime:

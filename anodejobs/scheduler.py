@@ -50,10 +50,26 @@ _RECOUNT_S = 1.0
 """How long after a sign of another process it is seen whether it has deleted something."""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of the jobs that wait are started here, None: whatever their queue, or their tags."""
+
+    queues: Set[str] | None = None
+    tags: Set[str] | None = None
+    """Any of them will do."""
+
+    def takes(self, record: JobRecord | Turn) -> bool:
+        """Return whether a job is among them."""
+        if self.queues is not None and record.queue not in self.queues:
+            return False
+        return self.tags is None or not self.tags.isdisjoint(record.tags)
+
+
 class Scheduler:
     """Decides which job starts next, in the process whose turn it is to decide.
 
     The limits are those of ``JobQueue``. ``succession`` is None where nobody shares the records.
+    ``host`` is the one whose jobs hold the slots, None: all of them do.
     """
 
     def __init__(
@@ -65,17 +81,22 @@ class Scheduler:
         max_concurrent_jobs: int | None,
         queues: Mapping[str, int],
         aging_s: float | None,
+        choice: Choice,
+        host: str | None,
     ) -> None:
         self._jobdb = jobdb
         self._watcher = watcher
         self._succession = succession
         self._limits = max_concurrent_jobs, queues, aging_s
+        self._choice = choice
+        self._host = host
         self._woken = asyncio.Event()
         self._stock = self._new_stock()
 
     def _new_stock(self) -> _Stock:
         slots, queues, aging_s = self._limits
-        return _Stock(JobQueue(max_concurrent_jobs=slots, queues=queues, aging_s=aging_s))
+        queue = JobQueue(max_concurrent_jobs=slots, queues=queues, aging_s=aging_s)
+        return _Stock(queue, self._choice, self._host)
 
     async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
         """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
@@ -241,8 +262,10 @@ class _Stock:
     Says of itself what follows from a record; nothing here waits.
     """
 
-    def __init__(self, queue: JobQueue) -> None:
+    def __init__(self, queue: JobQueue, choice: Choice, host: str | None) -> None:
         self.queue = queue
+        self._choice = choice
+        self._host = host
         self.changes: deque[tuple[str, Event]] = deque()
         """What is to be applied to which job."""
         self.must_look_for_pauses = True
@@ -289,7 +312,7 @@ class _Stock:
                     self._pending.pop(job_id, None)
                     self._graph.started(job_id)
                 self._active.add(job_id)
-                self.queue.occupy(job_id, record.queue)
+                self._occupy(job_id, record)
             return False
         if status is Status.pending or status is Status.queued:
             if self._knows(job_id):
@@ -297,6 +320,14 @@ class _Stock:
             (self._pend if status is Status.pending else self._queue)(record)
             return True
         return self._end(job_id, succeeded=status is Status.finished, how=str(status))
+
+    def _occupy(self, job_id: str, record: JobRecord | Turn) -> None:
+        """Have a job that runs hold a slot, unless it runs on another host."""
+        if self._host is None or record.host == self._host:
+            self.queue.occupy(job_id, record.queue)
+        else:
+            self.queue.remove(job_id)
+            self.queue.release(job_id)
 
     def lose(self, job_id: str) -> bool:
         """Take note that there is no such job any more; as ``take``."""
@@ -335,6 +366,7 @@ class _Stock:
             priority=record.priority,
             queued_at=queued_at,
             deadline=None if deadline is None else queued_at + deadline,
+            is_admissible=self._choice.takes(record),
         )
         self.queue.add(waiting)
 

@@ -337,7 +337,12 @@ def _facts(record: JobRecord, event: Event, status: Status) -> dict[str, Any]:
         case Submitted():
             return {"submitted_at": event.at}
         case Admitted():
-            return {**_UNSTARTED, "host": event.host or record.host}
+            return {
+                **_UNSTARTED,
+                "host": event.host or record.host,
+                "dirname": event.dirname or record.dirname,
+                "logdir": event.logdir or record.logdir,
+            }
         case Withdrawn():
             return {"finished_at": event.at, "error": event.error}
         case Relinked():
@@ -365,6 +370,7 @@ def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, Json
     recovery: dict[str, JsonValue] = {
         "at": event.at.isoformat(),
         "attempt": record.attempt,
+        "host": record.host,
         "was": record.status.value,
         "became": status.value,
         "error": event.error,

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import random
 import signal
-import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import anyio
 
 from anodejobs import faults
+from anodejobs.errands import Errand, Errands, document
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
@@ -31,6 +31,7 @@ from anodejobs.errors import (
     StoreError,
 )
 from anodejobs.events import (
+    Admitted,
     Adopted,
     Attempt,
     Event,
@@ -48,11 +49,11 @@ from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
 from anodejobs.jobdb import JobDB, unstarted
 from anodejobs.jobfiles import JobFiles
 from anodejobs.logs import remove_logs
-from anodejobs.planner import Plan
+from anodejobs.planner import Place, Plan
 from anodejobs.progress import last_progress
 from anodejobs.records import WAITING, JobRecord, Status
 from anodejobs.sequels import Recovery, recovered, with_sequel
-from anodejobs.stores.base import Stored, Unfinished
+from anodejobs.stores.base import Lease, Stored, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
 LOG = logging.getLogger("anodejobs")
@@ -76,12 +77,15 @@ class Watcher:
         executor: Executor,
         tasks: asyncio.TaskGroup,
         *,
-        files: JobFiles,
+        place: Place,
+        errands: Errands | None,
         recovery: Recovery,
     ) -> None:
         self._jobdb = jobdb
-        self._files = files
-        self._host = socket.gethostname()
+        self._files = JobFiles(place.files)
+        self._place = place
+        self._errands = errands
+        """None where no other host can have jobs on record."""
         self._recovery = recovery
         self._executor = executor
         self._tasks = tasks
@@ -157,6 +161,8 @@ class Watcher:
         returned. Raises JobActive. Cancelling gives up the answer, not the run.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
+        if self._errands is not None:
+            plan = self._place.bring_plan(plan)
 
         async def opened(attempt: Attempt) -> JobRecord | None:
             faults.reached("host: a run was asked for")
@@ -203,7 +209,7 @@ class Watcher:
             refused = await self._executor.prepare()
             faults.reached("host: a job was admitted")
             try:
-                admitted = await self._jobdb.admit(job_id, attempt, self._host)
+                admitted = await self._admit(job_id, attempt)
             except StoreError:
                 is_doubtful = True
                 raise
@@ -222,6 +228,15 @@ class Watcher:
         if is_doubtful:  # should it be on record all the same, then we are to do it
             await asyncio.sleep(_FIRST_RETRY_S)
             await self._reconcile_soon()
+
+    async def _admit(self, job_id: str, attempt: Attempt) -> Stored:
+        place = self._place
+        if self._errands is None:
+            return await self._jobdb.admit(job_id, Admitted(attempt=attempt, host=place.host))
+        admitted = Admitted(
+            attempt=attempt, host=place.host, dirname=place.dirname, logdir=place.logdir
+        )
+        return await self._jobdb.admit(job_id, admitted, place.bring)
 
     async def settle(self) -> None:
         """Return when every admitted job is on record as started, or is not to be started.
@@ -267,7 +282,27 @@ class Watcher:
         running = await self._record_started(record, event, attempt)
         faults.reached("host: the process is on record")
         _resolve(answer, running)
-        return running if isinstance(event, Started) else None
+        if not isinstance(event, Started):
+            return None
+        if self._errands is not None and await self._was_given_up(record.self_id, attempt.token):
+            self.own(self._give_up(event.attempt, launch.stop_grace), record.self_id)
+        return running
+
+    async def _was_given_up(self, job_id: str, token: str) -> bool:
+        """Return whether another host has declared the attempt lost, as it heard nothing of us."""
+        try:
+            stored = await self._jobdb.stored(job_id)
+        except JobNotFound:
+            return True
+        except StoreError:
+            return False  # the other host leaves us an errand, too
+        record = stored.record
+        return stored.attempt.token != token or (record.is_done and record.exit_code is None)
+
+    async def _give_up(self, attempt: Attempt, grace: float) -> None:
+        """End an attempt of which nothing is to be recorded any more."""
+        with contextlib.suppress(ExecutorError):  # closed; the errand is there for the next one
+            await self._executor.stop(attempt, grace)
 
     async def _record_first(
         self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
@@ -417,16 +452,19 @@ class Watcher:
         grace: float | None,
         reason: str | None,
         *,
-        withdraws: bool = True,
+        here_only: bool = False,
     ) -> JobRecord:
         """End the job, and return its record when nothing of it is left.
 
-        One that waits for its start is withdrawn, or left alone without ``withdraws``.
+        One that waits for its start is withdrawn. With ``here_only`` it is left alone, and so is
+        one that another host runs.
         """
         while True:
             stored = await self._jobdb.stored(job_id)
             is_waiting = stored.record.status in WAITING
-            if stored.record.is_done or (is_waiting and not withdraws):
+            if stored.record.is_done:
+                return stored.record
+            if here_only and (is_waiting or not self._is_of_here(stored)):
                 return stored.record
             if is_waiting:
                 with contextlib.suppress(InvalidTransition):  # it has just been started
@@ -457,11 +495,23 @@ class Watcher:
                 return None
             if now.record.is_done:
                 return now.record
-            if await self._end(
-                job_id, attempt, stored.launch.stop_grace if grace is None else grace
-            ):
+            grace = stored.launch.stop_grace if grace is None else grace
+            if await self._end_wherever(stored, grace, end.future):
                 return _unless_it_goes_on(stored.record, await end.future)
             return (await self._jobdb.stored(job_id)).record
+
+    async def _end_wherever(
+        self, stored: Stored, grace: float, end: asyncio.Future[JobRecord]
+    ) -> bool:
+        """As ``_end``, also where another host runs the attempt; ``end`` is that of the attempt."""
+        job_id, attempt = stored.record.self_id, stored.attempt
+        if self._errands is None or self._is_of_here(stored):
+            return await self._end(job_id, attempt, grace)
+        errand = Errand(do="stop", job_id=job_id, attempt=attempt, grace=grace)
+        await self._errands.ask(stored.record.host or "", errand, until=end)
+        if end.done():
+            return True
+        return (await self._jobdb.stored(job_id)).record.status is not Status.failed_stop
 
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP."""
@@ -474,7 +524,7 @@ class Watcher:
     async def _signalled(self, job_id: str, signum: int, event: Event) -> JobRecord:
         stored = await self._jobdb.stored(job_id)
         transition(stored.record, event)  # refused before anything is signalled
-        await self._executor.signal(stored.attempt, signum)
+        await self._send(stored, signum)
         return await self._jobdb.apply(job_id, event, token=stored.attempt.token)
 
     async def signal(self, job_id: str, signum: int) -> JobRecord:
@@ -482,8 +532,51 @@ class Watcher:
         stored = await self._jobdb.stored(job_id)
         if stored.record.status not in SIGNALLABLE:
             raise InvalidTransition(job_id, stored.record.status, "a signal")
-        await self._executor.signal(stored.attempt, signum)
+        await self._send(stored, signum)
         return stored.record
+
+    async def _send(self, stored: Stored, signum: int) -> None:
+        """Send a signal to all processes of an attempt, on whatever host they are."""
+        if self._errands is None or self._is_of_here(stored):
+            await self._executor.signal(stored.attempt, signum)
+            return
+        job_id, attempt = stored.record.self_id, stored.attempt
+        errand = Errand(do="signal", job_id=job_id, attempt=attempt, signum=signum)
+        with self._jobdb.waiting_for_attempt(stored.record) as end:
+            await self._errands.ask(stored.record.host or "", errand, until=end.future)
+
+    async def run_errand(self, errand: Errand) -> None:
+        """Do what another host asks for."""
+        if errand.do == "signal":
+            await self._executor.signal(errand.attempt, errand.signum)
+        else:
+            await self._end(errand.job_id, errand.attempt, errand.grace)
+
+    async def declare_lost(self, lease: Lease) -> None:
+        """End the lease of a host that is silent, and with it all that it had under way.
+
+        Nothing is done where it is back, or another host is quicker. Should it come back later, it
+        finds the errand to end its processes: by then somebody else may run these jobs.
+        """
+        jobs = await self._jobdb.alive_on(lease.host)
+        error = f"its host {lease.host} has not been heard of for {lease.silent_s:.1f} s"
+        losses = []
+        for job in jobs:
+            loss = await self._with_sequel(job.record, Lost(error=error))
+            assert isinstance(loss, Lost)
+            losses.append((job, loss))
+        errands = [
+            Errand(
+                do="stop",
+                job_id=job.record.self_id,
+                attempt=job.attempt,
+                grace=job.launch.stop_grace,
+            )
+            for job in jobs
+        ]
+        order = document(lease.host, errands) if errands else None
+        if await self._jobdb.end_lease(lease, losses, order):
+            LOG.warning("host %s is silent: %s jobs of it are lost", lease.host, len(jobs))
 
     # Jobs that lost their supervisor.
 
@@ -497,8 +590,11 @@ class Watcher:
             await self._reconcile()
 
     async def _reconcile(self) -> None:
+        host = None if self._errands is None else self._place.host
         unfinished = [
-            job for job in await self._jobdb.under_way() if job.attempt.token not in self._watched
+            job
+            for job in await self._jobdb.under_way(host)
+            if job.attempt.token not in self._watched
         ]
         mine = self._executor.supervisor
         is_needed = any(job.attempt.supervisor == mine for job in unfinished)
@@ -592,8 +688,8 @@ class Watcher:
             self._heed(stored.attempt.supervisor)
 
     def _is_of_here(self, stored: Stored) -> bool:
-        """Return whether the job is of this machine: nobody can see to those of another one."""
-        return not self._jobdb.is_shared_by_hosts or stored.record.host == self._host
+        """Return whether the job is of this host: nobody can see to those of another one."""
+        return self._errands is None or stored.record.host == self._place.host
 
     def _heed(self, supervisor: str) -> None:
         """See to it that jobs are taken on when their supervisor, another one, has gone."""
@@ -634,14 +730,18 @@ class Watcher:
         graces = (launch.stop_grace for launch in self._watched.values())
         with anyio.move_on_after(max(graces, default=0.0) + _CLOSING_S):
             async with anyio.create_task_group() as stops:
-                for launch in self._watched.values():
-                    stops.start_soon(self._stop_quietly, launch.job_id, reason)
+                for token, launch in self._watched.items():
+                    stops.start_soon(self._stop_quietly, token, launch, reason)
             await self._is_idle.wait()
 
-    async def _stop_quietly(self, job_id: str, reason: str) -> None:
+    async def _stop_quietly(self, token: str, launch: Launch, reason: str) -> None:
+        job_id = launch.job_id
         try:
             # What waits for its next attempt waits on, for another application.
-            await self.stop(job_id, None, reason, withdraws=False)
+            await self.stop(job_id, None, reason, here_only=True)
+            if (await self._jobdb.stored(job_id)).attempt.token != token:
+                attempt = Attempt(token=token, supervisor=self._executor.supervisor)
+                await self._give_up(attempt, launch.stop_grace)
         except AnodeJobsError as error:
             LOG.warning("job %s could not be stopped: %s", job_id, error)
 

@@ -34,7 +34,7 @@ class Kind:
     usual: tuple[str, ...]
     driver: str
     quoted: str
-    start: Callable[[Path, int], subprocess.Popen[bytes] | None]
+    start: Callable[[Path, int, str], subprocess.Popen[bytes] | None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,28 @@ async def _do_mysql(url: URL, statements: tuple[str, ...]) -> list[Any]:
         await connection.ensure_closed()
 
 
+TABLES = (
+    *("jobs", "specs", "environments", "tags", "dependencies", "history", "documents"),
+    "hosts",
+)
+
+
+async def empty(database: Database) -> None:
+    """Remove all records, which is quicker than to make the tables anew."""
+    there = "to_regclass('anodejobs_version') IS NOT NULL"
+    if database.kind is MYSQL:
+        there = (
+            "count(*) FROM information_schema.tables"
+            " WHERE table_schema = DATABASE() AND table_name = 'anodejobs_version'"
+        )
+    ((is_there,),) = await database.ado(f"SELECT {there}")
+    if is_there:
+        deletes = [f"DELETE FROM anodejobs_{table}" for table in TABLES]
+        counters = "DELETE FROM anodejobs_counters WHERE name NOT IN ('seq', 'turn')"
+        reset = "UPDATE anodejobs_counters SET value = 0"
+        await database.ado("BEGIN", *deletes, counters, reset, "COMMIT")
+
+
 @contextmanager
 def own_database(kind: Kind) -> Iterator[Database]:
     """Give an empty database; skip where there is no server of the kind, or fail where CI runs."""
@@ -132,24 +154,25 @@ def _server(kind: Kind) -> Iterator[str]:
 class PrivateServer:
     """A server that only these tests know."""
 
-    def __init__(self, kind: Kind, folder: Path) -> None:
+    def __init__(self, kind: Kind, folder: Path, address: str) -> None:
         self.kind = kind
         self._folder = folder
+        self._address = address
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         scheme = kind.usual[0].partition("@")[0]
         database = "postgres" if kind is POSTGRES else "mysql"
-        self.url = f"{scheme}@127.0.0.1:{self._port}/{database}"
+        self.url = f"{scheme}@{address}:{self._port}/{database}"
 
     def start(self) -> None:
         """Start it, with the data that it had; return once it answers."""
-        self._process = self.kind.start(self._folder, self._port)
+        self._process = self.kind.start(self._folder, self._port, self._address)
         if self._process is None:
             kind = self.kind
             refuse(f"no {kind.name} runs here, {kind.variable} names none, none is installed")
             return
         deadline = time.monotonic() + 60
-        while not _answers(self.kind, self.url):
+        while not _answers(self.kind, self.url.replace("@*", "@127.0.0.1")):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"a private {self.kind.name} did not start")
             time.sleep(0.1)
@@ -169,10 +192,10 @@ class PrivateServer:
 
 
 @contextmanager
-def private_server(kind: Kind) -> Iterator[PrivateServer]:
+def private_server(kind: Kind, address: str = "127.0.0.1") -> Iterator[PrivateServer]:
     """Start a server, and end it."""
     with tempfile.TemporaryDirectory(prefix="anodejobs-", ignore_cleanup_errors=True) as folder:
-        server = PrivateServer(kind, Path(folder))
+        server = PrivateServer(kind, Path(folder), address)
         try:
             server.start()
             yield server
@@ -220,7 +243,7 @@ def _another_user(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _start_postgres(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
+def _start_postgres(folder: Path, port: int, address: str) -> subprocess.Popen[bytes] | None:
     initdb, postgres = _find("initdb"), _find("postgres")
     if initdb is None or postgres is None:
         return None
@@ -230,12 +253,14 @@ def _start_postgres(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
     options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
     if not data.exists():
         subprocess.run([initdb, "-D", str(data), *options], check=True, cwd="/", **quiet, **user)
-    settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}"]
+        with (data / "pg_hba.conf").open("a") as allowed:
+            allowed.write("host all all samenet trust\n")
+    settings = [f"port={port}", f"listen_addresses={address}", f"unix_socket_directories={folder}"]
     arguments = [word for setting in [*settings, "fsync=off"] for word in ("-c", setting)]
     return subprocess.Popen([postgres, "-D", str(data), *arguments], cwd="/", **quiet, **user)
 
 
-def _start_mariadb(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
+def _start_mariadb(folder: Path, port: int, address: str) -> subprocess.Popen[bytes] | None:
     server = _find("mariadbd")
     install = _find("mariadb-install-db")
     if server is None or install is None:
@@ -246,7 +271,7 @@ def _start_mariadb(folder: Path, port: int) -> subprocess.Popen[bytes] | None:
     options = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
     if not data.exists():
         subprocess.run([install, *options], check=True, cwd=folder, **quiet, **user)
-    listening = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
+    listening = [f"--port={port}", f"--bind-address={address}", f"--socket={folder}/socket"]
     command = [server, "--no-defaults", f"--datadir={data}", *listening]
     return subprocess.Popen(command, cwd=folder, **quiet, **user)
 

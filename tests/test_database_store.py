@@ -29,7 +29,7 @@ from anodejobs.stores.database_sql import Session
 from anodejobs.testing import (
     NOON,
     PATIENCE_S,
-    DurableStoreContract,
+    SharedStoreContract,
     make_insert,
     make_record,
     make_save,
@@ -38,14 +38,16 @@ from tests.conftest import python
 from tests.servers import (
     MYSQL,
     POSTGRES,
+    TABLES,
     Database,
     PrivateServer,
+    empty,
     own_database,
     private_server,
     refuse,
 )
 
-TABLES = ("jobs", "specs", "environments", "tags", "dependencies", "history", "documents")
+VERSION = len(database_schema.POSTGRES_MIGRATIONS)
 
 
 @pytest.fixture(scope="module", params=[POSTGRES, MYSQL], ids=["postgresql", "mysql"])
@@ -72,7 +74,7 @@ def own_server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
         yield server
 
 
-class _Contract(DurableStoreContract):
+class _Contract(SharedStoreContract):
     @pytest.fixture(autouse=True)
     async def emptied(self, database: Database) -> None:
         self.database = database
@@ -92,22 +94,6 @@ class TestMysql(_Contract):
     @pytest.fixture
     def database(self, mysql: Database) -> Database:
         return mysql
-
-
-async def empty(database: Database) -> None:
-    """Remove all records, which is quicker than to make the tables anew."""
-    there = "to_regclass('anodejobs_version') IS NOT NULL"
-    if database.kind is MYSQL:
-        there = (
-            "count(*) FROM information_schema.tables"
-            " WHERE table_schema = DATABASE() AND table_name = 'anodejobs_version'"
-        )
-    ((is_there,),) = await database.ado(f"SELECT {there}")
-    if is_there:
-        deletes = [f"DELETE FROM anodejobs_{table}" for table in TABLES]
-        counters = "DELETE FROM anodejobs_counters WHERE name NOT IN ('seq', 'turn')"
-        reset = "UPDATE anodejobs_counters SET value = 0"
-        await database.ado("BEGIN", *deletes, counters, reset, "COMMIT")
 
 
 # Opening.

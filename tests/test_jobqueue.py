@@ -202,6 +202,26 @@ def test_the_limit_of_a_queue_does_not_add_slots():
     assert len(queue_of(*jobs, limit=3, queues={"gpu": 5}).admit(NOW)) == 3
 
 
+def test_what_is_not_admissible_waits_and_holds_up_nobody():
+    others = [waiting(f"other-{n}", is_admissible=False, priority=99) for n in range(3)]
+    queue = queue_of(*others, waiting("mine", NOW + 1), limit=5)
+    assert admitted(queue) == ["mine"]
+    assert queue.depth() == {}
+    queue.add(waiting("other-1"))
+    assert admitted(queue) == ["other-1"]
+    for job_id in ("other-0", "other-0", "other-2"):
+        queue.remove(job_id)
+    assert admitted(queue) == []
+
+
+def test_the_deadline_of_what_is_not_admissible_holds():
+    queue = queue_of(waiting("other", deadline=NOW + 5, is_admissible=False))
+    assert queue.next_deadline() == NOW + 5
+    assert ids(queue.expired(NOW + 4)) == []
+    assert ids(queue.expired(NOW + 5)) == ["other"]
+    assert queue.next_deadline() is None
+
+
 def test_a_queue_without_a_limit_is_bound_by_that_over_all():
     jobs = [waiting(f"job-{number}", queue="named nowhere") for number in range(5)]
     assert len(queue_of(*jobs, limit=3, queues={"gpu": 1}).admit(NOW)) == 3

@@ -410,3 +410,36 @@ def test_a_launch_of_a_later_attempt_differs_in_its_logs_alone(planner):
     assert "a%+3_out.txt" in later.to_text()
     assert later.base_env is launch.base_env
     assert (later.argv, later.envs, later.timeout) == (launch.argv, launch.envs, launch.timeout)
+
+
+# What was planned elsewhere.
+
+
+def test_what_was_planned_here_is_started_as_it_is(planner):
+    planned = plan(planner, payload={"a": 1})
+    assert planner.place.bring(planned.launch) is planned.launch
+    assert planner.place.bring_plan(planned) is planned
+
+
+def test_what_was_planned_elsewhere_has_its_logs_and_files_here(planner, tmp_path):
+    here = Planner(tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1)
+    planned = plan(planner, job_id="a/b", payload={"a": 1}, envs={"MINE": "1"})
+    brought = here.place.bring_plan(planned)
+    assert brought.record.dirname == str(tmp_path / "here")
+    assert brought.record.logdir == str(here.log_dir)
+    expected = plan(here, job_id="a/b", payload={"a": 1}, envs={"MINE": "1"}).launch
+    assert brought.launch.envs == expected.envs
+    assert brought.launch.files == expected.files
+    assert brought.launch.logs.stdout == expected.logs.stdout
+    assert brought.launch.logs.stderr == expected.logs.stderr
+    # As the job was asked to be run.
+    assert brought.launch.stop_grace == planned.launch.stop_grace
+    assert brought.launch.logs.max_bytes == planned.launch.logs.max_bytes
+    assert brought.launch.argv == planned.launch.argv
+
+
+def test_a_variable_of_the_users_own_stays_wherever_a_job_is_run(planner, tmp_path):
+    here = Planner(tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1)
+    envs = {"ANODEJOBS_PAYLOAD": "/srv/mine.json"}
+    brought = here.place.bring(plan(planner, envs=envs).launch)
+    assert brought.envs == envs

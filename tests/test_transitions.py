@@ -537,7 +537,7 @@ def test_an_end_by_a_limit_names_it_unless_the_job_was_stopped():
 def test_each_loss_is_added_to_the_recovery_history():
     first = transition(record("running", metadata={"a": 1}, attempt=2), AGAIN["Lost again"])
     second = transition(first.changed({"status": Status.starting}), EXAMPLES["Lost failing"])
-    facts = {"at": NOW.isoformat(), "error": "it is gone"}
+    facts = {"at": NOW.isoformat(), "error": "it is gone", "host": ""}
     assert second.metadata == {
         "a": 1,
         "recovery_history": [

@@ -667,15 +667,7 @@ _GAP = "the log may have a gap"
 def _identity(folder: Path) -> str:
     """Return the name of the folder's shims that no other folder's have; the first one makes it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "id"
-    if not path.exists():
-        beside = folder / f"id-{os.getpid()}-{os.urandom(4).hex()}"
-        beside.touch(mode=0o600)
-        beside.write_text(os.urandom(8).hex())
-        with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
-            os.link(beside, path)
-        beside.unlink()
-    return path.read_text()
+    return supervisors.identity(folder / "id")
 
 
 async def _died(pid: int) -> None:

@@ -7,6 +7,7 @@ the next shim there is the same supervisor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -35,6 +36,21 @@ def give_up(supervisor: str) -> None:
 def shim_supervisor(folder: Path, identity: str) -> str:
     """Return the name of whichever shim works in the folder, which has this identity."""
     return f"{_SHIM}{identity}:{folder}"
+
+
+def identity(path: Path, start: str = "") -> str:
+    """Return the name that is in the file, and that no other file has; the first one makes it.
+
+    It is random but for its start. Raises OSError.
+    """
+    if not path.exists():
+        beside = path.with_name(f"{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
+        beside.touch(mode=0o600)
+        beside.write_text(f"{start}{os.urandom(8).hex()}")
+        with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
+            os.link(beside, path)
+        beside.unlink()
+    return path.read_text().strip()
 
 
 def is_alive(supervisor: str) -> bool:

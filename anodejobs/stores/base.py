@@ -7,6 +7,7 @@ from, and is refused where the record has another one by now.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,9 @@ class Turn:
     start_deadline: float | None
     depends_on: Sequence[str]
     on_dependency_failure: OnDependencyFailure
+    tags: Sequence[str] = ()
+    host: str | None = None
+    """Where machines share the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +176,6 @@ class JobStore(ABC):
     lock_path: Path | None = None
     """A file for processes that share the records to lock; None where no other one can, or where
     they need not be on this machine."""
-    is_shared_by_hosts = False
-    """Whether processes on other machines may use the records, too."""
 
     @abstractmethod
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
@@ -283,6 +285,56 @@ class JobStore(ABC):
         Raises StoreError, and keeps nothing of it, where somebody else has told anything
         meanwhile, or a job is here already.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A host's word that it is there, as others find it when it is over."""
+
+    host: str
+    epoch: int
+    """Tells it from every other lease that the host has had; the later, the higher."""
+    silent_s: float
+    """For how long the host has not been heard of, by the store's clock."""
+
+
+class SharedJobStore(JobStore):
+    """A store that machines share. Each host that uses it has a lease there.
+
+    Its clock is the store's own, so the hosts' clocks need not agree.
+    """
+
+    @abstractmethod
+    async def keep_lease(self, host: str, lasts_s: float) -> None:
+        """Have the lease of the host last from now on; it is made where it has none.
+
+        After that every commit of this store that comes late in it does the same, in its own
+        transaction: what a host has committed was covered by its lease. Nothing is waited for:
+        who keeps the lease tries again.
+        """
+
+    @abstractmethod
+    async def expired_leases(self) -> list[Lease]:
+        """Return the leases that are over and that nobody has ended."""
+
+    @abstractmethod
+    async def end_lease(
+        self, lease: Lease, saves: Sequence[Save], document: tuple[str, str, str] | None = None
+    ) -> list[int] | None:
+        """End a lease that is over, apply the saves and keep a document, in one transaction.
+
+        Gives the ``seq`` of each save. Or does nothing and gives None: where the lease lasts again
+        or was ended by somebody else, or where one of the saves was made from an old record.
+        ``document`` is its kind, name and body.
+        """
+
+
+def uptime() -> float:
+    """Return seconds by a clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def attempt_told(write: Insert | Save) -> int:

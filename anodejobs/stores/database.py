@@ -14,11 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinished, Write
+from anodejobs.stores.base import (
+    UNFINISHED,
+    Lease,
+    Query,
+    Save,
+    SharedJobStore,
+    Stored,
+    Unfinished,
+    Write,
+    uptime,
+)
+from anodejobs.stores.database_leases import Member, expired, lease_of
 from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
 from anodejobs.stores.database_schema import prepare
 from anodejobs.stores.database_sql import Postgres
-from anodejobs.stores.database_writes import Batch, DocumentWrite, Restoration, Work
+from anodejobs.stores.database_writes import (
+    Batch,
+    DocumentWrite,
+    LeaseEnd,
+    LeaseRenewal,
+    Restoration,
+    Work,
+)
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments
@@ -28,7 +46,7 @@ if TYPE_CHECKING:
     from anodejobs.stores.database_server import Server
 
 
-class DatabaseJobStore(JobStore):
+class DatabaseJobStore(SharedJobStore):
     """Keeps records in a database that is named by a URL, or by its parts.
 
     ``postgresql://user:password@host/database``, ``mysql://…`` or ``mariadb://…``. Its tables are
@@ -36,8 +54,6 @@ class DatabaseJobStore(JobStore):
     durable as the server is told to keep it. ``pool_size`` is how many connections may read at
     once (5 unless said); there is one that writes, and one that listens.
     """
-
-    is_shared_by_hosts = True
 
     def __init__(
         self,
@@ -68,6 +84,9 @@ class DatabaseJobStore(JobStore):
         self._environments = Environments()
         self._known_seq = 0
         self._news: News | None = None
+        self._member: Member | None = None
+        self._heard_at = 0.0
+        """When the lease was last renewed, or a little earlier."""
 
     def __repr__(self) -> str:
         return f"DatabaseJobStore({self._server.place!r})"
@@ -94,11 +113,40 @@ class DatabaseJobStore(JobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments, known_seq=self._known_seq)
+            now = uptime()
+            member = self._member if self._is_late(now) else None
+            batch = Batch(writes, self._environments, known_seq=self._known_seq, member=member)
             await self._write(batch)
             batch.note_applied()
             self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))
+            if member is not None:
+                self._heard_at = now
             return batch.results
+
+    def _is_late(self, now: float) -> bool:
+        """Return whether the host has let more than half of its lease go by."""
+        return self._member is not None and now > self._heard_at + self._member.lasts_s / 2
+
+    async def keep_lease(self, host: str, lasts_s: float) -> None:
+        now = uptime()
+        member = Member(host, lasts_s)
+        async with self._translated("write to"):
+            await self._server.write(LeaseRenewal(member), ring=("", ()), until=0.0)
+        self._member, self._heard_at = member, now
+
+    async def expired_leases(self) -> list[Lease]:
+        rows = await self._read(expired(self._server.dialect))
+        async with self._translated("read"):
+            return [lease_of(row) for row in rows]
+
+    async def end_lease(
+        self, lease: Lease, saves: Sequence[Save], document: tuple[str, str, str] | None = None
+    ) -> list[int] | None:
+        async with self._turn, self._translated("write to"):
+            end = LeaseEnd(lease, saves, self._environments, document)
+            await self._write(end)
+            end.note_applied()
+            return [seq for seq in end.results if seq is not None] if end.was_ended else None
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):

@@ -96,6 +96,14 @@ POSTGRES_MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE anodejobs_jobs
         ADD COLUMN cpu_seconds double precision, ADD COLUMN peak_memory_bytes bigint
     """,
+    """
+    CREATE TABLE anodejobs_hosts (
+        host text COLLATE "C" PRIMARY KEY,
+        epoch bigint NOT NULL,
+        lasts bigint NOT NULL,
+        heard_at bigint NOT NULL
+    )
+    """,
 )
 
 # Nothing of a script is undone where it fails here, so that each statement may come once more.
@@ -189,6 +197,14 @@ MYSQL_MIGRATIONS: tuple[str, ...] = (
     PREPARE anodejobs FROM @anodejobs;
     EXECUTE anodejobs;
     DEALLOCATE PREPARE anodejobs
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS anodejobs_hosts (
+        host VARCHAR(200) PRIMARY KEY,
+        epoch BIGINT NOT NULL,
+        lasts BIGINT NOT NULL,
+        heard_at BIGINT NOT NULL
+    ) {options}
     """,
 )
 

@@ -132,10 +132,10 @@ class Server:
 
         return await self._attempt("read", attempt)
 
-    async def write(self, work: Work, ring: Statement) -> None:
+    async def write(self, work: Work, ring: Statement, *, until: float | None = None) -> None:
         """Do the work in one transaction; once more where that was lost. Raises StoreError.
 
-        ``ring``: as of ``Session``.
+        ``ring``: as of ``Session``. ``until``: how long what passes is waited for.
         """
         commits = _Commits()
 
@@ -153,7 +153,7 @@ class Server:
                 with commits:
                     await connection.commit()
 
-        await self._attempt("write to", attempt, known=commits.known)
+        await self._attempt("write to", attempt, until=until, known=commits.known)
 
     async def listening_connection(self) -> AsyncConnection:
         """Return a connection that the caller has for himself, and closes."""

@@ -51,6 +51,8 @@ class Dialect(ABC):
     """Whether a batch of changes of status can be one statement."""
     lost: frozenset[str | int]
     """The codes of errors that pass, so that the same may well work in a moment."""
+    now: str
+    """What gives the server's clock, as microseconds since 1970."""
 
     @abstractmethod
     def marked(self, sql: str) -> str:
@@ -144,6 +146,7 @@ class Postgres(Dialect):
     driver = "asyncpg"
     scheme = "postgresql+asyncpg"
     knows_saves = True
+    now = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
     # Connections that were lost or refused, a server that stops or starts, serialization failures,
     # deadlocks, and what was waited for in vain.
     lost = frozenset(
@@ -215,6 +218,7 @@ class Mysql(Dialect):
     extra = "mysql"
     driver = "aiomysql"
     scheme = "mysql+aiomysql"
+    now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
     lost = frozenset(
         {
             *(2002, 2003, 2006, 2013, 2014, 2045, 2055, 4031, 1927),  # connections

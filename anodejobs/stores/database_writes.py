@@ -18,12 +18,14 @@ from anodejobs.stores.base import (
     Delete,
     Insert,
     InsertAll,
+    Lease,
     Save,
     Stored,
     Write,
     changes_of,
     check_restored,
 )
+from anodejobs.stores.database_leases import Member, has_expired, remove, renew
 from anodejobs.stores.database_saves import plain_saves, saved_before, saves_statement
 from anodejobs.stores.database_schema import (
     COUNTERS,
@@ -87,9 +89,16 @@ class Batch:
     """Writes that are applied in one transaction, each by itself."""
 
     def __init__(
-        self, writes: Sequence[Write], environments: Environments, *, known_seq: int = 0
+        self,
+        writes: Sequence[Write],
+        environments: Environments,
+        *,
+        known_seq: int = 0,
+        member: Member | None = None,
     ) -> None:
         self._writes = writes
+        self._member = member
+        """Whose lease is to be renewed with it."""
         self._specs = dict(_spec_rows(writes, environments))
         """What each Insert, and each Save of another run, adds to the specs, by its identity."""
         self._environments = environments
@@ -107,6 +116,8 @@ class Batch:
     def at_once(self, dialect: Dialect, ring: Statement) -> Statement | None:
         """Return the one statement that does it all, where there is one; the first time only."""
         if self._saves is None or self._was_tried_at_once or not dialect.knows_saves:
+            return None
+        if self._member is not None:
             return None
         self._was_tried_at_once = True
         return saves_statement(self._saves, ring)
@@ -130,7 +141,9 @@ class Batch:
         if self._told and _is_told(session, self._told):
             return
         is_repeated = self.turn > 0
-        is_applied = decide(self._writes, _revisions(session, self._writes))
+        if self._member is not None:
+            renew(session, self._member, epoch=clock.turn)
+        is_applied = self._decide(session)
         changes = [
             change
             for write, is_applied in zip(self._writes, is_applied, strict=True)
@@ -151,6 +164,9 @@ class Batch:
         self.results = list(_results(self._writes, is_applied, clock.seq))
         if is_repeated:
             _pardon_deletes(session, self._writes, self.results)
+
+    def _decide(self, session: Session) -> list[bool]:
+        return decide(self._writes, _revisions(session, self._writes))
 
     def note_applied(self) -> None:
         """Take note that it is in the database."""
@@ -228,6 +244,49 @@ class Restoration:
         self._batch.note_applied()
 
 
+class LeaseEnd(Batch):
+    """The end of a lease that is over, with saves and a document: all of it, or nothing."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        saves: Sequence[Save],
+        environments: Environments,
+        document: tuple[str, str, str] | None,
+    ) -> None:
+        super().__init__(saves, environments)
+        self._lease = lease
+        self._document = document
+        self.was_ended = False
+        """Whether it was we who have ended it."""
+
+    def at_once(self, dialect: Dialect, ring: Statement) -> None:
+        """There is more to be done than to save."""
+
+    def _decide(self, session: Session) -> list[bool]:
+        applied = super()._decide(session)
+        self.was_ended = all(applied) and has_expired(session, self._lease)
+        if not self.was_ended:
+            return [False] * len(applied)
+        remove(session, self._lease)
+        if self._document is not None:
+            put_document(session, *self._document)
+        return applied
+
+
+@dataclass(slots=True)
+class LeaseRenewal:
+    """What a host says when it has nothing else to say. Nobody is told of it."""
+
+    member: Member
+    turn: int = field(default=0, init=False)
+
+    def do(self, session: Session) -> None:
+        """Execute the statements, as ``Batch.do``."""
+        self.turn = held_clock(session).turn
+        renew(session, self.member, epoch=self.turn)
+
+
 @dataclass(slots=True)
 class DocumentWrite:
     """One document that is kept, or removed."""
@@ -240,14 +299,19 @@ class DocumentWrite:
     def do(self, session: Session) -> None:
         """Execute the statements, as ``Batch.do``."""
         self.turn = held_clock(session).turn + 1
-        # Of the two names together: neither server has keys as long as these may be.
-        named = f"{len(self.kind)} {self.kind} {self.name}"
-        digest = hashlib.sha256(named.encode()).hexdigest()
-        if self.body is None:
-            session.delete(DOCUMENTS.name, "digest", [digest])
-        else:
-            session.insert((DOCUMENTS, [(digest, self.kind, self.name, self.body)]))
+        put_document(session, self.kind, self.name, self.body)
         session.insert((COUNTERS, [("turn", 1)]))
+
+
+def put_document(session: Session, kind: str, name: str, body: str | None) -> None:
+    """Keep a document, or remove it."""
+    # Of the two names together: neither server has keys as long as these may be.
+    named = f"{len(kind)} {kind} {name}"
+    digest = hashlib.sha256(named.encode()).hexdigest()
+    if body is None:
+        session.delete(DOCUMENTS.name, "digest", [digest])
+    else:
+        session.insert((DOCUMENTS, [(digest, kind, name, body)]))
 
 
 def decide(writes: Sequence[Write], revisions: dict[str, int]) -> list[bool]:

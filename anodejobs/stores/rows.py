@@ -107,7 +107,8 @@ def spec_of(record: JobRecord) -> str:
 
 def turn_of(row: Sequence[Any]) -> Turn:
     """Return the turn of a row of ``TURN``, and of what may follow. Raises ValueError."""
-    job_id, status, queue, priority, number, last_update, submitted_at, due_at, deadline, spec = row
+    job_id, status, queue, priority, number, last_update, submitted_at, due_at, *more = row
+    deadline, tags, spec = more
     asked = json.loads(spec) if spec else {}
     return Turn(
         job_id,
@@ -121,6 +122,7 @@ def turn_of(row: Sequence[Any]) -> Turn:
         deadline,
         asked.get("depends_on", ()),
         asked.get("on_dependency_failure", "cancel"),
+        json.loads(tags) if tags else (),
     )
 
 

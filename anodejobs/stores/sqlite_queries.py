@@ -55,7 +55,8 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
 RECORD = f"{RECORD_COLUMNS}, spec"
 TURN = (
     "job_id, status, queue, priority, number, last_update, submitted_at, due_at,"
-    " json_extract(spec, '$.start_deadline'), CASE status WHEN 'pending' THEN spec END, created_at"
+    " json_extract(spec, '$.start_deadline'), json_extract(spec, '$.tags'),"
+    " CASE status WHEN 'pending' THEN spec END, created_at"
 )
 """What ``turn_of`` wants, and what the turns are sorted by."""
 

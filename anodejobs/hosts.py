@@ -1,0 +1,101 @@
+"""Hosts: several that share a store, each with a lease there that says that it is alive.
+
+What a host does that is not heard of in time, another one declares lost. All times are by the
+store's clock; a host's own only tells when it is to be heard of again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from anodejobs.errands import Errand, Errands
+from anodejobs.errors import AnodeJobsError
+from anodejobs.jobdb import JobDB
+from anodejobs.stores.base import uptime
+from anodejobs.watcher import Watcher
+
+LOG = logging.getLogger("anodejobs")
+
+_BEATS = 3
+"""How many times in the length of its lease a host is heard of."""
+_LONGEST_RETRY_S = 1.0
+_LEAST_PATIENCE_S = 5.0
+"""How long the store has at least to answer a host that says that it is there."""
+
+
+class Hosts:
+    """Keeps the lease of this host, ends those of others, and runs their errands.
+
+    In one process of the directory at a time: the one that schedules.
+    """
+
+    def __init__(
+        self, jobdb: JobDB, watcher: Watcher, errands: Errands, host: str, lasts_s: float
+    ) -> None:
+        self._jobdb = jobdb
+        self._watcher = watcher
+        self._errands = errands
+        self._host = host
+        self._lasts_s = lasts_s
+        self._every_s = lasts_s / _BEATS
+        self._under_way: set[str] = set()
+        """The errands that are being run, by the name of their document."""
+
+    async def serve_lease(self) -> None:
+        """Be heard of again and again, and declare lost who is not; until cancelled."""
+        heard_at = regular_since = float("-inf")
+        while True:
+            rest_s = self._every_s
+            try:
+                # A connection that was lost in silence is not to be waited for.
+                async with asyncio.timeout(max(self._every_s, _LEAST_PATIENCE_S)):
+                    await self._jobdb.keep_lease(self._host, self._lasts_s)
+                now = uptime()
+                if now - heard_at > 2 * self._every_s:
+                    regular_since = now
+                heard_at = now
+                # Whoever was away itself cannot tell who else was: when a database or a network
+                # comes back, all leases may be over. So the others get their time, too.
+                if now - regular_since > self._lasts_s:
+                    await self._end_leases()
+            except (AnodeJobsError, TimeoutError) as error:
+                LOG.error("other hosts may give %s up for lost: %r", self._host, error)
+                rest_s = min(rest_s, _LONGEST_RETRY_S)
+            await asyncio.sleep(rest_s)
+
+    async def _end_leases(self) -> None:
+        for lease in await self._jobdb.expired_leases():
+            if lease.host != self._host:
+                await self._watcher.declare_lost(lease)
+
+    async def serve_errands(self) -> None:
+        """Run what other hosts ask for, as they ask for it; until cancelled."""
+        with self._errands.news() as news:
+            while True:
+                news.clear()
+                try:
+                    for name, errands in (await self._errands.asked()).items():
+                        if name not in self._under_way:
+                            self._under_way.add(name)
+                            self._watcher.own(self._run(name, errands), f"errand {name}")
+                except AnodeJobsError as error:
+                    LOG.error("what other hosts ask for waits: %s", error)
+                    await asyncio.sleep(_LONGEST_RETRY_S)
+                    continue
+                await news.wait()
+
+    async def _run(self, name: str, errands: list[Errand]) -> None:
+        works = map(self._watcher.run_errand, errands)
+        try:
+            # All of them, whatever becomes of one: it is there still, for when we look again.
+            results = await asyncio.gather(*works, return_exceptions=True)
+            errors = [result for result in results if result is not None]
+            for error in errors:
+                LOG.error("what another host asks for could not be done: %r", error)
+            if not errors:
+                await self._errands.note_done(name)
+        except AnodeJobsError as error:
+            LOG.error("it cannot be told that an errand was run: %s", error)
+        finally:
+            self._under_way.discard(name)
