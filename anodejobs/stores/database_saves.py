@@ -19,6 +19,7 @@ from anodejobs.stores.write_rows import attempt_text, history_row
 
 _FACTS: Final = tuple(RECORD_COLUMNS.partition(" priority, ")[2].split(", "))
 _GIVEN: Final = ("job_id", *_FACTS, "attempt", "told", "previous", "why", "ended")
+_FRACTIONS: Final = {"progress", "cpu_seconds"}
 _TEXTS: Final = {"job_id", "status", "evidence", "error", "reached", "attempt"} | {
     *("previous", "why", "ended"),
 }
@@ -91,7 +92,7 @@ def _sql(ring: str) -> str:
 
 
 def _type(column: str) -> str:
-    if column == "progress":
+    if column in _FRACTIONS:
         return "double precision"
     return "text" if column in _TEXTS else "bigint"
 
