@@ -228,6 +228,7 @@ class Jobs:
         options = {
             "db_path": said.db_path,
             "max_concurrent_jobs": said.max_concurrent_jobs,
+            "recovery_timeout": said.recovery_timeout,
             "retention_days": said.retention_days,
             **options,
         }

@@ -72,6 +72,8 @@ class JobsSettings(BaseSettings):
     pool_size: int | None = Field(default=None, ge=1)
     """How many connections to the server may read at once; there is one more that writes."""
     durability: Literal["process", "power"] = "process"
+    recovery_timeout: float = Field(default=60.0, gt=0)
+    """Seconds without a sign of life after which a machine that shares the store is given up."""
     max_concurrent_jobs: int | None = Field(default=10, ge=1)
     retention_days: float | None = Field(default=None, ge=0)
 
