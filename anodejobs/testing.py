@@ -509,6 +509,17 @@ class StoreContract:
         assert await store.dependents("a") == ["a-job"]
         assert await store.dependents("b") == []
 
+    async def test_a_change_writes_all_that_an_attempt_came_to(self, store: JobStore) -> None:
+        record = await _put(store, make_record())
+        full = _full_record()
+        names = (
+            *("status", "started_at", "finished_at", "last_pid", "exit_code", "evidence", "error"),
+            *("reached", "progress", "cpu_seconds", "peak_memory_bytes"),
+        )
+        save = make_save(record, **{name: getattr(full, name) for name in names})
+        await store.commit([save])
+        assert await _record(store) == save.record
+
     async def test_what_happens_after_a_respecification_leaves_it(self, store: JobStore) -> None:
         record = await _put(store, make_record(depends_on=["a"], payload=[1], run_at=NOON))
         respecified = make_save(record, is_respecified=True, depends_on=[], metadata={"a": 1})

@@ -33,12 +33,16 @@ V1 = "31 23 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
 # Leaves session, environment and parents.
 ESCAPE = """
 import os
+r, w = os.pipe()
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        os.execve("/bin/sh", ["sh", "-c", "echo $$; exec sleep 1000"], {})
+        os.write(1, b"%d\\n" % os.getpid())
+        os.write(w, b".")
+        os.execve("/bin/sleep", ["sleep", "1000"], {})
     os._exit(0)
 os.wait()
+os.read(r, 1)
 """
 
 

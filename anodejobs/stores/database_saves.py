@@ -13,13 +13,12 @@ from functools import cache
 from typing import Any, Final
 
 from anodejobs.stores.base import Save, Write
-from anodejobs.stores.database_sql import Statement
+from anodejobs.stores.database_sql import FRACTIONS, Statement
 from anodejobs.stores.rows import RECORD_COLUMNS, Row, fact_columns
 from anodejobs.stores.write_rows import attempt_text, history_row
 
 _FACTS: Final = tuple(RECORD_COLUMNS.partition(" priority, ")[2].split(", "))
 _GIVEN: Final = ("job_id", *_FACTS, "attempt", "told", "previous", "why", "ended")
-_FRACTIONS: Final = {"progress", "cpu_seconds"}
 _TEXTS: Final = {"job_id", "status", "evidence", "error", "reached", "attempt"} | {
     *("previous", "why", "ended"),
 }
@@ -92,7 +91,7 @@ def _sql(ring: str) -> str:
 
 
 def _type(column: str) -> str:
-    if column in _FRACTIONS:
+    if column in FRACTIONS:
         return "double precision"
     return "text" if column in _TEXTS else "bigint"
 

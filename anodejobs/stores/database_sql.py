@@ -301,6 +301,7 @@ def _numbered(sql: str) -> str:
     return first + "".join(f"${n}{text}" for n, text in enumerate(rest, start=1))
 
 
+FRACTIONS: Final = frozenset({"progress", "cpu_seconds"})
 _NUMBERS: Final = frozenset(
     {
         *("created_at", "priority", "revision", "last_update", "started_at", "finished_at"),
@@ -327,7 +328,7 @@ def _insert_array(table: Table) -> str:
 
 
 def _type(table: Table, column: str) -> str:
-    if column in ("progress", "cpu_seconds"):
+    if column in FRACTIONS:
         return "double precision"
     if column == "attempt" and "at" in table.columns:
         return "bigint"  # in the history it is a number, else all that is known of it
