@@ -36,7 +36,8 @@ PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"
 UPDATE = """
     UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
         submitted_at = ?, due_at = ?, number = ?, last_pid = ?, exit_code = ?, evidence = ?,
-        error = ?, reached = ?, progress = ?, attempt = coalesce(?, attempt)
+        error = ?, reached = ?, progress = ?, cpu_seconds = ?, peak_memory_bytes = ?,
+        attempt = coalesce(?, attempt)
     WHERE job_id = ? AND revision = ?"""
 ENTER = """
     INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended)
