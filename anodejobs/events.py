@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
+from sys import intern
 from typing import Any, Literal
 
 Evidence = Literal["observed", "recorded", "adopted"]
@@ -73,7 +74,7 @@ class Attempt:
         pipes = fields["pipes"]
         return cls(
             token=fields["token"],
-            supervisor=fields["supervisor"],
+            supervisor=intern(fields["supervisor"]),  # of thousands the same
             pid=fields["pid"],
             start_time=fields["start_time"],
             boot_id=fields["boot_id"],

@@ -48,9 +48,9 @@ async def looks(monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[str]:
     loop, looks = asyncio.get_running_loop(), asyncio.Queue[str]()
     look = module._looked_at
 
-    def told(attempts: list[Attempt], known: tree.Snapshot) -> module._Look:
+    def told(attempts: list[Attempt]) -> module._Look:
         loop.call_soon_threadsafe(looks.put_nowait, "began")
-        found = look(attempts, known)
+        found = look(attempts)
         loop.call_soon_threadsafe(looks.put_nowait, "ended")
         return found
 
@@ -210,9 +210,9 @@ class TestPace:
         self.samples = Samples()
         loop = self.samples._loop = Clock(self)
 
-        def looked_at(attempts: list[Attempt], known: tree.Snapshot) -> module._Look:
+        def looked_at(attempts: list[Attempt]) -> module._Look:
             self.looks.append(attempts)
-            return known, [tree.Sample(memory_bytes=7) for _ in attempts], self.took_s
+            return [tree.Sample(memory_bytes=7) for _ in attempts], self.took_s
 
         monkeypatch.setattr(module, "_looked_at", looked_at)
 
@@ -263,7 +263,7 @@ class TestPace:
         assert len(self.looks) == 4  # at 1, 51, 101, 151
 
     async def test_a_look_that_fails_is_said_and_tried_again(self, watch, monkeypatch, caplog):
-        def fail(attempts: list[Attempt], known: tree.Snapshot) -> module._Look:
+        def fail(attempts: list[Attempt]) -> module._Look:
             self.looks.append(attempts)
             raise PermissionError("no /proc")
 

@@ -94,7 +94,7 @@ class _OwnChild(Child):
         self.rusage = None
         self._code: int | None = None
         self._has_ended = False
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
 
     @property
     def is_alive(self) -> bool:
@@ -103,7 +103,7 @@ class _OwnChild(Child):
     async def wait(self) -> int | None:
         if not self._has_ended:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            self._waiters += (waiter,)
             await waiter
         return self._code
 

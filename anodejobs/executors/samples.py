@@ -29,7 +29,7 @@ _SHARE = 200
 """Looking takes at most this part of a processor's time."""
 
 _NOTHING = tree.Sample()
-_Look = tuple[tree.Snapshot, list[tree.Sample], float]
+_Look = tuple[list[tree.Sample], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,6 @@ class Samples:
         self._watched: dict[str, _Watched] = {}
         self._due: list[tuple[float, str]] = []
         """When each is to be looked at; those that are forgotten stay until then."""
-        self._known = tree.Snapshot({})
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Future[_Look] | None = None
         self._rested_at = 0.0
@@ -103,7 +102,7 @@ class Samples:
                 due.append(watched)
         if due:
             attempts = [watched.attempt for watched in due]
-            self._look = self._loop.run_in_executor(None, _looked_at, attempts, self._known)
+            self._look = self._loop.run_in_executor(None, _looked_at, attempts)
             self._look.add_done_callback(partial(self._looked, due))
         else:
             self._arm()
@@ -114,7 +113,7 @@ class Samples:
         if error := look.exception():
             LOG.error("what running jobs use could not be seen", exc_info=error)
         else:
-            self._known, samples, took_s = look.result()
+            samples, took_s = look.result()
             self._rested_at = now + _SHARE * took_s
             for watched, sample in zip(due, samples, strict=True):
                 watched.add(sample)
@@ -148,8 +147,9 @@ class OwnPeak:
         return found if found > self._bytes else 0
 
 
-def _looked_at(attempts: list[Attempt], known: tree.Snapshot) -> _Look:
+def _looked_at(attempts: list[Attempt]) -> _Look:
     began_at = time.thread_time()
-    snapshot = tree.take_snapshot(known)
+    # Kept until the next look it would spare time, and be most of the memory of a job.
+    snapshot = tree.take_snapshot()
     samples = [tree.sample(snapshot.members(attempt)) for attempt in attempts]
-    return snapshot, samples, time.thread_time() - began_at
+    return samples, time.thread_time() - began_at

@@ -55,7 +55,7 @@ class _Life(Entry):
     """An attempt in the shim's care."""
 
     owner: Client | None = None
-    others: set[Client] = field(default_factory=set)
+    others: tuple[Client, ...] = ()  # as a rule there is none, and an empty set is not small
     """Who has asked for it as well, or had it before, and is told of it too."""
     askers: list[tuple[Client, int]] = field(default_factory=list)
     """Who waits to hear how its start went."""
@@ -63,6 +63,14 @@ class _Life(Entry):
     """Whether its owner may not have heard how it started."""
     is_acknowledged: bool = False
     is_clean: bool = False
+
+    def add(self, client: Client) -> None:
+        """Have it told, too."""
+        self.others = (*(other for other in self.others if other is not client), client)
+
+    def remove(self, client: Client) -> None:
+        """Have it told no more, unless it is the owner."""
+        self.others = tuple(other for other in self.others if other is not client)
 
     @property
     def has_ended(self) -> bool:
@@ -261,8 +269,8 @@ class Server:
 
     def _pass_on(self, life: _Life, client: Client) -> None:
         if life.owner is not None:
-            life.others.add(life.owner)
-        life.others.discard(client)
+            life.add(life.owner)
+        life.remove(client)
         life.owner = client
 
     def _environment(self, client: Client, message: Message) -> None:
@@ -286,7 +294,7 @@ class Server:
             life = self._lives[token] = _begun(client, message, attempt)
             self._tasks.create_task(self._live(life))
         elif client is not life.owner:
-            life.others.add(client)
+            life.add(client)
             for event in life.events[1:]:
                 client.send_line(_news(life, event_to_text(event)))
         if life.events:
@@ -529,7 +537,7 @@ class Server:
         heir = next(reversed(self._clients), None)
         failed: list[str] = []
         for token, life in self._lives.items():
-            life.others.discard(client)
+            life.remove(client)
             if life.owner is client:
                 life.owner = None
                 if life.has_failed_to_start:
