@@ -138,10 +138,10 @@ def nothing_left_over() -> Iterator[None]:
 
 OUTER = {
     *("test_answers", "test_calls", "test_doctor", "test_examples", "test_limits"),
-    *("test_readme", "test_recovery", "test_this_job"),
+    *("test_readme", "test_this_job"),
 }
 """Tests to which it is something how the package was installed: of what finds files, programs and
-modules, and of the whole as users have it. What has a shim is in the smoke."""
+modules, and of the whole as users have it. A wheel's smoke on other versions is of processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

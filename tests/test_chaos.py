@@ -73,7 +73,7 @@ def test_an_interrupted_chaos_leaves_nothing(tmp_path: Path) -> None:
             assert line
         assert marked(tmp_path)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert not list(tmp_path.iterdir())
     assert not marked(tmp_path)

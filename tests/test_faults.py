@@ -98,7 +98,7 @@ def printed_at_death(
         env={**os.environ, "ANODEJOBS_DIE_AT": f"{step}@{directory / 'fault'}"},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert not (directory / "fault").exists(), "nobody has died"
