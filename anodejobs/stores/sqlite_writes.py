@@ -1,8 +1,7 @@
-"""A batch of writes as SQL, made to cost few turns.
+"""A batch of writes as SQL: one statement for all rows of a kind, in one transaction.
 
-The thread of the connection and the event loop take turns at running Python, and under load a
-turn is what a commit waits for. So the rows are made on the event loop, and a statement inserts
-many rows at once where it can: it then is one turn, not one for each row.
+The thread of the connection and the event loop take turns at running Python, and under load a turn
+is what a commit waits for. So the rows are made on the event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from anodejobs.records import JobEvent
 from anodejobs.stores.base import (
@@ -41,44 +39,47 @@ from anodejobs.stores.write_rows import (
     spec_row,
 )
 
-_INSERT = f"""
-    INSERT INTO jobs ({RECORD_COLUMNS}, attempt) VALUES {{rows}} ON CONFLICT (job_id) DO NOTHING"""
-_ADD_SPECS = """
-    INSERT OR REPLACE INTO specs (job_id, spec, launch, environment) VALUES {rows}"""
-_CHANGE_SPEC = "UPDATE specs SET spec = ? WHERE job_id = ?"
+
+def _values(columns: str) -> str:
+    return f"({columns}) VALUES ({', '.join('?' * len(columns.split(', ')))})"
 
 
 def _update(columns: str) -> str:
-    """Return the statement that updates the columns of many jobs, and the attempt where given.
+    """Return the statement that updates the columns, and the attempt where it is given.
 
-    A row is the id, the columns from the revision on, and the attempt.
+    A row is the columns, the attempt, the id, and the revision that is to be there.
     """
-    values = ", ".join(f"column{n + 2}" for n in range(columns.count(",") + 1))
+    changes = ", ".join(f"{column} = ?" for column in columns.split(", "))
     return (
-        f"UPDATE jobs SET ({columns}, attempt) = ({values}, coalesce(column"
-        f"{columns.count(',') + 3}, attempt)) FROM (VALUES {{rows}})"
-        " WHERE job_id = column1 AND revision = column2 - 1"
+        f"UPDATE jobs SET {changes}, attempt = coalesce(?, attempt)"
+        " WHERE job_id = ? AND revision = ?"
     )
 
 
+_INSERT = (
+    f"INSERT INTO jobs {_values(RECORD_COLUMNS + ', attempt')} ON CONFLICT (job_id) DO NOTHING"
+)
+_ADD_SPECS = f"INSERT OR REPLACE INTO specs {_values('job_id, spec, launch, environment')}"
+_CHANGE_SPEC = "UPDATE specs SET spec = ? WHERE job_id = ?"
 _KEYS, _FACTS = RECORD_COLUMNS.split(", revision, ")
 _SAVE = _update(f"revision, {_FACTS}")
 _RENEW = _update(f"revision, {_FACTS}, {_KEYS.removeprefix('job_id, ')}")
 _FIND = "SELECT job_id FROM jobs WHERE job_id = ?"
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
-_ADD_HISTORY = """
-    INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended) VALUES {rows}"""
+_ADD_HISTORY = (
+    f"INSERT INTO history {_values('seq, job_id, attempt, at, previous, status, why, ended')}"
+)
 _FORGET_SPECS = "DELETE FROM specs WHERE job_id = ?"
 _FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
-_ADD_TAGS = "INSERT INTO tags (tag, job_id) VALUES {rows}"
+_ADD_TAGS = f"INSERT INTO tags {_values('tag, job_id')}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
-_ADD_DEPENDENCIES = "INSERT INTO dependencies (depends_on, job_id) VALUES {rows}"
+_ADD_DEPENDENCIES = f"INSERT INTO dependencies {_values('depends_on, job_id')}"
 _FORGET_DEPENDENCIES = "DELETE FROM dependencies WHERE job_id = ?"
-_PUT_DOCUMENT = "INSERT OR REPLACE INTO documents (kind, name, body) VALUES {rows}"
+_PUT_DOCUMENT = f"INSERT OR REPLACE INTO documents {_values('kind, name, body')}"
 _REMOVE_DOCUMENT = "DELETE FROM documents WHERE kind = ? AND name = ?"
-_ADD_ENVIRONMENTS = "INSERT INTO environments (digest, body) VALUES {rows} ON CONFLICT DO NOTHING"
-_COUNT = """
-    INSERT INTO counters (name, value) VALUES {rows}
+_ADD_ENVIRONMENTS = f"INSERT INTO environments {_values('digest, body')} ON CONFLICT DO NOTHING"
+_COUNT = f"""
+    INSERT INTO counters {_values("name, value")}
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
 
 
@@ -227,13 +228,15 @@ class DocumentWrite:
 
 
 def _save_row(write: Save) -> Row:
-    record = write.record
-    return (record.self_id, *fact_columns(record), attempt_text(write))
+    return (*fact_columns(write.record), *_which(write))
 
 
 def _renewal_row(write: Save) -> Row:
-    job_id, *facts, attempt = _save_row(write)
-    return (job_id, *facts, *key_columns(write.record)[1:], attempt)
+    return (*fact_columns(write.record), *key_columns(write.record)[1:], *_which(write))
+
+
+def _which(write: Save) -> Row:
+    return (attempt_text(write), write.record.self_id, write.record.revision - 1)
 
 
 def _apply_each(
@@ -262,21 +265,7 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
     """Execute the statement for all rows; return how many rows of the table it changed."""
     if not rows:
         return 0
-    if "{rows}" not in sql:
-        return connection.executemany(sql, rows).rowcount
-    width = len(rows[0])
-    most = _MOST_VARIABLES // width
-    one = f"({', '.join('?' * width)})"
-    changed = 0
-    for start in range(0, len(rows), most):
-        part = rows[start : start + most]
-        statement = sql.replace("{rows}", ", ".join([one] * len(part)))
-        changed += connection.execute(statement, list(chain.from_iterable(part))).rowcount
-    return changed
-
-
-_MOST_VARIABLES = 999
-"""The least that a build of SQLite takes in one statement."""
+    return connection.executemany(sql, rows).rowcount
 
 
 def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]) -> None:
