@@ -36,7 +36,7 @@ _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
-_AT_ONCE = 8, 16
+_AT_ONCE = 4, 16
 """How many pids, at least and at most, wait to be told together while more is ordered: each telling
 wakes the loop, and all that follows a start (writing, sending, committing) is done for all at once.
 Half of what is under way is best: the other half is spawned meanwhile."""
