@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import os
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from anodejobs import Jobs, Status
 from anodejobs.executors import spawner as spawner_module
-from anodejobs.executors.children import Children
+from anodejobs.executors.children import Child, Children
 from anodejobs.executors.spawner import Order, Spawner, is_possible
 
 pytestmark = [
@@ -67,6 +69,7 @@ def test_an_application_without_descriptors_of_its_own_there_starts_programs(
     code = f"""
 import asyncio, os
 from pathlib import Path
+from anodejobs import Jobs, Status
 from anodejobs.executors import spawner as spawner_module
 from anodejobs.executors.children import Children
 from anodejobs.executors.spawner import Order, Spawner
@@ -226,7 +229,7 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     may_go, has_ended, pids = threading.Event(), threading.Event(), list[int]()
-    spawned, end = Spawner._spawned, spawner_module._end
+    spawned, end = Spawner._spawned, spawner_module.kill_and_reap
 
     def spawned_late(self: Spawner, order: Order) -> int:
         may_go.wait(LIMIT_S)
@@ -238,7 +241,7 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
         has_ended.set()
 
     monkeypatch.setattr(Spawner, "_spawned", spawned_late)
-    monkeypatch.setattr(spawner_module, "_end", ended)
+    monkeypatch.setattr(spawner_module, "kill_and_reap", ended)
 
     async def main() -> Spawner:
         spawner = Spawner(None)
@@ -255,6 +258,55 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     spawner._thread.join(LIMIT_S)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+async def test_what_goes_wrong_with_one_start_is_told_and_keeps_no_other_from_being_made(
+    spawner: Spawner, run: Run
+) -> None:
+    def about_to() -> None:
+        raise ZeroDivisionError
+
+    fd = os.open(os.devnull, os.O_RDWR)
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(ZeroDivisionError):
+            await spawner.spawn(dataclasses.replace(sleeping(fd), about_to=about_to))
+        assert (await run(["/bin/true"]))[1] == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("of", ["pidfd", "epoll"])
+async def test_a_job_for_which_no_descriptor_is_left_fails_to_start_and_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    pids: list[int] = []
+    watch = Children.watch
+
+    class Full:
+        def register(self, *args: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_pidfd(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def watch_in_need(self: Children, pid: int) -> Child:
+        pids.append(pid)
+        with monkeypatch.context() as need:
+            if of == "pidfd":
+                need.setattr(os, "pidfd_open", no_pidfd)
+            else:
+                need.setattr(self, "_epoll", Full())
+            return watch(self, pid)
+
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        with monkeypatch.context() as patch:
+            patch.setattr(Children, "watch", watch_in_need)
+            record = await jobs.run(["/bin/sleep", "600"], "a")
+        assert record.status is Status.failed_start
+        assert os.strerror(errno.EMFILE if of == "pidfd" else errno.ENOSPC) in (record.error or "")
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[0], 0)
+        await jobs.run("exit 3", "b")
+        assert (await jobs.wait("b", timeout=LIMIT_S)).exit_code == 3
 
 
 async def test_where_somebody_has_reaped_the_child_the_kernel_is_asked_or_nobody_knows(

@@ -54,11 +54,18 @@ class Children:
         self._loop.add_reader(self._epoll.fileno(), self._look)
 
     def watch(self, pid: int) -> Child:
-        """Return the child. Raises ProcessLookupError where somebody else has reaped it."""
+        """Return the child. Raises ProcessLookupError where somebody else has reaped it.
+
+        Any other OSError means that there is no descriptor for it: it runs, and is not watched.
+        """
         child = _OwnChild(pid)
         pidfd = os.pidfd_open(pid)
+        try:
+            self._epoll.register(pidfd, select.EPOLLIN)
+        except BaseException:
+            os.close(pidfd)
+            raise
         self._alive[pidfd] = child
-        self._epoll.register(pidfd, select.EPOLLIN)
         return child
 
     def _look(self) -> None:

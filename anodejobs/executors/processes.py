@@ -51,7 +51,7 @@ from anodejobs.executors.looks import Looks
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import Reapings
 from anodejobs.executors.samples import OwnPeak, Samples
-from anodejobs.executors.spawner import Order, Spawner, is_possible
+from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
 from anodejobs.logs import LogFile, LogPump, Pipe, Reader
 
 LOG = logging.getLogger("anodejobs")
@@ -245,7 +245,13 @@ class Processes(Executor):
                 about_to=about_to,
             )
         )
-        return self._children.watch(pid)
+        try:
+            return self._children.watch(pid)
+        except ProcessLookupError:
+            raise
+        except OSError:  # it is to be said that it did not start, so it must not go on
+            kill_and_reap(pid)
+            raise
 
     def _hold(
         self,

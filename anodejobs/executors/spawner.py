@@ -71,7 +71,7 @@ class Spawner:
         self._loop = asyncio.get_running_loop()
         self._environment = EnvironmentBlock()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
-        self._outcomes: deque[tuple[asyncio.Future[int], int | OSError | ValueError]] = deque()
+        self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
         self._has_rung = False
         self._under_way: set[asyncio.Future[int]] = set()
         self._thread: Thread | None = None
@@ -118,9 +118,10 @@ class Spawner:
     def _work(self) -> None:
         while (ordered := self._next()) is not None:
             order, future = ordered
+            outcome: int | Exception
             try:
-                outcome: int | OSError | ValueError = self._spawned(order)
-            except (OSError, ValueError) as error:
+                outcome = self._spawned(order)
+            except Exception as error:  # who has ordered it is told, and the thread goes on
                 outcome = error
             self._outcomes.append((future, outcome))
             if not self._has_rung and self._is_enough():
@@ -134,7 +135,7 @@ class Spawner:
         while self._outcomes:
             _, outcome = self._outcomes.popleft()
             if isinstance(outcome, int):
-                _end(outcome)
+                kill_and_reap(outcome)
 
     def _is_enough(self) -> bool:
         least, most = _AT_ONCE
@@ -207,11 +208,11 @@ def _refused(code: int, order: Order) -> OSError:
 
 def _end_told(pid: asyncio.Future[int]) -> None:
     if pid.exception() is None:
-        _end(pid.result())
+        kill_and_reap(pid.result())
 
 
-def _end(pid: int) -> None:
-    """Kill what nobody waits for; it is our child and not reaped, so it is the one."""
+def kill_and_reap(pid: int) -> None:
+    """Kill and reap a child that nobody waits for and that nobody has reaped."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
