@@ -323,13 +323,14 @@ class Watcher:
     async def _start(
         self, record: JobRecord, launch: Launch, attempt: Attempt
     ) -> Started | StartFailed | Lost:
+        number = record.attempt
         try:
-            number = record.attempt
             if record.payload is not None:
                 await asyncio.to_thread(_hand_out, launch, record)
-            return await self._executor.start(launch.of_attempt(number), attempt, number)
         except OSError as error:
             return StartFailed(error=f"its payload cannot be written: {error}")
+        try:
+            return await self._executor.start(launch.of_attempt(number), attempt, number)
         except Exception as error:  # an executor's fault; the record must not stay `starting`
             LOG.exception("job %s could not be started", record.self_id)
             return StartFailed(error=f"the executor failed: {error!r}")

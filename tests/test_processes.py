@@ -955,6 +955,39 @@ asyncio.run(main())
     assert stdout == "x\n"
 
 
+@pytest.mark.parametrize("kind", ["inline", "shim"])
+async def test_where_there_are_too_few_descriptors_for_all_jobs_the_others_run(
+    tmp_path: Path, kind: str
+) -> None:
+    """And of those that do not, no process is left."""
+    program = f"""
+import asyncio, json, resource
+from anodejobs import Jobs, StoreError
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    async with Jobs("job_db", stop_grace=1, executor="{kind}") as jobs:
+        async def one(number):
+            try:
+                record = await jobs.run("exec sleep 600", f"job-{{number}}")
+            except StoreError:
+                return "refused"
+            if record.status == "failed_start":
+                return "refused" if "Too many open files" in record.error else record.error
+            return await jobs.get_status(record.self_id)
+        ran = await asyncio.gather(*(one(number) for number in range(150)))
+        running = [job for job in ran if not isinstance(job, str)]
+        others = sorted({{job for job in ran if isinstance(job, str)}})
+        ends = [await jobs.stop(job.self_id) for job in running]
+        codes = sorted({{end.exit_code for end in ends}})
+        await jobs.run("exit 3", "after")
+        print(json.dumps([others, codes, (await jobs.wait("after", timeout=60)).exit_code]))
+asyncio.run(main())
+"""
+    others, codes, after = await host(tmp_path, program)
+    assert (others, codes, after) == (["refused"], [-15], 3)
+    assert not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(tmp_path)]
+
+
 OWN_CHILDREN = """
 import asyncio, json
 from anodejobs import Jobs

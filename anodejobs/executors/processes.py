@@ -165,6 +165,9 @@ class Processes(Executor):
         theirs: dict[Stream, int] = {}
         cgroup: str | None = None
         try:
+            # All that takes descriptors of ours, before there is a process.
+            self._pumping()
+            tree.boot_id()
             cgroup = _cgroup(launch, attempt)
             for stream in STREAMS:
                 ours[stream], theirs[stream] = _pipe()
