@@ -421,11 +421,10 @@ class LogPump:
         self._stopping = False
 
     def add(self, fd: int, log: LogFile) -> Pipe:
-        """Take over the read end of a pipe."""
+        """Take over the read end of a pipe, one that blocks nobody."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="anodejobs-pump", daemon=True)
             self._thread.start()
-        os.set_blocking(fd, False)
         pipe = Pipe(fd, log)
         self._pipes.add(pipe)
         self._fresh.append(pipe)

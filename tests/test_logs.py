@@ -552,6 +552,7 @@ def pipe() -> Iterator[Pipes]:
 
         def make() -> tuple[int, FileIO]:
             reading, writing = os.pipe()
+            os.set_blocking(reading, False)
             return reading, stack.enter_context(FileIO(writing, "w"))
 
         yield make

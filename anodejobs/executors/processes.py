@@ -223,15 +223,16 @@ class Processes(Executor):
                 self._marking.mark(marks["ANODEJOBS_TOKEN"])
                 # It spawns before it waits for anything.
                 asyncio.get_running_loop().call_soon(self._marking.unmark)
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=self._null,
-                stdout=fds["stdout"],
-                stderr=fds["stderr"],
-                cwd=launch.cwd,
-                env={**launch.base_env, **own},
-                start_new_session=True,
-            )
+            with _open_for_both(fds) as own_fds:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=self._null,
+                    stdout=own_fds["stdout"],
+                    stderr=own_fds["stderr"],
+                    cwd=launch.cwd,
+                    env={**launch.base_env, **own},
+                    start_new_session=True,
+                )
             return AsyncioChild(process)
         if self._spawner is None or self._children is None:
             self._spawner, self._children = Spawner(self._marking), Children()
@@ -647,18 +648,26 @@ _STDERR_BYTES = 16 * 1024
 
 
 def _pipe() -> tuple[int, int]:
-    """Return our end of a new pipe, and the job's."""
+    """Return our end of a new pipe, which blocks nobody, and the other."""
+    if tree.IS_LINUX:
+        # Of the other end the job gets a description of its own, and that blocks.
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     ours, theirs = os.pipe()
-    if not tree.IS_LINUX:
-        return ours, theirs
+    os.set_blocking(ours, False)
+    return ours, theirs
+
+
+@contextmanager
+def _open_for_both(ends: dict[Stream, int]) -> Iterator[dict[Stream, int]]:
+    """Give the ends of pipes to write to opened anew, for reading too, where that can be done."""
+    opened: dict[Stream, int] = {}
     try:
-        # Open for both, the job's end is a reader too: without us it gets no SIGPIPE, it waits.
-        return ours, os.open(f"/proc/self/fd/{theirs}", os.O_RDWR | os.O_CLOEXEC)
-    except BaseException:
-        os.close(ours)
-        raise
+        for stream, fd in ends.items() if tree.IS_LINUX else ():
+            opened[stream] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        yield opened or ends
     finally:
-        os.close(theirs)
+        for fd in opened.values():
+            os.close(fd)
 
 
 def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:

@@ -54,6 +54,9 @@ class Order:
     stdin: int
     stdout: int
     stderr: int
+    """Ends of pipes to write to. What the program has is open for reading, too: without a reader
+    of ours it gets no SIGPIPE, it waits.
+    """
     token: str
     """What it is marked with, where that is done."""
     about_to: Callable[[], None] | None = None
@@ -73,7 +76,8 @@ class Spawner:
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
         self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
         self._has_rung = False
-        self._under_way: set[asyncio.Future[int]] = set()
+        self._under_way = 0
+        self._has_delivered = asyncio.Event()
         self._thread: Thread | None = None
 
     async def spawn(self, order: Order) -> int:
@@ -86,18 +90,20 @@ class Spawner:
             self._thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
             self._thread.start()
         pid: asyncio.Future[int] = self._loop.create_future()
-        self._under_way.add(pid)
+        self._under_way += 1
         self._orders.put((order, pid))
         try:
-            return await asyncio.shield(pid)
+            return await pid
         except asyncio.CancelledError:
-            pid.add_done_callback(_end_told)
+            if not pid.cancelled() and pid.exception() is None:  # told, and not heard
+                kill_and_reap(pid.result())
             raise
 
     async def close(self) -> None:
         """Return when nothing is under way and the thread has ended. Idempotent."""
         while self._under_way:
-            await asyncio.wait(self._under_way)
+            self._has_delivered.clear()
+            await self._has_delivered.wait()
         thread, self._thread = self._thread, None
         if thread is not None:
             self._orders.put(None)
@@ -107,11 +113,15 @@ class Spawner:
         self._has_rung = False
         while self._outcomes:
             future, outcome = self._outcomes.popleft()
-            self._under_way.discard(future)
-            if isinstance(outcome, int):
+            self._under_way -= 1
+            if future.cancelled():
+                if isinstance(outcome, int):
+                    kill_and_reap(outcome)
+            elif isinstance(outcome, int):
                 future.set_result(outcome)
             else:
                 future.set_exception(outcome)
+        self._has_delivered.set()
 
     # In the thread.
 
@@ -139,7 +149,7 @@ class Spawner:
 
     def _is_enough(self) -> bool:
         least, most = _AT_ONCE
-        enough = min(max(least, len(self._under_way) // 2), most)
+        enough = min(max(least, self._under_way // 2), most)
         return self._orders.empty() or len(self._outcomes) >= enough
 
     def _next(self) -> tuple[Order, asyncio.Future[int]] | None:
@@ -206,11 +216,6 @@ def _refused(code: int, order: Order) -> OSError:
     return OSError(code, os.strerror(code), culprit)
 
 
-def _end_told(pid: asyncio.Future[int]) -> None:
-    if pid.exception() is None:
-        kill_and_reap(pid.result())
-
-
 def kill_and_reap(pid: int) -> None:
     """Kill and reap a child that nobody waits for and that nobody has reaped."""
     os.kill(pid, signal.SIGKILL)
@@ -236,6 +241,8 @@ class _LibC:
         self.destroy_actions.argtypes = (pointer,)
         self.add_dup2 = held.posix_spawn_file_actions_adddup2
         self.add_dup2.argtypes = (pointer, number, number)
+        self.add_open = held.posix_spawn_file_actions_addopen
+        self.add_open.argtypes = (pointer, number, ctypes.c_char_p, number, ctypes.c_uint)
         self.add_chdir = held.posix_spawn_file_actions_addchdir_np
         self.add_chdir.argtypes = (pointer, ctypes.c_char_p)
         self.add_close_from = held.posix_spawn_file_actions_addclosefrom_np
@@ -278,8 +285,9 @@ def _file_actions(libc: _LibC, order: Order) -> Iterator[ctypes.Array[ctypes.c_c
             moved.append(fds[place])
     libc.init_actions(actions)
     try:
-        for place, fd in enumerate(fds):
-            _check(libc.add_dup2(actions, fd, place))
+        _check(libc.add_dup2(actions, fds[0], 0))
+        for place in (1, 2):
+            _check(libc.add_open(actions, place, b"/proc/self/fd/%d" % fds[place], os.O_RDWR, 0))
         _check(libc.add_chdir(actions, os.fsencode(order.cwd)))
         _check(libc.add_close_from(actions, 3))
         yield actions
