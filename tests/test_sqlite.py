@@ -22,7 +22,7 @@ from anodejobs import JobFilter, SqliteJobStore, Status, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
-from anodejobs.stores.base import Query, Stored
+from anodejobs.stores.base import Delete, Query, Stored
 from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
 from anodejobs.stores.sqlite_writes import Batch
@@ -447,12 +447,13 @@ async def test_a_file_of_an_earlier_version_opens_with_its_data(tmp_path, versio
         for fields in ({}, {"tags": ["green"]}, {"name": "Old"}, {"created_before": WHEN[1]}):
             assert await store.page(Query(filter=JobFilter(fields))) == [OLD_JOB.record]
         assert await store.count(JobFilter()) == {Status.failed: 1}
-        assert await store.history() == OLD_HISTORY
+        assert await store.history() == await store.history(job_id="old/job") == OLD_HISTORY
         assert await store.last_seq() == 12
-        assert await store.commit([make_save(OLD_JOB.record), make_insert(make_record())]) == [
-            13,
-            14,
-        ]
+        save = make_save(OLD_JOB.record)
+        assert await store.commit([save, make_insert(make_record())]) == [13, 14]
+        assert [event.seq for event in await store.history(job_id="old/job")] == [7, 9, 13]
+        await store.commit([Delete(record=save.record)])
+        assert [event.seq for event in await store.history()] == [14]
 
 
 async def test_a_version_1_file_of_many_jobs_opens_with_each_as_it_was(tmp_path):
