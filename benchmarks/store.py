@@ -30,18 +30,19 @@ RATE = "changes/s"
 CPU = "CPU us/change"
 
 Change = tuple[tuple[object, ...], tuple[object, ...], tuple[str, str]]
-"""The parameters of the UPDATE, those of the history's entry, the statuses from and to."""
+"""The parameters of the UPDATE and of the history's entry after its ``seq``, and the statuses from
+and to."""
 
 PRAGMAS = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL"
 UPDATE = """
-    UPDATE jobs SET revision = ?, status = ?, last_update = ?, started_at = ?, finished_at = ?,
-        submitted_at = ?, due_at = ?, number = ?, last_pid = ?, exit_code = ?, evidence = ?,
-        error = ?, reached = ?, progress = ?, cpu_seconds = ?, peak_memory_bytes = ?,
-        attempt = coalesce(?, attempt)
+    UPDATE jobs SET entry = ?, revision = ?, status = ?, last_update = ?, started_at = ?,
+        finished_at = ?, submitted_at = ?, due_at = ?, number = ?, last_pid = ?, exit_code = ?,
+        evidence = ?, error = ?, reached = ?, progress = ?, cpu_seconds = ?,
+        peak_memory_bytes = ?, attempt = coalesce(?, attempt)
     WHERE job_id = ? AND revision = ?"""
 ENTER = """
-    INSERT INTO history (seq, job_id, attempt, at, previous, status, why, ended)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO entries (seq, before, job_id, attempt, at, previous, status, why, ended)
+    VALUES (?, (SELECT entry FROM jobs WHERE job_id = ?), ?, ?, ?, ?, ?, ?, ?)"""
 LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
 COUNT = """
     INSERT INTO counters VALUES (?, ?)
@@ -164,7 +165,7 @@ def _write_each(path: Path, changes: Iterable[Change], expected: int) -> Figures
         for change in changes:
             _write(connection, change)
         figures = _figures(watch, expected)
-        ((entries,),) = connection.execute("SELECT count(previous) FROM history")
+        ((entries,),) = connection.execute("SELECT count(previous) FROM entries")
     expect("changes in the history", entries, expected)
     return figures
 
@@ -172,9 +173,9 @@ def _write_each(path: Path, changes: Iterable[Change], expected: int) -> Figures
 def _write(connection: sqlite3.Connection, change: Change) -> None:
     update, entry, (previous, status) = change
     connection.execute("BEGIN IMMEDIATE")
-    expect("rows changed", connection.execute(UPDATE, update).rowcount, 1)
     ((seq,),) = connection.execute(LAST_SEQ)
-    connection.execute(ENTER, (seq + 1, *entry))
+    connection.execute(ENTER, (seq + 1, entry[0], *entry))
+    expect("rows changed", connection.execute(UPDATE, (seq + 1, *update)).rowcount, 1)
     connection.executemany(COUNT, [(status, 1), (previous, -1), ("seq", 1)])
     connection.execute("COMMIT")
 

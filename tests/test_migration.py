@@ -182,7 +182,7 @@ async def test_a_document_and_an_event_that_came_over_as_others_are_named(tmp_pa
         connection.commit()
         with pytest.raises(StoreError, match="document 'template a' is not the same"):
             await migrate(source, tmp_path)
-        connection.execute("DELETE FROM history WHERE job_id = 'job-3' AND previous IS NOT NULL")
+        connection.execute("DELETE FROM entries WHERE job_id = 'job-3' AND previous IS NOT NULL")
     connection.close()
     with pytest.raises(StoreError, match="job 'job-3' is not the same"):
         await migrate(source, tmp_path)

@@ -22,7 +22,7 @@ from anodejobs import JobFilter, SqliteJobStore, Status, StoreError
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
-from anodejobs.stores.base import Query, Stored
+from anodejobs.stores.base import Delete, Query, Stored
 from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
 from anodejobs.stores.sqlite_writes import Batch
@@ -390,7 +390,7 @@ async def test_an_attempt_that_makes_no_sense_is_a_store_error(tmp_path, attempt
 async def test_a_history_that_makes_no_sense_is_a_store_error(tmp_path, damage):
     async with opened(tmp_path / "jobs.db") as store:
         await put(store, "a")
-        _damage(tmp_path / "jobs.db", f"history SET {damage}")
+        _damage(tmp_path / "jobs.db", f"entries SET {damage}")
         with pytest.raises(StoreError, match="cannot read"):
             await store.history()
 
@@ -431,12 +431,29 @@ async def test_a_file_of_an_earlier_version_opens_with_its_data(tmp_path, versio
         for fields in ({}, {"tags": ["green"]}, {"name": "Old"}, {"created_before": WHEN[1]}):
             assert await store.page(Query(filter=JobFilter(fields))) == [OLD_JOB.record]
         assert await store.count(JobFilter()) == {Status.failed: 1}
-        assert await store.history() == OLD_HISTORY
+        assert await store.history() == await store.history(job_id="old/job") == OLD_HISTORY
         assert await store.last_seq() == 12
-        assert await store.commit([make_save(OLD_JOB.record), make_insert(make_record())]) == [
-            13,
-            14,
-        ]
+        save = make_save(OLD_JOB.record)
+        assert await store.commit([save, make_insert(make_record())]) == [13, 14]
+        assert [event.seq for event in await store.history(job_id="old/job")] == [7, 9, 13]
+        await store.commit([Delete(record=save.record)])
+        assert [event.seq for event in await store.history()] == [14]
+
+
+async def test_what_has_a_file_open_as_it_was_before_writes_no_more_into_it(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    _bring_to(3, path)
+    enter = (
+        "INSERT INTO history (seq, job_id, attempt, at, status)"
+        " VALUES (?, 'old/job', 1, 1, 'running')"
+    )
+    with closing(sqlite3.connect(path, isolation_level=None)) as older:
+        older.execute(enter, (13,))
+        async with opened(path) as store:
+            with pytest.raises(sqlite3.OperationalError, match="no such table"):
+                older.execute(enter, (14,))
+            assert [event.seq for event in await store.history(job_id="old/job")] == [7, 9, 13]
 
 
 async def test_a_version_1_file_of_many_jobs_opens_with_each_as_it_was(tmp_path):

@@ -46,7 +46,7 @@ from anodejobs.stores.write_rows import (
     history_row,
     insert_row,
     inserted,
-    spec_row,
+    spec_rows,
 )
 
 Change = Insert | Save | Delete
@@ -99,8 +99,7 @@ class Batch:
         self._writes = writes
         self._member = member
         """Whose lease is to be renewed with it."""
-        self._specs = dict(_spec_rows(writes, environments))
-        """What each Insert, and each Save of another run, adds to the specs, by its identity."""
+        self._specs = spec_rows(writes, environments)
         self._environments = environments
         self._new_environments = environments.take_new()
         self._saves = plain_saves(writes)
@@ -337,13 +336,6 @@ def _decide(write: Write, revisions: dict[str, int]) -> bool:
         else:
             revisions[change.record.self_id] = change.record.revision
     return is_applied
-
-
-def _spec_rows(writes: Sequence[Write], environments: Environments) -> Iterator[tuple[int, Row]]:
-    for write in writes:
-        for change in changes_of(write):
-            if not isinstance(change, Delete) and change.launch is not None:
-                yield id(change), spec_row(change.record, change.launch, environments)
 
 
 def _revisions(session: Session, writes: Sequence[Write]) -> dict[str, int]:

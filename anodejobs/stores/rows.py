@@ -75,7 +75,7 @@ def fact_columns(record: JobRecord) -> Row:
     """Return the columns from ``revision`` to ``peak_memory_bytes``."""
     return (
         record.revision,
-        record.status.value,
+        str(record.status),
         micros(record.last_update) or 0,
         micros(record.started_at),
         micros(record.finished_at),

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from anodejobs.records import JobEvent
 from anodejobs.stores.base import (
     Delete,
     Insert,
-    InsertAll,
     Save,
     Stored,
     Write,
@@ -37,6 +36,7 @@ from anodejobs.stores.write_rows import (
     insert_row,
     inserted,
     spec_row,
+    spec_rows,
 )
 
 
@@ -57,20 +57,32 @@ def _update(columns: str) -> str:
 
 
 _INSERT = (
-    f"INSERT INTO jobs {_values(RECORD_COLUMNS + ', attempt')} ON CONFLICT (job_id) DO NOTHING"
+    f"INSERT INTO jobs {_values(f'entry, {RECORD_COLUMNS}, attempt')}"
+    " ON CONFLICT (job_id) DO NOTHING"
 )
 _ADD_SPECS = f"INSERT OR REPLACE INTO specs {_values('job_id, spec, launch, environment')}"
 _CHANGE_SPEC = "UPDATE specs SET spec = ? WHERE job_id = ?"
 _KEYS, _FACTS = RECORD_COLUMNS.split(", revision, ")
-_SAVE = _update(f"revision, {_FACTS}")
-_RENEW = _update(f"revision, {_FACTS}, {_KEYS.removeprefix('job_id, ')}")
+_SAVE = _update(f"entry, revision, {_FACTS}")
+_RENEW = _update(f"entry, revision, {_FACTS}, {_KEYS.removeprefix('job_id, ')}")
 _FIND = "SELECT job_id FROM jobs WHERE job_id = ?"
 _DELETE = "DELETE FROM jobs WHERE job_id = ? AND revision = ?"
-_ADD_HISTORY = (
-    f"INSERT INTO history {_values('seq, job_id, attempt, at, previous, status, why, ended')}"
-)
+_LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
+# An entry leads to the one of the same job before it. The job's row, which leads to the last one,
+# is changed after this.
+_ADD_HISTORY = """
+    INSERT INTO entries (seq, before, job_id, attempt, at, previous, status, why, ended)
+    VALUES (?, (SELECT entry FROM jobs WHERE job_id = ?), ?, ?, ?, ?, ?, ?, ?)"""
+_SET_ENTRY = "UPDATE jobs SET entry = ? WHERE job_id = ?"
+_FORGET_HISTORY = """
+    DELETE FROM entries WHERE seq IN (
+        WITH RECURSIVE mine (seq) AS (
+            SELECT entry FROM jobs WHERE job_id = ?
+            UNION ALL SELECT before FROM mine JOIN entries USING (seq)
+        )
+        SELECT seq FROM mine
+    )"""
 _FORGET_SPECS = "DELETE FROM specs WHERE job_id = ?"
-_FORGET_HISTORY = "DELETE FROM history WHERE job_id = ?"
 _ADD_TAGS = f"INSERT INTO tags {_values('tag, job_id')}"
 _FORGET_TAGS = "DELETE FROM tags WHERE job_id = ?"
 _ADD_DEPENDENCIES = f"INSERT INTO dependencies {_values('depends_on, job_id')}"
@@ -88,30 +100,10 @@ class Batch:
 
     def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
         self._writes = writes
-        self._inserts: list[tuple[Insert, Row]] = []
-        self._groups: list[tuple[InsertAll, list[Row]]] = []
-        self._renewals: list[tuple[Save, Row]] = []
-        self._saves: list[tuple[Save, Row]] = []
-        self._deletes: list[tuple[Delete, Row]] = []
-        self._specs: dict[int, Row] = {}
-        """What each Insert, and each Save of another run, adds to the specs, by its identity."""
-        for write in writes:
-            if isinstance(write, Delete):
-                self._deletes.append((write, (write.record.self_id, write.record.revision)))
-            elif isinstance(write, InsertAll):
-                self._groups.append((write, [insert_row(insert) for insert in write.inserts]))
-                for insert in write.inserts:
-                    self._specs[id(insert)] = spec_row(insert.record, insert.launch, environments)
-            elif isinstance(write, Insert):
-                self._inserts.append((write, insert_row(write)))
-                self._specs[id(write)] = spec_row(write.record, write.launch, environments)
-            elif write.launch is not None:
-                self._renewals.append((write, _renewal_row(write)))
-                self._specs[id(write)] = spec_row(write.record, write.launch, environments)
-            else:
-                self._saves.append((write, _save_row(write)))
+        self._specs = spec_rows(writes, environments)
         self._environments = environments
         self._new_environments = environments.take_new()
+        self._all = _Together(writes, self._specs)
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
         self.failure: BaseException | None = None
@@ -120,52 +112,113 @@ class Batch:
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statements. The caller has begun a transaction and commits it."""
         _execute(connection, _ADD_ENVIRONMENTS, self._new_environments)
-        # Any order of kinds will do: two writes for one job in one batch were made at once, and
-        # the one that comes second is refused by its revision.
-        applied = {
-            *_apply_each(connection, _INSERT, self._inserts),
-            *_apply_each(connection, _RENEW, self._renewals),
-            *_apply_each(connection, _SAVE, self._saves),
-            *_apply_each(connection, _DELETE, self._deletes),
-        }
-        applied |= {id(w) for w, rows in self._groups if _apply_all(connection, _INSERT, rows)}
-        changes = [change for w in self._writes if id(w) in applied for change in changes_of(w)]
-        _execute(
-            connection,
-            _ADD_SPECS,
-            [self._specs[id(change)] for change in changes if id(change) in self._specs],
-        )
-        _keep_links(connection, changes)
-        self.results = self._keep_history(connection, applied)
+        ((seq,),) = connection.execute(_LAST_SEQ).fetchall()
+        if self._all.apply(connection, seq):
+            self.results = self._all.results(seq)
+            return
+        # Some are refused, and only one by one do we learn which.
+        self.results = []
+        for write in self._writes:
+            one = _Together([write], self._specs)
+            if one.apply(connection, seq):
+                self.results += one.results(seq)
+                seq += one.entries
+            else:
+                self.results.append(None)
 
     def note_applied(self) -> None:
         """Take note that it is on disk."""
         self._environments.note_kept(self._new_environments)
 
-    def _keep_history(self, connection: sqlite3.Connection, applied: set[int]) -> list[int | None]:
-        """Write history and counters for what was applied; return the result of each write."""
-        ((seq,),) = connection.execute("SELECT value FROM counters WHERE name = 'seq'").fetchall()
-        counters: Counter[str] = Counter()
-        results: list[int | None] = []
-        history: list[Row] = []
-        for write in self._writes:
-            if id(write) not in applied:
-                results.append(None)
-            elif isinstance(write, Delete):
-                counters[write.record.status] -= 1
-                results.append(0)
-            else:
-                for change in write.inserts if isinstance(write, InsertAll) else (write,):
-                    seq += 1
-                    history.append((seq, *history_row(change)))
-                    counters["seq"] += 1
-                    counters[change.record.status] += 1
-                    if isinstance(change, Save):
-                        counters[change.previous] -= 1
-                results.append(seq)
+
+class _Together:
+    """Writes that are applied all or none: one statement for all rows of a kind."""
+
+    def __init__(self, writes: Sequence[Write], specs: Mapping[int, Row]) -> None:
+        self._history: list[Row] = []
+        """The entries, but for their ``seq``."""
+        self._changed: dict[str, list[tuple[int, Row]]] = {_INSERT: [], _RENEW: [], _SAVE: []}
+        """The rows of each statement, each with the number of its entry: 1 for the first here."""
+        self._deleted: list[Row] = []
+        self._lost: list[str] = []
+        """The statuses of what is deleted."""
+        self._linked: list[Insert | Save | Delete] = []
+        self._specs: list[Row] = []
+        self._up_to: list[int] = []
+        """How many entries there are with each write and those before it; 0 for a Delete."""
+        for write in writes:
+            for change in changes_of(write):
+                self._take(change, specs)
+            self._up_to.append(0 if isinstance(write, Delete) else self.entries)
+
+    def _take(self, change: Insert | Save | Delete, specs: Mapping[int, Row]) -> None:
+        if isinstance(change, Delete):
+            self._deleted.append((change.record.self_id, change.record.revision))
+            self._lost.append(change.record.status)
+            self._linked.append(change)
+            return
+        self._history.append(history_row(change))
+        entry = len(self._history)
+        if isinstance(change, Insert):
+            self._changed[_INSERT].append((entry, insert_row(change)))
+        elif change.launch is not None:
+            self._changed[_RENEW].append((entry, _renewal_row(change)))
+        else:
+            self._changed[_SAVE].append((entry, _save_row(change)))
+            if change.is_respecified:
+                self._linked.append(change)
+            return
+        self._specs.append(specs[id(change)])
+        self._linked.append(change)
+
+    @property
+    def entries(self) -> int:
+        """How many entries the history gets."""
+        return len(self._history)
+
+    def apply(self, connection: sqlite3.Connection, seq: int) -> bool:
+        """Execute the statements where all can be applied; return whether that was so.
+
+        ``seq`` is how far the history is.
+        """
+        if not self._are_of_different_jobs():
+            return False
+        connection.execute("SAVEPOINT together")
+        is_done = self._execute(connection, seq)
+        if not is_done:
+            connection.execute("ROLLBACK TO together")
+        connection.execute("RELEASE together")
+        return is_done
+
+    def _are_of_different_jobs(self) -> bool:
+        """Return whether the order of the kinds is of no account, nor that of the entries."""
+        job_ids = [row[0] for row in self._history + self._deleted]
+        return len(set(job_ids)) == len(job_ids)
+
+    def _execute(self, connection: sqlite3.Connection, seq: int) -> bool:
+        """Return whether each row was changed; else what was executed is to be undone."""
+        history = [(seq + n, row[0], *row) for n, row in enumerate(self._history, start=1)]
         _execute(connection, _ADD_HISTORY, history)
-        _execute(connection, _COUNT, [(name, n) for name, n in counters.items() if n])
-        return results
+        for sql, rows in self._changed.items():
+            if _execute(connection, sql, [(seq + n, *row) for n, row in rows]) < len(rows):
+                return False
+        _execute(connection, _ADD_SPECS, self._specs)
+        _keep_links(connection, self._linked)
+        _execute(connection, _COUNT, self._counts())
+        return _execute(connection, _DELETE, self._deleted) == len(self._deleted)
+
+    def _counts(self) -> list[Row]:
+        before, after = [row[3] for row in self._history], [row[4] for row in self._history]
+        lost = Counter(status for status in before + self._lost if status is not None)
+        return [
+            *Counter(after).items(),
+            *((status, -jobs) for status, jobs in lost.items()),
+            ("seq", self.entries),
+        ]
+
+    def results(self, seq: int) -> list[int | None]:
+        """Return the result of each write, applied when the history was as far as ``seq``."""
+        return [n and seq + n for n in self._up_to]
 
 
 class Restoration:
@@ -189,16 +242,19 @@ class Restoration:
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statements, as ``Batch.apply``."""
-        ((seq,),) = connection.execute("SELECT value FROM counters WHERE name = 'seq'").fetchall()
+        ((last_seq,),) = connection.execute(_LAST_SEQ).fetchall()
         taken = (connection.execute(_FIND, (i.record.self_id,)).fetchall() for i in self._inserts)
-        check_restored(seq, self._history, [row[0] for rows in taken for row in rows])
+        check_restored(last_seq, self._history, [row[0] for rows in taken for row in rows])
         _execute(connection, _ADD_ENVIRONMENTS, self._new_environments)
-        _execute(connection, _INSERT, [insert_row(insert) for insert in self._inserts])
+        _execute(connection, _INSERT, [(None, *insert_row(i)) for i in self._inserts])
         _execute(connection, _ADD_SPECS, self._specs)
         _keep_links(connection, self._inserts)
-        _execute(connection, _ADD_HISTORY, [event_row(event) for event in self._history])
+        for event in self._history:
+            seq, job_id, *rest = event_row(event)
+            connection.execute(_ADD_HISTORY, (seq, job_id, job_id, *rest))
+            connection.execute(_SET_ENTRY, (seq, job_id))
         counters = Counter(insert.record.status.value for insert in self._inserts)
-        counters["seq"] = self._last_seq - seq
+        counters["seq"] = self._last_seq - last_seq
         _execute(connection, _COUNT, list(counters.items()))
 
     def note_applied(self) -> None:
@@ -239,28 +295,6 @@ def _which(write: Save) -> Row:
     return (attempt_text(write), write.record.self_id, write.record.revision - 1)
 
 
-def _apply_each(
-    connection: sqlite3.Connection, sql: str, writes: Sequence[tuple[Write, Row]]
-) -> list[int]:
-    """Return the identities of the writes whose row was changed."""
-    if not writes:
-        return []
-    if _apply_all(connection, sql, [row for _, row in writes]):
-        return [id(write) for write, _ in writes]
-    # Some were refused, and only one by one do we learn which.
-    return [id(write) for write, row in writes if _execute(connection, sql, [row])]
-
-
-def _apply_all(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> bool:
-    """Execute the statement for all rows; or for none, where one would not be changed."""
-    connection.execute("SAVEPOINT each")
-    is_done = _execute(connection, sql, rows) == len(rows)
-    if not is_done:
-        connection.execute("ROLLBACK TO each")
-    connection.execute("RELEASE each")
-    return is_done
-
-
 def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
     """Execute the statement for all rows; return how many rows of the table it changed."""
     if not rows:
@@ -269,7 +303,10 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
 
 
 def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]) -> None:
-    """Keep what is asked for by something else than the job: its tags and its dependencies."""
+    """Keep what is asked for by something else than the job: its tags and its dependencies.
+
+    These are changes by which more happens than happens to every job.
+    """
     gone, renewed, respecified = [], [], []
     tags, dependencies = [], []
     for change in changes:
@@ -283,10 +320,8 @@ def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save 
             tags += [(tag, record.self_id) for tag in set(record.tags)]
         if isinstance(change, Save) and is_another_run:
             renewed.append(job)
-        elif isinstance(change, Save) and change.is_respecified:
-            respecified.append((spec_of(record), record.self_id))
         elif isinstance(change, Save):
-            continue
+            respecified.append((spec_of(record), record.self_id))
         dependencies += [(other, record.self_id) for other in set(record.depends_on)]
     _execute(connection, _FORGET_SPECS, gone)
     _execute(connection, _FORGET_HISTORY, gone)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobRecord
-from anodejobs.stores.base import Insert, Save, Stored, attempt_told
+from anodejobs.stores.base import (
+    Delete,
+    Insert,
+    Save,
+    Stored,
+    Write,
+    attempt_told,
+    changes_of,
+)
 from anodejobs.stores.rows import Row, fact_columns, key_columns, micros, spec_of
 
 
@@ -61,6 +70,16 @@ def attempt_text(write: Save) -> str | None:
     return None if write.attempt is None else write.attempt.to_text()
 
 
+def spec_rows(writes: Sequence[Write], environments: Environments) -> dict[int, Row]:
+    """Return what each Insert, and each Save of another run, adds to the specs, by its identity."""
+    return {
+        id(change): spec_row(change.record, change.launch, environments)
+        for write in writes
+        for change in changes_of(write)
+        if not isinstance(change, Delete) and change.launch is not None
+    }
+
+
 def spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
     """Return what the specs have of a run: its job, what was asked for, its environment's key."""
     key = environments.key(launch.base_env)
@@ -80,8 +99,8 @@ def event_row(event: JobEvent) -> Row:
 def history_row(write: Insert | Save) -> Row:
     """Return what the history has of an applied write, after its ``seq``."""
     record = write.record
-    previous = write.previous if isinstance(write, Save) else None
+    previous = str(write.previous) if isinstance(write, Save) else None
     at = micros(record.last_update) or 0
     ended = write.ended if isinstance(write, Save) else None
     told = None if ended is None else ended.model_dump_json()
-    return (record.self_id, attempt_told(write), at, previous, record.status, write.why, told)
+    return (record.self_id, attempt_told(write), at, previous, str(record.status), write.why, told)

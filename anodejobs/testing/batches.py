@@ -75,6 +75,18 @@ class BatchContract(StoreSuite):
         assert await get_record(store) == winner.record
         assert len(await store.history()) == 2
 
+    async def test_a_job_may_be_changed_more_than_once_in_a_batch(self, store: JobStore) -> None:
+        first = make_insert(make_record())
+        second = make_save(first.record, status=Status.stopping)
+        third = make_save(second.record, status=Status.finished)
+        gone = await put(store, make_record("gone"))
+        writes: list[Write] = [first, Delete(record=gone), second, make_insert(gone), third]
+        assert await store.commit(writes) == [2, 0, 3, 4, 5]
+        assert await get_record(store) == third.record
+        assert [e.seq for e in await store.history(job_id="a-job")] == [2, 3, 5]
+        assert [e.seq for e in await store.history(job_id="gone")] == [4]
+        assert await get_counts(store, JobFilter()) == {Status.running: 1, Status.finished: 1}
+
     async def test_a_batch_may_be_large(self, store: JobStore) -> None:
         inserts = [make_insert(make_record(f"{n:05}")) for n in range(2000)]
         assert await store.commit(inserts) == list(range(1, 2001))

@@ -31,6 +31,9 @@ class RestoreContract(StoreSuite):
         assert await store.commit([make_insert(record)]) == [None]
         assert await store.commit([make_save(record, exit_code=77)]) == [last_seq + 1]
         assert (await get_record(store, "job-1")).exit_code == 77
+        events = [event for event in await store.history() if event.job_id == "job-1"]
+        assert await store.history(job_id="job-1") == events
+        assert len(events) > 1
         await store.commit([Delete(record=await get_record(store, "job-1"))])
         assert await store.history(job_id="job-1") == []
 
