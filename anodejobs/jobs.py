@@ -797,12 +797,16 @@ class Jobs:
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.
 
-        Raises JobActive where it has not ended.
+        Jobs that wait for it do so no more where it has finished; else it has failed them. Raises
+        JobActive where it has not ended.
         """
         watcher, _ = await self._open()
         return await watcher.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
+        record = await self._jobdb.get(job_id)
+        if record is not None and record.status is Status.finished:
+            await self._links.release(job_id)
         deleted = await self._jobdb.delete(job_id)
         await _remove_files([] if deleted is None else [deleted])
         return deleted is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from anodejobs.errors import DependencyCycle, InvalidJob, InvalidTransition
+from anodejobs.errors import DependencyCycle, InvalidJob, InvalidTransition, JobNotFound
 from anodejobs.events import Event, Relinked
 from anodejobs.jobdb import JobDB
-from anodejobs.records import WAITING, JobFilter, JobRecord
+from anodejobs.records import WAITING, JobFilter, JobRecord, Status
 from anodejobs.stores.base import Query
 
 
@@ -25,6 +26,21 @@ class Links:
     async def remove(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job wait for that one no more. Raises InvalidTransition where it has started."""
         return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
+
+    async def release(self, job_id: str) -> None:
+        """Have nobody wait for a job that has finished: it is about to be there no more.
+
+        Whoever reads the records later would not know that, and count it as one that has failed.
+        """
+
+        def released(record: JobRecord) -> Event:
+            if record.status is not Status.pending or record.attempt > 1:  # it waits no more
+                raise InvalidTransition(record.self_id, record.status, Relinked.__name__)
+            return Relinked(depends_on=tuple(o for o in record.depends_on if o != job_id))
+
+        for dependent in await self._jobdb.dependents(job_id):
+            with contextlib.suppress(JobNotFound, InvalidTransition):
+                await self._jobdb.apply(dependent, released)
 
     async def _relink(
         self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]

@@ -614,6 +614,39 @@ async def test_a_deleted_dependency_cancels_a_job_that_waits(jobs: Jobs) -> None
     assert (record.status, record.error) == (Status.cancelled, "dependency 'first' is not there")
 
 
+async def test_a_finished_dependency_that_is_deleted_stays_met_over_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, on_close="leave", executor="shim") as jobs:
+        await jobs.submit(until(tmp_path / "go"), "long")
+        await jobs.submit("true", "short")
+        await jobs.submit("true", "waits", depends_on=["short", "long"])
+        await jobs.create("true", "created", depends_on=["short"])
+        await ended(jobs, "short")
+        assert await jobs.delete("short")
+        assert await jobs.get_dependencies("waits") == ["long"]
+    async with opened(tmp_path, executor="shim") as jobs:
+        await jobs.start("created")
+        (tmp_path / "go").touch()
+        records = await ended(jobs, "waits", "created")
+    assert [record.status for record in records] == [Status.finished] * 2
+
+
+async def test_a_queued_job_keeps_its_place_when_what_it_depended_on_is_deleted(
+    one_slot: Jobs, tmp_path: Path
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "first")).self_id)
+    await one_slot.run(until(tmp_path / "go"))
+    queued = await one_slot.submit(noting(tmp_path), "second", depends_on=["first"])
+    queued = await one_slot.wait("second", "queued")
+    await one_slot.submit(noting(tmp_path), "third")
+    await one_slot.delete("first")
+    assert await one_slot.get_status("second") == queued
+    (tmp_path / "go").touch()
+    await ended(one_slot, "second", "third")
+    assert order(tmp_path) == ["second", "third"]
+
+
 async def test_a_job_that_waits_can_be_given_another_dependency(jobs: Jobs, tmp_path: Path) -> None:
     for name in ("a", "b"):
         await jobs.submit(f"{until(tmp_path / name)}; {noting(tmp_path)}", name)

@@ -203,7 +203,11 @@ class Model:
         self.expect(job_id, Status.pending)
 
     def delete(self, job_id: str) -> None:
-        del self.jobs[job_id]
+        has_finished = self.jobs.pop(job_id).status is Status.finished
+        for other, job in self.jobs.items():
+            is_pending = job.status is Status.pending and job.attempt == 1
+            if has_finished and is_pending and job_id in job.depends_on:
+                self.link(other, [known for known in job.depends_on if known != job_id])
         self._tell_dependents(job_id, None)
 
     def relearn(self) -> None:
