@@ -228,6 +228,9 @@ class Jobs:
         options = {
             "db_path": said.db_path,
             "max_concurrent_jobs": said.max_concurrent_jobs,
+            "queues": said.queues,
+            "only_queues": said.only_queues,
+            "only_tags": said.only_tags,
             "recovery_timeout": said.recovery_timeout,
             "retention_days": said.retention_days,
             **options,

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from anodejobs.errors import InvalidJob
 from anodejobs.stores import sqlite_store
@@ -35,13 +36,13 @@ _OF_STORES: Final = {
 
 
 class JobsSettings(BaseSettings):
-    """Where the jobs of an application are kept, and how many may run. Reads nothing else.
+    """Where the jobs of an application are kept, how many may run and which. Reads nothing else.
 
     Each field is the variable of its name in capitals behind ``ANODEJOBS_``, such as
-    ``ANODEJOBS_STORE_TYPE``. What is empty is as good as not said; ``none`` is None. A ``.env`` is
-    looked for where the application runs (``JobsSettings(_env_file=…)``: elsewhere, None: not at
-    all). The jobs inherit the application's environment: a password is kept from them by a file,
-    which they are not given.
+    ``ANODEJOBS_STORE_TYPE``. What is empty is as good as not said; ``none`` is None;
+    several names are said in JSON, ``["a", "b"]``. A ``.env`` is looked for where the application
+    runs (``JobsSettings(_env_file=…)``: elsewhere, None: not at all). The jobs inherit the
+    application's environment: a password is kept from them by a file, which they are not given.
 
     Raises InvalidJob that names the variable; a password is in no message and no repr.
     """
@@ -75,6 +76,10 @@ class JobsSettings(BaseSettings):
     recovery_timeout: float = Field(default=60.0, gt=0)
     """Seconds without a sign of life after which a machine that shares the store is given up."""
     max_concurrent_jobs: int | None = Field(default=10, ge=1)
+    queues: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    """The slots of each queue that has some of its own: ``{"gpu": 1}``."""
+    only_queues: list[str] | None = Field(default=None, min_length=1)
+    only_tags: list[str] | None = Field(default=None, min_length=1)
     retention_days: float | None = Field(default=None, ge=0)
 
     def __init__(self, **values: Any) -> None:
@@ -85,8 +90,17 @@ class JobsSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            name = str(first["loc"][0])
-            raise InvalidJob(_said_as(name, in_code=name in values), first["msg"]) from None
+            name, *inside = map(str, first["loc"])
+            problem = ": ".join([*inside, first["msg"]])
+            raise InvalidJob(_said_as(name, in_code=name in values), problem) from None
+
+    @field_validator("queues", "only_queues", "only_tags", mode="before")
+    @classmethod
+    def _is_no_text(cls, value: object) -> object:
+        """Refuse what was no JSON where it was read, which comes as it is."""
+        if isinstance(value, str):
+            raise PydanticCustomError("json", 'must be JSON, as in ["a", "b"] or {"a": 1}')
+        return value
 
     def make_store(self) -> JobStore:
         """Return the store, which is not open. Raises InvalidJob where settings contradict."""

@@ -125,6 +125,42 @@ async def test_what_is_given_beside_the_settings_goes_before_them(monkeypatch, t
     assert jobs.db_path == tmp_path / "there"
 
 
+async def test_which_jobs_are_started_is_said_by_the_environment(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text('ANODEJOBS_ONLY_TAGS=["warm", "hot"]\n')
+    say(monkeypatch, ONLY_QUEUES='["narrow"]', QUEUES='{"narrow": 1}', STORE_TYPE="memory")
+    async with Jobs.from_settings(executor="inline", on_close="stop") as jobs:
+        await jobs.submit("true", "elsewhere", tags=["hot"])
+        await jobs.submit("true", "cold", queue="narrow")
+        await jobs.submit("sleep 60", "first", queue="narrow", tags=["hot"])
+        await jobs.submit("true", "second", queue="narrow", tags=["warm"])
+        await jobs.wait("first", "running")
+        assert await jobs.count({"status": "queued"}) == 3
+        await jobs.stop("first", grace=0)
+        await jobs.wait("second")
+        waiting = await jobs.list_status({"status": "queued"})
+    assert list(waiting) == ["elsewhere", "cold"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("QUEUES", '{"gpu": 1', 'must be JSON, as in ["a", "b"] or {"a": 1}'),
+        ("QUEUES", "gpu=1", 'must be JSON, as in ["a", "b"] or {"a": 1}'),
+        ("QUEUES", '["gpu"]', "Input should be a valid dictionary"),
+        ("QUEUES", '{"gpu": 0}', "gpu: Input should be greater than or equal to 1"),
+        ("ONLY_QUEUES", "gpu,mail", 'must be JSON, as in ["a", "b"] or {"a": 1}'),
+        ("ONLY_QUEUES", '{"gpu": 1}', "Input should be a valid list"),
+        ("ONLY_TAGS", "[1]", "0: Input should be a valid string"),
+        ("ONLY_TAGS", "[]", "List should have at least 1 item after validation, not 0"),
+    ],
+)
+def test_several_names_that_are_said_wrongly_are_named(monkeypatch, name, value, problem):
+    say(monkeypatch, **{name: value})
+    with pytest.raises(InvalidJob) as caught:
+        JobsSettings()
+    assert str(caught.value) == f"ANODEJOBS_{name}: {problem}"
+
+
 @pytest.mark.parametrize("kind", [POSTGRES, MYSQL], ids=["postgresql", "mysql"])
 def test_a_database_is_reached_by_its_parts(monkeypatch, kind):
     with own_database(kind) as database:
