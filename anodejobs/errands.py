@@ -2,7 +2,9 @@
 
 A host alone can reach the processes of its jobs. Whoever wants one of them signalled or ended keeps
 that as a document, of which the host is told as of everything that is written; it removes the
-document when that is done. So an errand outlives whoever asked, and waits for a host that is away.
+document when that is done. So an errand outlives whoever asked, and waits for a host that is away;
+for thirty days, by clocks on the wall that need agree no better. Who is away for longer is taken to
+be gone for good, as a container is, with all of its processes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any, Literal
 from anodejobs.events import Attempt
 from anodejobs.jobdb import JobDB
 
+_KEPT_S = 30 * 86400
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
@@ -34,7 +38,7 @@ class Errand:
 
 def document(host: str, errands: Sequence[Errand]) -> tuple[str, str, str]:
     """Return the kind, name and body of the document that asks a host for these."""
-    name = f"{time.time_ns():020} {os.urandom(8).hex()}"
+    name = f"{_name_at(time.time_ns())} {os.urandom(8).hex()}"
     return _kind(host), name, json.dumps([_to_json(errand) for errand in errands])
 
 
@@ -75,6 +79,15 @@ class Errands:
         """Tell whoever asks that it was done."""
         await self._jobdb.put_document(_kind(self._host), name, None)
 
+    async def forget_old(self) -> None:
+        """Ask nothing more of other hosts that they have not done in a long time."""
+        oldest = _name_at(time.time_ns() - _KEPT_S * 10**9)
+        for kind in await self._jobdb.document_kinds():
+            if kind.startswith(_kind("")) and kind != _kind(self._host):
+                for name in await self._jobdb.documents(kind):
+                    if name < oldest:
+                        await self._jobdb.put_document(kind, name, None)
+
     @contextmanager
     def news(self) -> Iterator[asyncio.Event]:
         """Give an event that is set whenever another process has written something."""
@@ -92,6 +105,11 @@ class Errands:
 
 def _kind(host: str) -> str:
     return f"errand of {host}"
+
+
+def _name_at(moment_ns: int) -> str:
+    """Return how the names of the documents of a moment begin."""
+    return f"{moment_ns:020}"
 
 
 def _to_json(errand: Errand) -> dict[str, Any]:

@@ -22,6 +22,7 @@ _BEATS = 3
 _LONGEST_RETRY_S = 1.0
 _LEAST_PATIENCE_S = 5.0
 """How long the store has at least to answer a host that says that it is there."""
+_FORGET_EVERY_S = 86400.0
 
 
 class Hosts:
@@ -84,6 +85,15 @@ class Hosts:
                     await asyncio.sleep(_LONGEST_RETRY_S)
                     continue
                 await news.wait()
+
+    async def serve_forgetting(self) -> None:
+        """Forget what hosts are asked for that never come back, now and every day."""
+        while True:
+            try:
+                await self._errands.forget_old()
+            except AnodeJobsError as error:
+                LOG.error("old errands of hosts that are gone are not all removed: %s", error)
+            await asyncio.sleep(_FORGET_EVERY_S)
 
     async def _run(self, name: str, errands: list[Errand]) -> None:
         works = map(self._watcher.run_errand, errands)

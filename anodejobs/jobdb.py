@@ -603,6 +603,10 @@ class JobDB:
         """Return the documents of a kind, by name."""
         return await self._store.documents(kind)
 
+    async def document_kinds(self) -> list[str]:
+        """Return every kind of which there is a document."""
+        return await self._store.document_kinds()
+
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document, None: none any more; other processes are told."""
         await self._store.put_document(kind, name, body)

@@ -344,7 +344,7 @@ class Jobs:
         if errands is not None:
             timeout_s = self._recovery_timeout_s
             hosts = Hosts(self._jobdb, watcher, errands, place.host, timeout_s)
-            duties += [hosts.serve_lease, hosts.serve_errands]
+            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
@@ -31,7 +32,7 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
 )
-from anodejobs.errands import Errands
+from anodejobs.errands import Errand, Errands, document
 from anodejobs.events import Attempt, Lost, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
@@ -386,6 +387,36 @@ async def test_an_errand_that_cannot_be_read_keeps_no_other_from_being_run(tmp_p
             await store.put_document(f"errand of {record.host}", name, body)
         await store.close()
         assert (await other.stop("x")).status is Status.stopped
+
+
+async def test_what_a_host_is_asked_for_that_never_returns_is_forgotten_in_the_end(
+    tmp_path, database
+):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "host").write_text("a")
+    told: list[int] = []
+
+    class Told(Processes):
+        async def signal(self, attempt: Attempt, signum: int) -> None:
+            told.append(signum)
+
+    store = DatabaseJobStore(database.url)
+    await store.open(lambda: None)
+    try:
+        for name, days in (("gone", 31), ("away", 29), ("a", 31)):
+            attempt = Attempt(token="gone", supervisor="gone")
+            errand = Errand(do="signal", job_id="x", attempt=attempt, signum=days)
+            kind, _, body = document(name, [errand])
+            await store.put_document(kind, f"{time.time_ns() - days * _DAY_NS:020} x", body)
+        async with host(tmp_path / "a", database, executor=Told()), asyncio.timeout(LIMIT_S):
+            while await store.document_kinds() != ["errand of away"]:
+                pass
+            assert told == [31], "a host that is back does what it was asked for, however old"
+    finally:
+        await store.close()
+
+
+_DAY_NS = 86400 * 10**9
 
 
 # Hosts that are not heard of.
