@@ -729,3 +729,67 @@ def lose_next_answer(monkeypatch: pytest.MonkeyPatch, is_committed: bool) -> Non
         raise ConnectionResetError("lost on purpose")
 
     monkeypatch.setattr(Session, "rows", rows_and_be_lost)
+
+
+# A pooler in between.
+
+
+class Pooler:
+    """Asks for the start of each connection what PgBouncer does, and hands on the rest."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = host, port
+
+    async def serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        start = await client.readexactly(4)
+        if start == b"\0\0\0\x08":  # asks for encryption first
+            await client.readexactly(4)
+            to_client.write(b"N")
+            start = await client.readexactly(4)
+        rest = await client.readexactly(int.from_bytes(start) - 4)
+        names = {name.decode() for name in rest[4:].split(b"\0")[::2] if name}
+        if unknown := names - _POOLERS:
+            problem = f"unsupported startup parameter: {min(unknown)}".encode()
+            fields = b"SFATAL\0C08P01\0M" + problem + b"\0\0"
+            to_client.write(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+            to_client.close()
+            return
+        server, to_server = await asyncio.open_connection(*self._server)
+        to_server.write(start + rest)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_hand_on(client, to_server))
+            tasks.create_task(_hand_on(server, to_client))
+
+
+_POOLERS = {
+    *("user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"),
+    "standard_conforming_strings",
+}
+"""What PgBouncer takes, by default and in every version."""
+
+
+async def _hand_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(65536):
+            target.write(data)
+    target.close()
+
+
+async def test_a_pooler_that_takes_no_settings_at_the_start_will_do(postgres: Database) -> None:
+    await empty(postgres)
+    url = make_url(postgres.url)
+    pooler = Pooler(url.host or "127.0.0.1", url.port or 5432)
+    server = await asyncio.start_server(pooler.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    through = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    store = DatabaseJobStore(through)
+    async with server:
+        await store.open(lambda: None)
+        try:
+            assert await store.commit([make_insert(make_record("a"))]) == [1]
+            assert await store.get("a") is not None
+            shown = "SELECT current_setting('idle_in_transaction_session_timeout'),"
+            shown += " current_setting('default_transaction_isolation')"
+            assert await store._server.read(shown) == [("30s", "read committed")]
+        finally:
+            await store.close()
