@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,20 @@ from anodejobs import (
     Jobs,
     MemoryJobStore,
     SqliteJobStore,
+    Status,
     StoreError,
 )
 from anodejobs.stores import from_url
-from anodejobs.stores.base import JobStore, Query
-from anodejobs.testing import DurableStoreContract, StoreContract
+from anodejobs.stores.base import Delete, JobStore, Query
+from anodejobs.stores.contents import Contents
+from anodejobs.testing import (
+    DurableStoreContract,
+    StoreContract,
+    make_insert,
+    make_record,
+    make_save,
+)
+from tests.steps import steps_in
 
 
 class TestMemoryJobStore(StoreContract):
@@ -120,3 +130,29 @@ def test_a_query_that_cannot_be_answered_is_an_invalid_job(wrong):
     with pytest.raises(InvalidJob) as caught:
         Query(filter=JobFilter(), **wrong)
     assert caught.value.field == next(iter(wrong))
+
+
+def test_counting_by_status_looks_at_no_job():
+    def steps(jobs: int) -> int:
+        contents = Contents()
+        _, changes = contents.decide([make_insert(make_record(f"{n}")) for n in range(jobs)])
+        contents.apply(changes)
+        filters = [JobFilter(), JobFilter(status=["queued", "running"])]
+        return steps_in(lambda: [contents.count(filter) for filter in filters])
+
+    assert steps(10) == steps(100)
+
+
+def test_what_is_counted_by_status_is_what_there_is():
+    contents = Contents()
+    record = make_record("a")
+    for write in (
+        make_insert(record),
+        make_insert(make_record("b")),
+        make_save(record, status=Status.running),
+        Delete(record=make_record("b")),
+    ):
+        contents.apply(contents.decide([write])[1])
+        known = Counter(job.record.status for job in contents.jobs.values())
+        assert Counter(contents.count(JobFilter())) == known
+        assert contents.count(JobFilter(status="running")) == {"running": known["running"]}

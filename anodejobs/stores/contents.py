@@ -71,6 +71,7 @@ class Contents:
         self.history: list[JobEvent] = []
         """In the order of their ``seq``."""
         self.last_seq = 0
+        self._by_status: Counter[Status] = Counter()
         self._documents: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     # Writing.
@@ -93,18 +94,24 @@ class Contents:
         for change in changes:
             match change:
                 case Kept(stored):
+                    self._note_gone(self.jobs.get(stored.record.self_id))
                     self.jobs[stored.record.self_id] = stored
+                    self._by_status[stored.record.status] += 1
                 case Told(event):
                     self.history.append(event)
                     self.last_seq = event.seq
                 case Gone(job_id):
-                    self.jobs.pop(job_id, None)
+                    self._note_gone(self.jobs.pop(job_id, None))
                     gone[job_id] = self.last_seq
                 case Document():
                     self._put(change)
         if gone:
             # Once for all of them: the history is long, and old jobs are removed by hundreds.
             self.history = [e for e in self.history if e.seq > gone.get(e.job_id or "", 0)]
+
+    def _note_gone(self, stored: Stored | None) -> None:
+        if stored is not None:
+            self._by_status[stored.record.status] -= 1
 
     def _put(self, document: Document) -> None:
         if document.body is None:
@@ -142,6 +149,9 @@ class Contents:
 
     def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
+        if not any(wanted is not None for name, wanted in filter if name != "status"):
+            statuses = Status if filter.status is None else filter.status
+            return {status: self._by_status[status] for status in statuses}
         records = (stored.record for stored in self.jobs.values())
         return Counter(record.status for record in records if filter.matches(record))
 
