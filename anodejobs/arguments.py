@@ -11,7 +11,8 @@ from typing import Any, Literal
 from anodejobs.errors import InvalidJob, WaitTimeout
 from anodejobs.events import utc_now
 from anodejobs.executors.base import STREAMS, Stream
-from anodejobs.records import JobFilter, JobRecord, Status, check_seconds
+from anodejobs.fields import check_seconds
+from anodejobs.records import JobFilter, JobRecord, Status
 
 AnyFilter = JobFilter | Mapping[str, Any]
 AnyStatus = Status | str

@@ -62,6 +62,7 @@ from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
+from anodejobs.fields import check_seconds
 from anodejobs.follower import Follower
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
@@ -86,7 +87,6 @@ from anodejobs.records import (
     Scheduled,
     Status,
     Usage,
-    check_seconds,
 )
 from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Choice, Scheduler

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, ConfigDict, Field
 
 from anodejobs.errors import InvalidJob
-from anodejobs.records import _Model
+from anodejobs.models import Model
 
 __all__ = ["Limits", "check_limits"]
 
@@ -38,7 +38,7 @@ def _absolute(path: str) -> str:
 _Who = Annotated[str | int, AfterValidator(_who)]
 
 
-class Limits(_Model):
+class Limits(Model):
     """The limits of a job; None is what the application itself has.
 
     ``memory_max``, ``cpus`` and ``tasks_max`` hold for all processes of the job together, in a
@@ -83,7 +83,7 @@ class Limits(_Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+            self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
 

@@ -3,33 +3,43 @@
 All are frozen pydantic models, so FastAPI returns them as they are. A field can be named through
 its class (``JobRecord({JobRecord.self_id: "a"})``), read by attribute or by key
 (``record["self_id"]``), and spelled with the prefix ``f_``. Wrong input raises ``InvalidJob``
-naming the field. This module knows neither stores nor processes.
+naming the field. What a field may hold is in ``fields``, what models share in ``models``. This
+module knows neither stores nor processes.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
 )
-from pydantic_core import from_json
 
-from anodejobs.errors import InvalidJob
 from anodejobs.events import Evidence
+from anodejobs.fields import (
+    Command,
+    Environment,
+    Folder,
+    JobId,
+    Metadata,
+    Moment,
+    Payload,
+    QueueName,
+    Rank,
+    Seconds,
+    Tags,
+    Text,
+)
 from anodejobs.jobqueue import DEFAULT_QUEUE, Priority
+from anodejobs.models import Model
 
 if TYPE_CHECKING:
     from anodejobs.limits import Limits
@@ -118,213 +128,13 @@ ALIVE = frozenset(Status) - TERMINAL - WAITING
 """The statuses of a job of which an attempt is under way."""
 
 
-def _as_utc(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC)
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("lies outside the years that can be told") from None
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("cannot be written as UTF-8") from None
-    return text
-
-
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("contains a NUL byte")
-    return _text(text)
-
-
-def _json(value: JsonValue) -> JsonValue:
-    try:
-        text = _text(json.dumps(value, ensure_ascii=False, allow_nan=False))
-        from_json(f'{{"metadata":{text}}}')  # which has a limit to how deep it reads
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"cannot be written as JSON: {error}") from None
-    return value
-
-
-def _job_id(text: str) -> str:
-    if not 1 <= len(text) <= 200:
-        raise ValueError(f"must have 1 to 200 characters, not {len(text)}")
-    if not text.isprintable():
-        raise ValueError("must be printable: no control characters")
-    return text
-
-
-def _command(command: str | list[str]) -> str | list[str]:
-    if not command or not (command if isinstance(command, str) else command[0]).strip():
-        raise ValueError("is empty")
-    for part in (command,) if isinstance(command, str) else command:
-        _no_nul(part)
-    return command
-
-
-def _environment(envs: dict[str, str]) -> dict[str, str]:
-    for name, value in envs.items():
-        if not name or "=" in name or "\0" in name:
-            raise ValueError(f"{name!r} cannot name an environment variable")
-        try:
-            bad = "a NUL byte" if b"\0" in os.fsencode(value) else None
-            os.fsencode(name)
-        except UnicodeEncodeError:
-            bad = "what the system cannot encode"
-        if bad is not None:  # which is not shown: it may be a secret
-            raise ValueError(f"the value of {name!a} contains {bad}")
-    return envs
-
-
-def _rank(value: Any) -> Any:
-    """Take a priority by its name too."""
-    if isinstance(value, str):
-        if value not in Priority.__members__:
-            raise ValueError(f"must be {', '.join(map(repr, Priority.__members__))} or an int")
-        return Priority[value].value
-    return value.value if isinstance(value, Priority) else value
-
-
-def _seconds(value: float) -> float:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError("must be a finite number of seconds, zero or more")
-    return value
-
-
-def check_seconds(field: str, value: float) -> float:
-    """Return a number of seconds, or raise ``InvalidJob``."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InvalidJob(field, "must be a number of seconds")
-    try:
-        return _seconds(float(value))
-    except (ValueError, OverflowError):
-        raise InvalidJob(field, "must be a finite number of seconds, zero or more") from None
-
-
-Moment = Annotated[datetime, Field(strict=False), AfterValidator(_as_utc)]
-Seconds = Annotated[float, AfterValidator(_seconds)]
-JobId = Annotated[str, AfterValidator(_job_id)]
-Text = Annotated[str, AfterValidator(_text)]
-QueueName = Annotated[str, AfterValidator(_job_id)]
-Payload = Annotated[JsonValue, AfterValidator(_json)]
-Rank = Annotated[int, BeforeValidator(_rank), Field(ge=-(2**63), lt=2**63)]
 OnDependencyFailure = Literal["cancel", "run", "hold"]
 Restart = Literal["never", "on-failure", "always"]
-Metadata = Annotated[dict[str, JsonValue], AfterValidator(_json)]
-Tags = Annotated[
-    list[Text],
-    Field(strict=False),
-    BeforeValidator(lambda v: list(v) if isinstance(v, (set, frozenset, tuple)) else v),
-]
-
-
-if TYPE_CHECKING:
-    from pydantic._internal._model_construction import ModelMetaclass
-else:
-    ModelMetaclass = type(BaseModel)  # which pydantic does not export
-
-
-class _NamesFields(ModelMetaclass):
-    """Makes ``Model.field`` and ``Model.f_field`` give the field's name."""
-
-    _is_making = False
-
-    def __new__(mcs, *args: Any, **kwargs: Any) -> Any:
-        # Asked while pydantic collects the fields of a subclass, the honest answer is "no default".
-        _NamesFields._is_making = True
-        try:
-            return super().__new__(mcs, *args, **kwargs)
-        finally:
-            _NamesFields._is_making = False
-
-    def __getattr__(cls, name: str) -> Any:  # noqa: N805  # a metaclass's self is a class
-        field = name.removeprefix("f_")
-        if not _NamesFields._is_making and field in cls.__dict__.get("__pydantic_fields__", ()):
-            return field
-        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
-
-
-_set = object.__setattr__  # past the frozen model's own
-
-
-class _Model(BaseModel, metaclass=_NamesFields):
-    """The habits all models share: a mapping or keywords in, attributes or keys out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    _all_fields: ClassVar[set[str]]
-    """The names of all fields: one set, shared by all that ``trusted`` makes."""
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls._all_fields = set(cls.model_fields)
-
-    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
-        if isinstance(data, _Model):
-            data = data.model_dump(exclude_unset=True)
-        fields = {**(data or {}), **fields}
-        for name in fields:
-            if not isinstance(name, str):
-                raise InvalidJob(repr(name), "there is no such field")
-        try:
-            super().__init__(**fields)
-        except ValidationError as error:
-            raise _named(error) from None
-
-    def __getitem__(self, key: str) -> Any:
-        field = key.removeprefix("f_")
-        if field not in type(self).model_fields:
-            raise KeyError(key)
-        return getattr(self, field)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            field = name.removeprefix("f_")
-            if field != name and field in type(self).model_fields:
-                return getattr(self, field)
-            return super().__getattr__(name)
-
-    def changed(self, changes: Mapping[str, Any]) -> Self:
-        """Return a copy with the changes, which are trusted to be right.
-
-        As ``model_copy(update=changes)``, in a fraction of the time: it is made for every event.
-        """
-        return self.trusted({**self.__dict__, **changes})
-
-    @classmethod
-    def trusted(cls, values: dict[str, Any]) -> Self:
-        """Return the model with all its values, which are trusted to be right."""
-        made = object.__new__(cls)
-        _set(made, "__dict__", values)
-        _set(made, "__pydantic_fields_set__", cls._all_fields)
-        _set(made, "__pydantic_extra__", None)
-        _set(made, "__pydantic_private__", None)
-        return made
-
-    @classmethod
-    def check(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the model these fields make, or raise ``InvalidJob``."""
-        return cls(fields)
-
-
-def _named(error: ValidationError) -> InvalidJob:
-    """Name the first wrong field, without repeating values: they may be secrets."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    # What follows the field is a place inside it, or the name of a union's member.
-    field = str(first["loc"][0]) if first["loc"] else "job"
-    if first["type"] == "extra_forbidden":
-        return InvalidJob(field, "there is no such field")
-    return InvalidJob(field, first["msg"].removeprefix("Value error, "))
-
 
 _Status = Status  # under a name that the class attribute of the record does not hide
 
 
-class JobRecord(_Model):
+class JobRecord(Model):
     """The state of a job at one moment. Times are aware UTC."""
 
     Status: ClassVar[type[_Status]] = Status
@@ -408,7 +218,7 @@ class JobRecord(_Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+            self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
     @property
@@ -436,7 +246,7 @@ def _several(value: Any) -> Any:
 _AnyOf = Annotated[list[str], BeforeValidator(_several)]
 
 
-class JobFilter(_Model):
+class JobFilter(Model):
     """Which records to give: those that match every field set here.
 
     A field takes one value, or a list where any of several will do; ``tags`` must all be there.
@@ -461,7 +271,7 @@ class JobFilter(_Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[Any, Any] | _Model | None = None, /, **fields: Any
+            self, data: Mapping[Any, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
     def matches(self, record: JobRecord) -> bool:
@@ -504,26 +314,17 @@ def _created(record: JobRecord) -> datetime:
     return record.created_at or datetime.min.replace(tzinfo=UTC)
 
 
-class JobSpec(_Model):
+class JobSpec(Model):
     """What a job is made from: the arguments of ``Jobs.run``, checked."""
 
     model_config = ConfigDict(strict=True)
 
-    command: Annotated[
-        str | list[str],
-        BeforeValidator(lambda v: list(v) if isinstance(v, tuple) else v),
-        AfterValidator(_command),
-    ]
+    command: Command
     """A string goes to ``/bin/sh -c``, a list is executed directly."""
     job_id: JobId | None = None
-    cwd: Annotated[
-        str, BeforeValidator(lambda v: os.fspath(v) if isinstance(v, os.PathLike) else v),
-        AfterValidator(_no_nul),
-    ] | None = None  # fmt: skip
+    cwd: Folder | None = None
     # Factories: a default that is an object is copied deeply for each job.
-    envs: Annotated[
-        dict[str, str], AfterValidator(_environment), Field(repr=False, default_factory=dict)
-    ]
+    envs: Annotated[Environment, Field(repr=False, default_factory=dict)]
     inherit_env: bool = True
     name: Text | None = None
     description: Text | None = None
@@ -554,7 +355,7 @@ class JobSpec(_Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any
+            self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
 
@@ -614,7 +415,7 @@ class JobOptions(TypedDict, total=False):
     call: str
 
 
-class AttemptRecord(_Model):
+class AttemptRecord(Model):
     """One attempt of a job, as ``Jobs.attempts`` tells it."""
 
     attempt: int
@@ -631,7 +432,7 @@ class AttemptRecord(_Model):
     peak_memory_bytes: int | None = None
 
 
-class Scheduled(_Model):
+class Scheduled(Model):
     """A schedule, as ``Jobs.schedules`` tells it."""
 
     name: str
@@ -644,7 +445,7 @@ class Scheduled(_Model):
     """The id of the last job that it made."""
 
 
-class BatchProgress(_Model):
+class BatchProgress(Model):
     """How far a batch is."""
 
     total: int
@@ -658,7 +459,7 @@ class BatchProgress(_Model):
         return self.ended / self.total
 
 
-class Durations(_Model):
+class Durations(Model):
     """How long jobs ran, each from the start of its last attempt to its end, in seconds."""
 
     count: int = 0
@@ -668,7 +469,7 @@ class Durations(_Model):
     max: float | None = None
 
 
-class Metrics(_Model):
+class Metrics(Model):
     """How many jobs there are of what, as ``Jobs.metrics`` tells it: all of one moment."""
 
     by_status: dict[Status, int]
@@ -687,7 +488,7 @@ class Metrics(_Model):
     """Attempts after the first, restarts included, and those that wait for their time."""
 
 
-class JobEvent(_Model):
+class JobEvent(Model):
     """One thing that happened, as ``Jobs.events`` and ``Jobs.history`` tell it.
 
     ``kind`` is ``status`` (the job went from ``previous`` to ``status``), ``log`` (``stream`` has
@@ -715,7 +516,7 @@ class JobEvent(_Model):
     """What the job says beside it, one line."""
 
 
-class Usage(_Model):
+class Usage(Model):
     """What the processes of a job use at the moment."""
 
     processes: int

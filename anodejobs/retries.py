@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 
 from anodejobs.errors import InvalidJob
-from anodejobs.records import Seconds, _Model, check_seconds
+from anodejobs.fields import Seconds, check_seconds
+from anodejobs.models import Model
 
 __all__ = [
     "ExponentialBackoff",
@@ -91,7 +92,7 @@ class Failure:
     """A random number, at least 0 and below 1, for policies with jitter."""
 
 
-class RetryPolicy(_Model):
+class RetryPolicy(Model):
     """How long to wait before a job that failed is tried again.
 
     A policy of your own is a subclass at the top of a module that can be imported. It is stored
@@ -115,7 +116,7 @@ class RetryPolicy(_Model):
     """Whether a lost attempt is retried. It may have succeeded: nobody saw its exit."""
 
     def __init__(self, *values: Any, **fields: Any) -> None:
-        if len(values) == 1 and isinstance(values[0], (Mapping, _Model)):
+        if len(values) == 1 and isinstance(values[0], (Mapping, Model)):
             super().__init__(values[0], **fields)
             return
         own = [name for name in type(self).model_fields if name not in RetryPolicy.model_fields]
@@ -300,7 +301,7 @@ def _imported(kind: str) -> type[RetryPolicy]:
     return found
 
 
-class RestartPolicy(_Model):
+class RestartPolicy(Model):
     """Whether and when a service whose process has ended is started again.
 
     The first restart comes after ``initial`` seconds, and each further one after ``multiplier``
@@ -321,7 +322,7 @@ class RestartPolicy(_Model):
     """None: it is never given up."""
     window: Delay = 600.0
 
-    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
+    def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         super().__init__(data, **fields)
         _check_order(self.initial, self.max)
 

@@ -24,7 +24,8 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from anodejobs.errors import InvalidJob
-from anodejobs.records import Seconds, _Model
+from anodejobs.fields import Seconds
+from anodejobs.models import Model
 
 __all__ = ["Due", "Schedule", "ScheduleOptions", "due", "next_after"]
 
@@ -121,7 +122,7 @@ _Moment = Annotated[
 ]
 
 
-class Schedule(_Model):
+class Schedule(Model):
     """When to run something: exactly one of ``cron``, ``every`` and ``at``.
 
     Moments without a time zone (``at``, ``start``, ``end``) are in that of ``tz``; read back, they
@@ -159,7 +160,7 @@ class Schedule(_Model):
     """What a firing does while the job of the one before has not ended: start another one, start
     none, or have it wait for the end."""
 
-    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
+    def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         super().__init__(data, **fields)
         given = [name for name in ("cron", "every", "at") if self[name] is not None]
         if len(given) != 1:

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Final, Literal, Required, cast
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from anodejobs.errors import InvalidJob
-from anodejobs.records import JobId, JobOptions, JobSpec, Text, _Model, _no_nul
+from anodejobs.fields import JobId, Text, no_nul
+from anodejobs.models import Model
+from anodejobs.records import JobOptions, JobSpec
 
 __all__ = ["Parameter", "Rendered", "Template", "render"]
 
@@ -32,7 +34,7 @@ _Number = int | Annotated[float, Field(allow_inf_nan=False)]
 _Given = bool | _Number | str
 
 
-class Parameter(_Model):
+class Parameter(Model):
     """What a parameter of a template takes.
 
     The program is given a float as ``0.25``, a bool as ``true`` or ``false``, all else as it is.
@@ -58,7 +60,7 @@ class Parameter(_Model):
     out with the argument that names it."""
     description: Text | None = None
 
-    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
+    def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         super().__init__(data, **fields)
         self._check()
 
@@ -85,7 +87,7 @@ class Parameter(_Model):
             raise ValueError(f"must match {self.pattern}")
         if isinstance(given, bool):
             return "true" if given else "false"
-        return _no_nul(_written(given))
+        return no_nul(_written(given))
 
     def _check(self) -> None:
         """Raise InvalidJob where the fields, each of them right, do not fit together."""
@@ -194,7 +196,7 @@ class Template(JobSpec):
         default_factory=dict
     )
 
-    def __init__(self, data: Mapping[str, Any] | _Model | None = None, /, **fields: Any) -> None:
+    def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         super().__init__(data, **fields)
         _check_environment(self)
         if isinstance(self.command, str):

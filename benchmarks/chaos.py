@@ -28,7 +28,6 @@ from anodejobs.stores.sqlite import SqliteJobStore
 from benchmarks import chaos_processes as processes
 from benchmarks.chaos_findings import Findings, look
 from benchmarks.chaos_jobs import plan_of
-from benchmarks.side import ROOT
 
 KINDS = ("host", "shim", "both")
 
@@ -71,15 +70,8 @@ class Round:
 
     @contextmanager
     def _host(self) -> Iterator[subprocess.Popen[bytes]]:
-        with (self.place / "host.log").open("ab") as log:
-            host = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.chaos_host", *self._arguments],
-                cwd=ROOT,
-                env=processes.environment(self.place),
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us
-            )
+        log = self.place / "host.log"
+        host = processes.start_host("chaos_host", *self._arguments, place=self.place, log=log)
         try:
             yield host
         finally:

@@ -1,15 +1,18 @@
-"""The processes of one chaos: found by a mark in their environment, and ended (Linux)."""
+"""The processes of one chaos: begun, found by a mark in their environment, and ended (Linux)."""
 
 from __future__ import annotations
 
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from anodejobs.executors.supervisors import is_locked
+from benchmarks.side import ROOT
 
 MARK = "ANODEJOBS_CHAOS"
 """The variable that names the directory: a host has it, a shim and a job inherit it."""
@@ -17,9 +20,20 @@ MARK = "ANODEJOBS_CHAOS"
 _KILLING_S = 20.0
 
 
-def environment(place: Path) -> dict[str, str]:
-    """Return what a host of this chaos gets as its environment."""
-    return {**os.environ, MARK: str(place)}
+def start_host(
+    module: str, *arguments: str, place: Path, log: Path, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program of the benchmarks as a host of this chaos; ``log`` gets its errors."""
+    with log.open("ab") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+            cwd=ROOT,
+            env={**os.environ, MARK: str(place)},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C is for us
+        )
 
 
 def marked(place: Path) -> dict[int, dict[str, str]]:

@@ -12,6 +12,8 @@ from benchmarks.rounds import SideUnavailableError
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
+    from anodejobs.stores.base import JobStore
+
 POSTGRES = "ANODEJOBS_BENCH_POSTGRES"
 MYSQL = "ANODEJOBS_BENCH_MYSQL"
 
@@ -30,6 +32,15 @@ async def own_database(variable: str) -> AsyncIterator[str]:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:
         await _execute(url, f"DROP DATABASE {name}")
+
+
+@asynccontextmanager
+async def own_store(variable: str) -> AsyncIterator[JobStore]:
+    """Give a store, not open yet, whose records are in such a database."""
+    async with own_database(variable) as url:
+        from anodejobs.stores.database import DatabaseJobStore
+
+        yield DatabaseJobStore(url)
 
 
 async def _execute(url: URL, sql: str) -> None:

@@ -25,7 +25,6 @@ import psutil
 
 from anodejobs import JobRecord, Jobs, Status
 from benchmarks import chaos_processes as processes
-from benchmarks.side import ROOT
 
 BATCH = 500
 """How many jobs are submitted together."""
@@ -89,16 +88,8 @@ class Shared:
         folder = self._folder(n)
         folder.mkdir()
         arguments = [str(folder / "db"), self.url, str(self.slots), str(self.recovery_timeout_s)]
-        with (self.place / "host.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.hosts_host", *arguments],
-                cwd=ROOT,
-                env=processes.environment(folder),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us
-            )
+        log, pipe = self.place / "host.log", subprocess.PIPE
+        return processes.start_host("hosts_host", *arguments, place=folder, log=log, stdout=pipe)
 
     def _folder(self, n: int) -> Path:
         return self.place / str(n)

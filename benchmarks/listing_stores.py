@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.databases import MYSQL, POSTGRES, own_database
+from benchmarks.databases import MYSQL, POSTGRES, own_store
 from benchmarks.listing import COUNTS, PAGES, asked, ended_jobs
 from benchmarks.rounds import Figures, Row, Size, Subject
 
@@ -29,18 +29,13 @@ async def memory(place: Path, size: Size) -> Figures:
 
 
 async def postgresql(place: Path, size: Size) -> Figures:
-    return await _in_database(POSTGRES, place, size)
+    async with own_store(POSTGRES) as store:
+        return await _asked(store, place, size)
 
 
 async def mysql(place: Path, size: Size) -> Figures:
-    return await _in_database(MYSQL, place, size)
-
-
-async def _in_database(variable: str, place: Path, size: Size) -> Figures:
-    async with own_database(variable) as url:
-        from anodejobs import DatabaseJobStore
-
-        return await _asked(DatabaseJobStore(url), place, size)
+    async with own_store(MYSQL) as store:
+        return await _asked(store, place, size)
 
 
 async def _asked(store: JobStore, place: Path, size: Size) -> Figures:

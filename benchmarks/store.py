@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.databases import MYSQL, POSTGRES, own_database
+from benchmarks.databases import MYSQL, POSTGRES, own_database, own_store
 from benchmarks.measure import Stopwatch
 from benchmarks.programs import expect
 from benchmarks.rounds import Figures, Row, Size, Subject, at_least
@@ -70,19 +70,14 @@ async def anodejobs_memory(place: Path, size: Size) -> Figures:
 
 async def postgresql(place: Path, size: Size) -> Figures:
     """The same, in a database of its own on the server that the environment names."""
-    return await _in_database(POSTGRES, place, size)
+    async with own_store(POSTGRES) as store:
+        return await _by_jobdb(store, place, size)
 
 
 async def mysql(place: Path, size: Size) -> Figures:
     """The same, for MySQL or MariaDB."""
-    return await _in_database(MYSQL, place, size)
-
-
-async def _in_database(variable: str, place: Path, size: Size) -> Figures:
-    async with own_database(variable) as url:
-        from anodejobs.stores.database import DatabaseJobStore
-
-        return await _by_jobdb(DatabaseJobStore(url), place, size)
+    async with own_store(MYSQL) as store:
+        return await _by_jobdb(store, place, size)
 
 
 async def orm_sqlite(place: Path, size: Size) -> Figures:

@@ -24,7 +24,6 @@ from anodejobs.records import JobFilter, Status
 from anodejobs.stores.base import Query
 from anodejobs.stores.sqlite import SqliteJobStore
 from benchmarks import chaos_processes as processes
-from benchmarks.side import ROOT
 from benchmarks.turns_host import CLOSED_EARLY, is_narrow, job_id
 
 MOST_TAKEOVER_S = 1.0
@@ -69,15 +68,8 @@ class Game:
     def _host(self, number: int) -> subprocess.Popen[bytes]:
         first, end = (self.jobs * n // self.processes for n in (number, number + 1))
         arguments = [str(self.place), *map(str, (first, end, self.slots, self.narrow))]
-        with (self.place / "host.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.turns_host", *arguments],
-                cwd=ROOT,
-                env=processes.environment(self.place),
-                stdin=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us
-            )
+        log = self.place / "host.log"
+        return processes.start_host("turns_host", *arguments, place=self.place, log=log)
 
     def _go_on(self, hosts: dict[int, subprocess.Popen[bytes]]) -> None:
         """Have another one in the place of each that was ended before its jobs."""

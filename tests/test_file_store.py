@@ -23,7 +23,8 @@ from anodejobs.logs import log_name
 from anodejobs.stores import file_folder
 from anodejobs.stores.base import Delete, Insert, Query
 from anodejobs.testing import make_insert, make_record, make_save
-from tests.test_sqlite import IS_LINUX, PATIENCE_S, ends_well, process
+from tests.programs import ends_well, process
+from tests.test_sqlite import IS_LINUX, PATIENCE_S
 
 CHILD = """
 import asyncio, os, resource, signal, subprocess, sys

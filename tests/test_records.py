@@ -27,14 +27,8 @@ from anodejobs import (
     Status,
     Usage,
 )
-from anodejobs.records import (
-    TERMINAL,
-    AttemptRecord,
-    BatchProgress,
-    FilterOptions,
-    Priority,
-    check_seconds,
-)
+from anodejobs.fields import check_seconds
+from anodejobs.records import TERMINAL, AttemptRecord, BatchProgress, FilterOptions, Priority
 
 NOON = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from anodejobs import JobRecord, Jobs, Status
 from anodejobs.executors import pidfds, tree
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
+from tests.programs import application
 
 pytestmark = pytest.mark.smoke
 
@@ -52,21 +52,10 @@ WAIT_FOR_GO = "while not os.path.exists('go'): time.sleep(0.01)\n"
 NUMBERED = "".join(f"{i}\n" for i in range(2000))
 
 
-@contextmanager
-def host(directory: Path, body: str) -> Iterator[subprocess.Popen[str]]:
+def host(directory: Path, body: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run an application that does ``body`` and then waits to be killed."""
-    code = HOST.format(body=textwrap.indent(textwrap.dedent(body), " " * 8).strip())
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=directory, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    body = textwrap.indent(textwrap.dedent(body), " " * 8).strip()
+    return application(HOST.format(body=body), directory)
 
 
 def killed_host(directory: Path, body: str) -> None:

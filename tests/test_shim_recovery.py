@@ -8,11 +8,10 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ import pytest
 from anodejobs import JobRecord, Jobs, Status
 from anodejobs.executors import shim, tree
 from tests.conftest import has_died, python
+from tests.programs import application
 from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
 
 REAPED = """
@@ -94,22 +94,12 @@ STUBBORN = (
 )
 
 
-@contextmanager
-def host(directory: Path, body: str, setup: str = "") -> Iterator[subprocess.Popen[str]]:
+def host(
+    directory: Path, body: str, setup: str = ""
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run an application that does ``body`` and then waits to be killed."""
     body = textwrap.indent(textwrap.dedent(body), " " * 8).strip()
-    code = HOST.format(reaped=REAPED, setup=setup, body=body)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=directory, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    return application(HOST.format(reaped=REAPED, setup=setup, body=body), directory)
 
 
 def killed_host(directory: Path, body: str, setup: str = "") -> None:

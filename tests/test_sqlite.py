@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
 from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_record, make_save
+from tests.programs import ends_well, process
 
 IS_LINUX = sys.platform == "linux"
 PATIENCE_S = 60.0
@@ -150,26 +151,9 @@ async def ids_in(store: SqliteJobStore) -> list[str]:
     return [record.self_id for record in await store.page(query)]
 
 
-@contextmanager
-def process(*command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a program that talks through its pipes, and is killed if the test does not end it."""
-    with subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
 def child(body: str) -> tuple[str, ...]:
     """Return the command that runs the body of a coroutine; its ``store`` is in the folder."""
     return sys.executable, "-c", CHILD.format(body=body)
-
-
-def ends_well(running: subprocess.Popen[str]) -> bool:
-    running.stdin.close()
-    return running.wait() == 0
 
 
 # The file.

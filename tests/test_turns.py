@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from anodejobs import Jobs, Status
 from anodejobs.succession import Succession
 from benchmarks.turns import Game, most_at_once
+from tests.programs import application
 
 LIMIT_S = 60.0
 
@@ -40,20 +39,9 @@ asyncio.run(main())
 """
 
 
-@contextmanager
-def first(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def first(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run an application whose turn it is."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", FIRST], cwd=folder, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    return application(FIRST, folder)
 
 
 def second(folder: Path, **options: Any) -> Jobs:
@@ -138,20 +126,12 @@ async def test_a_nudge_while_the_turn_is_taken_changes_nothing(tmp_path: Path) -
     one.release()
 
 
-@contextmanager
-def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run a process that has the turn."""
     code = "import asyncio, sys; from pathlib import Path"
     code += "; from anodejobs.succession import Succession; one = Succession(Path('lock'))"
     code += "; asyncio.run(one.succeed()); print('ready', flush=True); sys.stdin.read()"
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=folder, stdin=pipe, stdout=pipe, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+    return application(code, folder)
 
 
 async def test_the_turn_of_a_process_that_has_died_is_taken(tmp_path: Path) -> None:

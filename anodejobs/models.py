@@ -1,0 +1,113 @@
+"""The habits that all models share.
+
+A mapping or keywords in, attributes or keys out; a field can be named through its class, and
+spelled with the prefix ``f_``. Wrong input raises ``InvalidJob`` naming the field. This module
+knows no job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from anodejobs.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # which pydantic does not export
+
+
+class _NamesFields(ModelMetaclass):
+    """Makes ``Model.field`` and ``Model.f_field`` give the field's name."""
+
+    _is_making = False
+
+    def __new__(mcs, *args: Any, **kwargs: Any) -> Any:
+        # Asked while pydantic collects the fields of a subclass, the honest answer is "no default".
+        _NamesFields._is_making = True
+        try:
+            return super().__new__(mcs, *args, **kwargs)
+        finally:
+            _NamesFields._is_making = False
+
+    def __getattr__(cls, name: str) -> Any:  # noqa: N805  # a metaclass's self is a class
+        field = name.removeprefix("f_")
+        if not _NamesFields._is_making and field in cls.__dict__.get("__pydantic_fields__", ()):
+            return field
+        return super().__getattr__(name)  # type: ignore[misc]  # pydantic hides it from checkers
+
+
+_set = object.__setattr__  # past the frozen model's own
+
+
+class Model(BaseModel, metaclass=_NamesFields):
+    """The habits all models share: a mapping or keywords in, attributes or keys out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    _all_fields: ClassVar[set[str]]
+    """The names of all fields: one set, shared by all that ``trusted`` makes."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls._all_fields = set(cls.model_fields)
+
+    def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
+        if isinstance(data, Model):
+            data = data.model_dump(exclude_unset=True)
+        fields = {**(data or {}), **fields}
+        for name in fields:
+            if not isinstance(name, str):
+                raise InvalidJob(repr(name), "there is no such field")
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _named(error) from None
+
+    def __getitem__(self, key: str) -> Any:
+        field = key.removeprefix("f_")
+        if field not in type(self).model_fields:
+            raise KeyError(key)
+        return getattr(self, field)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            field = name.removeprefix("f_")
+            if field != name and field in type(self).model_fields:
+                return getattr(self, field)
+            return super().__getattr__(name)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with the changes, which are trusted to be right.
+
+        As ``model_copy(update=changes)``, in a fraction of the time: it is made for every event.
+        """
+        return self.trusted({**self.__dict__, **changes})
+
+    @classmethod
+    def trusted(cls, values: dict[str, Any]) -> Self:
+        """Return the model with all its values, which are trusted to be right."""
+        made = object.__new__(cls)
+        _set(made, "__dict__", values)
+        _set(made, "__pydantic_fields_set__", cls._all_fields)
+        _set(made, "__pydantic_extra__", None)
+        _set(made, "__pydantic_private__", None)
+        return made
+
+    @classmethod
+    def check(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the model these fields make, or raise ``InvalidJob``."""
+        return cls(fields)
+
+
+def _named(error: ValidationError) -> InvalidJob:
+    """Name the first wrong field, without repeating values: they may be secrets."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # What follows the field is a place inside it, or the name of a union's member.
+    field = str(first["loc"][0]) if first["loc"] else "job"
+    if first["type"] == "extra_forbidden":
+        return InvalidJob(field, "there is no such field")
+    return InvalidJob(field, first["msg"].removeprefix("Value error, "))
