@@ -84,7 +84,11 @@ def unique_ids(job_ids: Iterable[str]) -> list[str]:
 
 def checked_filter(filter: AnyFilter | None) -> JobFilter:
     """Return the filter; None is one that everything matches."""
-    return filter if isinstance(filter, JobFilter) else JobFilter(filter)
+    if isinstance(filter, JobFilter):
+        return filter
+    if filter is not None and not isinstance(filter, Mapping):
+        raise InvalidJob("filter", "must be a JobFilter, or a mapping of its fields")
+    return JobFilter(filter)
 
 
 def signal_number(sig: int | str) -> int:

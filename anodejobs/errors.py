@@ -118,7 +118,7 @@ class WaitTimeout(AnodeJobsError, TimeoutError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"{self.what}: still not there after {self.timeout:g} s"
+        return f"{self.what}: not that far, and not stopped, after {self.timeout:g} s"
 
 
 class StatusUnreachable(AnodeJobsError):

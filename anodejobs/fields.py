@@ -94,7 +94,9 @@ def _environment(envs: dict[str, str]) -> dict[str, str]:
 
 def _rank(value: Any) -> Any:
     """Take a priority by its name too."""
-    if isinstance(value, str) and value in Priority.__members__:
+    if isinstance(value, str):
+        if value not in Priority.__members__:
+            raise ValueError(f"must be {', '.join(map(repr, Priority.__members__))} or an int")
         return Priority[value].value
     return value.value if isinstance(value, Priority) else value
 

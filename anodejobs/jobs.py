@@ -77,6 +77,7 @@ from anodejobs.records import (
     WAITING,
     AttemptRecord,
     BatchProgress,
+    FilterOptions,
     JobEvent,
     JobFilter,
     JobOptions,
@@ -89,7 +90,7 @@ from anodejobs.records import (
 )
 from anodejobs.retention import Retention
 from anodejobs.scheduler import PAUSED, Choice, Scheduler
-from anodejobs.schedules import Schedule
+from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey, Stored
@@ -410,8 +411,10 @@ class Jobs:
         """Start a job now, and return its record once the program is exec'd.
 
         A string goes to ``/bin/sh -c``, a list is executed directly; ``call`` names a Python
-        function in its place, ``"package.module:function"``, which is called with the ``payload``
-        in a process of its own, and whose value is the result. ``spec``: see ``JobOptions``.
+        function in its place, ``"package.module:function"``, which is called in a process of its
+        own, and whose value is the result. A ``payload`` that is an object gives it keyword
+        arguments, an array positional ones, another value the only one. What it raises is in the
+        job's stderr. ``spec``: see ``JobOptions``.
         A program that cannot be exec'd gives a record in ``failed_start`` with ``error``. Where
         ``job_id`` names a job that ended, it is run anew, its logs replaced; with
         ``if_exists="skip"`` the old record is returned instead (``fresh_for``: only if it finished
@@ -500,7 +503,10 @@ class Jobs:
         return await self._jobdb.apply(job_id, submitted)
 
     async def cancel(self, job_id: str) -> JobRecord | None:
-        """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``."""
+        """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``.
+
+        None for an unknown id.
+        """
         return await self.stop(job_id)
 
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
@@ -618,7 +624,7 @@ class Jobs:
         cron: str | None = None,
         every: float | timedelta | None = None,
         at: datetime | str | None = None,
-        **schedule: Any,
+        **schedule: Unpack[ScheduleOptions],
     ) -> Scheduled:
         """Have a job submitted again and again, at times that ``cron`` or ``every`` tell, or once.
 
@@ -721,7 +727,7 @@ class Jobs:
             jobs = await self.list_status(jobs)
         job_ids = unique_ids(jobs)
         async with (
-            time_limit(f"{len(job_ids)} jobs", timeout),
+            time_limit("1 job" if len(job_ids) == 1 else f"{len(job_ids)} jobs", timeout),
             aclosing(self._as_ended(job_ids)) as records,
         ):
             ended = {record.self_id: record async for record in records}
@@ -878,7 +884,7 @@ class Jobs:
         limit: int | None = None,
         offset: int = 0,
         after: str | None = None,
-        **filter: Any,
+        **filter: Unpack[FilterOptions],
     ) -> list[JobRecord]:
         """Return a page of records; ``filter`` takes the fields of ``JobFilter``.
 
@@ -919,7 +925,10 @@ class Jobs:
         return await self._jobdb.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
-        """Return every change of the job's status, oldest first: when, from, to and why."""
+        """Return every change of the job's status, oldest first: when, from, to and why.
+
+        For an unknown id there is none.
+        """
         await self._open()
         return await self._jobdb.history(job_id)
 
@@ -1042,6 +1051,8 @@ class Jobs:
 
         Returns a function that ends it; closing does, too.
         """
+        if not callable(callback):
+            raise InvalidJob("callback", "must be a function that takes a record")
         wanted = statuses(status)
         watcher, _ = await self._open()
         events = self._jobdb.events(job_id, self._jobdb.cursor, None)

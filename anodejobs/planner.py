@@ -199,6 +199,8 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
         if dependency == spec.job_id:
             raise InvalidJob("depends_on", "names the job itself")
     restart = check_restart(spec.restart)
+    if "when" not in restart.model_fields_set:
+        raise InvalidJob("restart", "must say when: RestartPolicy(when='on-failure') or 'always'")
     return {
         "payload": spec.payload,
         "priority": spec.priority,
@@ -219,9 +221,13 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
 
 def spec_of(fields: Mapping[str, Any]) -> JobSpec:
     """Return the spec of arguments as callers give them; ``call`` stands for a command."""
+    if not isinstance(fields, Mapping):
+        raise InvalidJob("spec", "must be a mapping of a job's arguments by name")
     fields = dict(fields)
     call = fields.pop("call", None)
     if call is None:
+        if fields.get("command") is None:
+            raise InvalidJob("command", "is missing, and so is a call in its place")
         return JobSpec(fields)
     if fields.get("command") is not None:
         raise InvalidJob("call", "goes without a command")

@@ -10,7 +10,7 @@ module knows neither stores nor processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
@@ -41,6 +41,10 @@ from anodejobs.fields import (
 from anodejobs.jobqueue import DEFAULT_QUEUE, Priority
 from anodejobs.models import Model
 
+if TYPE_CHECKING:
+    from anodejobs.limits import Limits
+    from anodejobs.retries import RestartPolicy, RetryPolicy
+
 __all__ = [
     "ALIVE",
     "TERMINAL",
@@ -48,6 +52,7 @@ __all__ = [
     "AttemptRecord",
     "BatchProgress",
     "Durations",
+    "FilterOptions",
     "JobEvent",
     "JobFilter",
     "JobOptions",
@@ -266,7 +271,7 @@ class JobFilter(Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any
+            self, data: Mapping[Any, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
     def matches(self, record: JobRecord) -> bool:
@@ -285,6 +290,21 @@ class JobFilter(Model):
         """Give each field that takes one of several values, with these values."""
         for field in _CHOOSABLE:
             yield field, getattr(self, field)
+
+
+class FilterOptions(TypedDict, total=False):
+    """What ``Jobs.list_jobs`` takes beside the order, as ``JobFilter`` checks it."""
+
+    self_id: str | Collection[str] | None
+    status: str | Collection[str] | None
+    name: str | Collection[str] | None
+    user_id: str | Collection[str] | None
+    workflow_id: str | Collection[str] | None
+    batch_id: str | Collection[str] | None
+    queue: str | Collection[str] | None
+    tags: Collection[str] | None
+    created_after: datetime | None
+    created_before: datetime | None
 
 
 _CHOOSABLE = ("self_id", "status", "name", "user_id", "workflow_id", "batch_id", "queue")
@@ -339,6 +359,14 @@ class JobSpec(Model):
         ) -> None: ...
 
 
+if TYPE_CHECKING:
+    # Read-only all through, so that a checker takes a dict[str, int] for JSON, too.
+    AnyJson = Mapping[str, "AnyJson"] | Sequence["AnyJson"] | str | int | float | bool | None
+else:  # what is named here for checkers comes from modules that know this one
+    AnyJson = JsonValue
+    Limits = RestartPolicy = RetryPolicy = object
+
+
 class JobOptions(TypedDict, total=False):
     """What ``Jobs.run`` takes beside the command and the id, as ``JobSpec`` checks it.
 
@@ -364,7 +392,7 @@ class JobOptions(TypedDict, total=False):
     name: str | None
     description: str | None
     tags: list[str] | tuple[str, ...] | set[str] | frozenset[str]
-    metadata: dict[str, JsonValue]
+    metadata: Mapping[str, AnyJson]
     user_id: str | None
     workflow_id: str | None
     timeout: float | None
@@ -372,7 +400,7 @@ class JobOptions(TypedDict, total=False):
     start_grace: float
     leftovers: Literal["kill", "leave"]
     on_host_death: Literal["leave", "stop"]
-    payload: JsonValue
+    payload: AnyJson
     priority: int | str
     queue: str
     depends_on: Collection[str | int]
@@ -381,9 +409,9 @@ class JobOptions(TypedDict, total=False):
     start_deadline: float | None
     max_retries: int
     retry_delay: float | None
-    retry: object
-    restart: object
-    limits: object
+    retry: RetryPolicy | None
+    restart: Restart | RestartPolicy
+    limits: Limits | Mapping[str, Any] | None
     call: str
 
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypedDict
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -27,7 +27,7 @@ from anodejobs.errors import InvalidJob
 from anodejobs.fields import Seconds
 from anodejobs.models import Model
 
-__all__ = ["Due", "Schedule", "due", "next_after"]
+__all__ = ["Due", "Schedule", "ScheduleOptions", "due", "next_after"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Final = timedelta(days=1)
@@ -168,6 +168,17 @@ class Schedule(Model):
             raise InvalidJob(given[-1] if given else "cron", "give one of cron, every and at")
         if self.start is not None and self.end is not None and self.end < self.start:
             raise InvalidJob("end", "must not be before start")
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What ``Jobs.schedule`` takes beside the moments, as ``Schedule`` checks it."""
+
+    tz: str | ZoneInfo
+    start: datetime | str | None
+    end: datetime | str | None
+    misfire: Literal["skip", "once", "all"]
+    grace: float
+    overlap: Literal["allow", "skip", "queue"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,6 +205,19 @@ BAD_CALLS: list[tuple[str, str, Callable[[Jobs], Awaitable[object]]]] = [
         for o in ("up", "", "DESC", None, True)
     ),
     *(
+        ("filter", f"{name} {filter!r}", lambda jobs, call=call, filter=filter: call(jobs, filter))
+        for name, call in (
+            ("list_status", lambda jobs, filter: jobs.list_status(filter)),
+            ("count", lambda jobs, filter: jobs.count(filter)),
+        )
+        for filter in ("running", 5, ["running"])
+    ),
+    *(
+        ("spec", f"create_batch of {spec!r}", lambda jobs, spec=spec: jobs.create_batch([spec]))
+        for spec in ("true", ["true"], None)
+    ),
+    ("callback", "on None", lambda jobs: jobs.on(None)),
+    *(
         ("after", f"list_jobs after {after!r}", lambda jobs, a=after: jobs.list_jobs(after=a))
         for after in (5, b"a", ["a"])
     ),

@@ -67,7 +67,7 @@ EXAMPLES = [
     ),
     (
         WaitTimeout("job 'a'", 2.5),
-        "job 'a': still not there after 2.5 s",
+        "job 'a': not that far, and not stopped, after 2.5 s",
         {"what": "job 'a'", "timeout": 2.5},
     ),
     (

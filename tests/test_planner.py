@@ -287,6 +287,8 @@ def test_the_policy_for_retries_is_kept_as_json(planner, opening, asked, policy)
             for wrong in ("", "sometimes", True, None, 5, ["always"])
         ),
         ({"restart": {"when": "always", "limit": 0}}, "restart"),
+        ({"restart": RestartPolicy(limit=3)}, "restart"),  # which says how, and not when
+        ({"restart": {}}, "restart"),
         ({"restart": {"when": "always", "nope": 1}}, "restart"),
     ],
     ids=str,
@@ -325,6 +327,18 @@ def test_arguments_without_a_call_are_a_spec():
     assert spec_of({"command": "true", "call": None, "name": "x"}) == JobSpec(
         command="true", name="x"
     )
+
+
+@pytest.mark.parametrize("nothing", [{}, {"command": None}, {"call": None}], ids=str)
+def test_without_a_command_the_message_tells_of_the_call_too(nothing):
+    with pytest.raises(InvalidJob, match="command: is missing, and so is a call") as caught:
+        spec_of(nothing)
+    assert caught.value.field == "command"
+
+
+def test_a_priority_that_there_is_not_is_answered_with_those_there_are(planner):
+    problem = refusal(planner, "submit", priority="hgih").problem
+    assert problem == "must be 'low', 'medium', 'high', 'critical' or an int"
 
 
 @pytest.mark.parametrize("wrong", [{"call": 5}, {"call": "json:dumps", "command": "true"}], ids=str)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import anodejobs
 from anodejobs import Jobs
 
 pytestmark = pytest.mark.smoke
@@ -51,3 +52,18 @@ def test_every_file_that_proves_a_promise_exists() -> None:
     named = set(re.findall(r"tests/test_\w+\.py", README))
     assert named
     assert all((Path(__file__).parent.parent / name).exists() for name in named)
+
+
+def test_the_map_names_every_module() -> None:
+    package = Path(anodejobs.__file__).parent
+    named = set(re.findall(r"`(\w+)`", README.partition("## The map of the package")[2]))
+    modules = {path.relative_to(package).with_suffix("") for path in package.rglob("*.py")}
+    # A folder of suites is one thing to its reader, and so is a module and its parts (`file_lock`).
+    missing = {
+        str(module)
+        for module in modules
+        if not {module.name, module.name.partition("_")[0]} & named
+        and module.name != "__init__"
+        and module.parts[0] != "testing"
+    }
+    assert not missing

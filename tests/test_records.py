@@ -9,6 +9,7 @@ import pickle
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_type_hints
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ from anodejobs import (
     Usage,
 )
 from anodejobs.fields import check_seconds
-from anodejobs.records import TERMINAL, AttemptRecord, BatchProgress, Priority
+from anodejobs.records import TERMINAL, AttemptRecord, BatchProgress, FilterOptions, Priority
 
 NOON = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 BERLIN = timezone(timedelta(hours=1))
@@ -566,6 +567,11 @@ def test_a_spec_needs_a_command_and_no_more():
 def test_the_options_of_a_run_are_the_fields_of_a_spec():
     options = {*JobOptions.__annotations__, "command", "job_id"}
     assert options == {*JobSpec.model_fields, "call"}, "call stands for a command"
+    assert get_type_hints(JobOptions).keys() == options - {"command", "job_id"}
+
+
+def test_what_a_list_is_chosen_by_are_the_fields_of_a_filter():
+    assert FilterOptions.__annotations__.keys() == JobFilter.model_fields.keys()
 
 
 @pytest.mark.parametrize(

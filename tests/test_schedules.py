@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anodejobs.errors import InvalidJob
-from anodejobs.schedules import Due, Schedule, due, next_after
+from anodejobs.schedules import Due, Schedule, ScheduleOptions, due, next_after
 
 untimed = settings(deadline=None)
 
@@ -23,6 +23,11 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 INSTANT = timedelta.resolution
+
+
+def test_the_options_of_a_schedule_are_its_fields_beside_its_times():
+    times = {"cron", "every", "at"}
+    assert ScheduleOptions.__annotations__.keys() | times == Schedule.model_fields.keys()
 
 
 def utc(text: str) -> datetime:
