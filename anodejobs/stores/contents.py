@@ -151,7 +151,7 @@ class Contents:
         """Return how many records match, by status."""
         if not any(wanted is not None for name, wanted in filter if name != "status"):
             statuses = Status if filter.status is None else filter.status
-            return {status: self._by_status[status] for status in statuses}
+            return {status: n for status in statuses if (n := self._by_status[status])}
         records = (stored.record for stored in self.jobs.values())
         return Counter(record.status for record in records if filter.matches(record))
 
