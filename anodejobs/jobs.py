@@ -261,7 +261,8 @@ class Jobs:
         does not take it back.
         """
         self._closing.set()
-        if self._root is not None and self._pid == os.getpid():
+        # One that ended with an event loop that was closed under it cannot be waited for any more.
+        if self._root is not None and not self._root.done() and self._pid == os.getpid():
             await asyncio.wait((self._root,))
 
     async def _open(self) -> tuple[Watcher, Executor]:

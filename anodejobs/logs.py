@@ -384,7 +384,8 @@ class LogPump:
 
     A pipe is looked at tick by tick, since waking for each line is what costs; one that is
     followed, or gives much, is served at once. A log that cannot be written (a full disk) makes
-    its own job wait, not the others. Methods are called on the event loop.
+    its own job wait, not the others. Methods are called on the event loop. Raises RuntimeError
+    where there can be no thread.
     """
 
     def __init__(
@@ -417,14 +418,17 @@ class LogPump:
         self._view = memoryview(bytearray(_BUFFER_BYTES))
         self._through: tuple[int, int] | None = None
         """A pipe that is empty between two turns; there once a job floods its own."""
-        self._thread: threading.Thread | None = None
         self._stopping = False
+        self._thread: threading.Thread | None
+        self._thread = threading.Thread(target=self._run, name="anodejobs-pump", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close_own()
+            raise
 
     def add(self, fd: int, log: LogFile) -> Pipe:
         """Take over the read end of a pipe, one that blocks nobody."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="anodejobs-pump", daemon=True)
-            self._thread.start()
         pipe = Pipe(fd, log)
         self._pipes.add(pipe)
         self._fresh.append(pipe)
@@ -492,13 +496,16 @@ class LogPump:
         for pipe in list(self._pipes):
             self._end(pipe)
         if self._wake_in >= 0:
-            self._now.close()
-            self._lazy.close()
-            os.close(self._wake_in)
-            os.close(self._wake_out)
-            for fd in self._through or ():
-                os.close(fd)
-            self._wake_in = self._wake_out = -1
+            self._close_own()
+
+    def _close_own(self) -> None:
+        self._now.close()
+        self._lazy.close()
+        os.close(self._wake_in)
+        os.close(self._wake_out)
+        for fd in self._through or ():
+            os.close(fd)
+        self._wake_in = self._wake_out = -1
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         done = self._loop.create_future()

@@ -976,6 +976,19 @@ asyncio.run(main())
         assert record.is_done
 
 
+def test_a_jobs_whose_event_loop_was_closed_before_it_is_closed_in_another_one(
+    tmp_path: Path,
+) -> None:
+    jobs = Jobs(tmp_path, executor="inline")
+
+    async def forget() -> None:
+        await jobs.list_status()
+
+    asyncio.run(forget())
+    for _ in range(2):
+        asyncio.run(jobs.close())
+
+
 # Two on one directory.
 
 

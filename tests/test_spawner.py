@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,8 +15,11 @@ from pathlib import Path
 import pytest
 
 from anodejobs import Jobs, Status
+from anodejobs.events import Attempt
 from anodejobs.executors import spawner as spawner_module
+from anodejobs.executors.base import Launch, LogPlan, new_token
 from anodejobs.executors.children import Child, Children
+from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import Order, Spawner, is_possible
 
 pytestmark = [
@@ -260,6 +264,82 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
         os.kill(pids[0], 0)
 
 
+async def test_of_what_is_given_up_no_stranger_gets_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawner_module, "kill_and_reap", reap)  # as if it came too late
+    may_go, processes = threading.Event(), Processes()
+    launch = Launch(
+        job_id="a",
+        argv=("/bin/sh", "-c", "echo to whom?"),
+        cwd="/",
+        base_env={},
+        envs={},
+        logs=LogPlan(stdout=str(tmp_path / "out"), stderr=str(tmp_path / "errors")),
+        stop_grace=0,
+    )
+    attempt = Attempt(token=new_token(), supervisor=processes.supervisor)
+    starting = asyncio.create_task(
+        processes.start(launch, attempt, 1, about_to=lambda: wait_for(may_go))
+    )
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    # Each has the least number that is free.
+    fds = [os.open(tmp_path / f"{n}", os.O_RDWR | os.O_CREAT) for n in range(8)]
+    may_go.set()
+    await processes.close()
+    assert [os.fstat(fd).st_size for fd in fds] == [0] * 8
+    for fd in fds:
+        os.close(fd)
+
+
+async def test_what_is_given_up_and_reaped_by_somebody_else_keeps_nobody_waiting() -> None:
+    spawner, may_go = Spawner(None), threading.Event()
+    fd = os.open(os.devnull, os.O_RDWR)
+    orders = [
+        dataclasses.replace(sleeping(fd), about_to=lambda: wait_for(may_go)) for _ in range(20)
+    ]
+    spawns = [asyncio.create_task(spawner.spawn(order)) for order in orders]
+    await asyncio.sleep(0)
+    for spawn in spawns:
+        spawn.cancel()
+    await asyncio.wait(spawns)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    try:
+        may_go.set()
+        async with asyncio.timeout(LIMIT_S):
+            await spawner.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["anodejobs spawner", "anodejobs-pump"])
+async def test_where_there_can_be_no_thread_nothing_is_started_and_later_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start = threading.Thread.start
+
+    def start_others(self: threading.Thread) -> None:
+        if self.name == name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start_others)
+            record = await jobs.run(f"touch {tmp_path}/started", "a")
+        assert record.status is Status.failed_start
+        assert "can't start new thread" in (record.error or "")
+        async with asyncio.timeout(LIMIT_S):
+            await jobs.run("echo hello", "b")
+        assert (await jobs.wait("b", timeout=LIMIT_S)).exit_code == 0
+        assert (await jobs.job_logs("b"))[0] == "hello\n"
+        assert not (tmp_path / "started").exists()
+
+
 async def test_what_goes_wrong_with_one_start_is_told_and_keeps_no_other_from_being_made(
     spawner: Spawner, run: Run
 ) -> None:
@@ -380,13 +460,12 @@ def run(spawner: Spawner, children: Children, tmp_path: Path) -> Run:
                     own_env=env or {},
                     stdin=null,
                     stdout=out,
-                    stderr=out,
+                    stderr=os.dup(out),
                     token="",
                 )
             )
         finally:
             os.close(null)
-            os.close(out)
         code = await children.watch(pid).wait()
         return pid, code, path.read_text()
 
@@ -401,10 +480,14 @@ def sleeping(fd: int) -> Order:
         base_env={},
         own_env={},
         stdin=fd,
-        stdout=fd,
-        stderr=fd,
+        stdout=os.dup(fd),
+        stderr=os.dup(fd),
         token="",
     )
+
+
+def wait_for(event: threading.Event) -> None:
+    event.wait(LIMIT_S)
 
 
 async def refusal(running: Awaitable[object]) -> tuple[int | None, str]:

@@ -165,7 +165,7 @@ class Processes(Executor):
         theirs: dict[Stream, int] = {}
         cgroup: str | None = None
         try:
-            # All that takes descriptors of ours, before there is a process.
+            # All that takes descriptors or threads of ours, before there is a process.
             self._pumping()
             tree.boot_id()
             cgroup = _cgroup(launch, attempt)
@@ -211,7 +211,8 @@ class Processes(Executor):
         about_to: Callable[[], None] | None,
     ) -> Child:
         """Return the child once it is its program. Raises OSError, ValueError as that is refused,
-        and ProcessLookupError where somebody has reaped it already.
+        and ProcessLookupError where somebody has reaped it already. Who calls closes the ``fds``
+        that are left.
         """
         if self._null < 0:
             self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -234,8 +235,10 @@ class Processes(Executor):
                     start_new_session=True,
                 )
             return AsyncioChild(process)
-        if self._spawner is None or self._children is None:
-            self._spawner, self._children = Spawner(self._marking), Children()
+        if self._children is None:
+            self._children = Children()
+        if self._spawner is None:
+            self._spawner = Spawner(self._marking)
         pid = await self._spawner.spawn(
             Order(
                 argv=argv,
@@ -243,8 +246,8 @@ class Processes(Executor):
                 base_env=launch.base_env,
                 own_env=own,
                 stdin=self._null,
-                stdout=fds["stdout"],
-                stderr=fds["stderr"],
+                stdout=fds.pop("stdout"),
+                stderr=fds.pop("stderr"),
                 token=marks["ANODEJOBS_TOKEN"],
                 about_to=about_to,
             )

@@ -54,8 +54,9 @@ class Order:
     stdin: int
     stdout: int
     stderr: int
-    """Ends of pipes to write to. What the program has is open for reading, too: without a reader
-    of ours it gets no SIGPIPE, it waits.
+    """Ends of pipes to write to, which ``spawn`` takes over: they are named by their numbers for as
+    long as it is under way, and closed then. What the program has is open for reading, too: without
+    a reader of ours it gets no SIGPIPE, it waits.
     """
     token: str
     """What it is marked with, where that is done."""
@@ -64,7 +65,10 @@ class Order:
 
 
 class Spawner:
-    """Starts programs, one after the other as they are ordered."""
+    """Starts programs, one after the other as they are ordered.
+
+    Raises RuntimeError where there can be no thread.
+    """
 
     def __init__(self, marking: Marking | None) -> None:
         libc = _libc()
@@ -78,7 +82,9 @@ class Spawner:
         self._has_rung = False
         self._under_way = 0
         self._has_delivered = asyncio.Event()
-        self._thread: Thread | None = None
+        self._thread: Thread | None
+        self._thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
+        self._thread.start()
 
     async def spawn(self, order: Order) -> int:
         """Return the pid once the program is exec'd; it is a child of this process.
@@ -86,9 +92,6 @@ class Spawner:
         Raises OSError, ValueError where it is refused. What is under way when this is cancelled is
         started all the same, and killed.
         """
-        if self._thread is None:
-            self._thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
-            self._thread.start()
         pid: asyncio.Future[int] = self._loop.create_future()
         self._under_way += 1
         self._orders.put((order, pid))
@@ -160,6 +163,13 @@ class Spawner:
         return self._orders.get()
 
     def _spawned(self, order: Order) -> int:
+        try:
+            return self._tried(order)
+        finally:
+            os.close(order.stdout)
+            os.close(order.stderr)
+
+    def _tried(self, order: Order) -> int:
         argv = [os.fsencode(argument) for argument in order.argv]
         if any(b"\0" in argument for argument in argv):
             raise ValueError("embedded null byte")
@@ -217,9 +227,11 @@ def _refused(code: int, order: Order) -> OSError:
 
 
 def kill_and_reap(pid: int) -> None:
-    """Kill and reap a child that nobody waits for and that nobody has reaped."""
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    """Kill and reap a child that nobody waits for, unless somebody else has reaped it."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        if os.waitpid(pid, os.WNOHANG) == (0, 0):  # ours, and alive
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 # What the C library is asked for.
