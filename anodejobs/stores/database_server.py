@@ -218,6 +218,7 @@ class Server:
             pool_size=connections,
             max_overflow=1,
             pool_timeout=ATTEMPT_S,
+            pool_recycle=int(ATTEMPT_S / 3) if isinstance(self.dialect, Mysql) else -1,
             hide_parameters=True,
             connect_args=_connect_arguments(self.dialect),
         )
@@ -300,8 +301,8 @@ def _driver_faults(dialect: Dialect) -> tuple[type[BaseException], ...]:
 
 
 def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
+    # A process that was stopped in the middle of a transaction keeps all others from writing.
     if isinstance(dialect, Postgres):
-        # A process that was stopped in the middle of a transaction keeps all others from writing.
         settings = {
             "application_name": "anodejobs",
             "default_transaction_isolation": "read committed",
@@ -311,9 +312,11 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
     return {
         "connect_timeout": _CONNECT_S,
         "charset": "utf8mb4",
-        # A value that does not fit is an error, and a backslash is what the driver takes it for.
+        # A value that does not fit is an error, and a backslash is what the driver takes it for. A
+        # connection that is silent for so long is one of a stopped process: those in the pool are
+        # made anew before, and who waits for a lock waits longer.
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
-        f" innodb_lock_wait_timeout = {ATTEMPT_S / 2:.0f}",
+        f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
 
 
