@@ -120,15 +120,13 @@ class Server:
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query. Raises StoreError."""
+        sought = [_sought(value) for value in parameters]
 
         async def attempt() -> list[Row]:
             async with self._engine(self._readers).connect() as connection:
-                try:
-                    return await connection.run_sync(
-                        self._in_session(lambda session: session.rows(sql, parameters))
-                    )
-                except UnicodeEncodeError:  # no such text was ever kept
-                    return []
+                return await connection.run_sync(
+                    self._in_session(lambda session: session.rows(sql, sought))
+                )
 
         return await self._attempt("read", attempt)
 
@@ -318,6 +316,18 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
         f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
+
+
+def _sought(value: Any) -> Any:
+    """Return a value to look for: NULL, which equals nothing, for a text that was never kept."""
+    if isinstance(value, list):
+        return [_sought(one) for one in value]
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return None
+    return value
 
 
 async def _started(connection: AsyncConnection) -> AsyncConnection:
