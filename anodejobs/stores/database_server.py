@@ -64,10 +64,16 @@ def make_address(
     password: str | None,
     database: str | None,
 ) -> URL:
-    """Return the parts as a URL."""
-    return URL.create(
-        dialect, username=username, password=password, host=host, port=port, database=database
-    )
+    """Return the parts as a URL. Raises StoreError, which does not repeat them."""
+    try:
+        return URL.create(
+            dialect, username=username, password=password, host=host, port=port, database=database
+        )
+    except (ValueError, TypeError):
+        raise StoreError(
+            "a database is named by texts: its dialect, host, username, password and database; "
+            "the port is a number"
+        ) from None
 
 
 class Server:
@@ -99,15 +105,18 @@ class Server:
         """Connect, and have the database prepared in a transaction. Nothing is waited for."""
 
         async def attempt() -> None:
-            async with self._engine(self._writers).begin() as connection:
+            self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
+            # Who waits for the row that counts the history sees all that was there when it was
+            # let go.
+            self._writers = self._make_engine("READ COMMITTED", 1)
+            async with self._writers.begin() as connection:
                 if isinstance(self.dialect, Mysql):
                     is_mariadb = bool(getattr(connection.dialect, "is_mariadb", False))
-                    self.dialect = Mysql(is_mariadb=is_mariadb)
+                    sql = "SELECT @@max_allowed_packet"
+                    most_bytes = (await connection.exec_driver_sql(sql)).scalar_one()
+                    self.dialect = Mysql(is_mariadb=is_mariadb, most_bytes=most_bytes)
                 await connection.run_sync(self._in_session(lambda s: prepare(s, self.place)))
 
-        self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
-        # Who waits for the row that counts the history sees all that was there when it was let go.
-        self._writers = self._make_engine("READ COMMITTED", 1)
         await self._attempt("open", attempt, until=0.0)
 
     async def close(self) -> None:
@@ -274,6 +283,8 @@ def _dialect_of(url: URL) -> Dialect:
             f"there is no store for {url.drivername}://…; "
             "use postgresql://…, mysql://… or mariadb://…"
         )
+    if known is Mysql and not url.database:
+        raise StoreError(f"the URL names no database; it should end with one: {name}://…/database")
     return known()
 
 
