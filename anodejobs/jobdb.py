@@ -51,6 +51,7 @@ from anodejobs.stores.base import (
     Save,
     SharedJobStore,
     Stored,
+    TooLarge,
     Turn,
     Unfinished,
     Write,
@@ -382,12 +383,17 @@ class JobDB:
     async def _commit(self, batch: list[tuple[Write, asyncio.Future[bool]]]) -> None:
         try:
             results = await self._store.commit([write for write, _ in batch])
+        except TooLarge as error:
+            if len(batch) == 1:
+                self._fail(batch, error)
+                return
+            # One of them is, and the others are not to fail for it: part by part it is found.
+            half = len(batch) // 2
+            self._queue[:0] = batch[half:]
+            await self._commit(batch[:half])
+            return
         except BaseException as error:
-            for write, done in batch:
-                for change in changes_of(write):
-                    self._forget(change.record.self_id)
-                if not done.done():
-                    done.set_exception(_own(error))
+            self._fail(batch, error)
             # It may have been applied all the same: let the history tell.
             self._has_foreign.set()
             if not isinstance(error, StoreError):
@@ -401,6 +407,13 @@ class JobDB:
             if not done.done():
                 done.set_result(seq is not None)
         self._wake_listeners()
+
+    def _fail(self, batch: list[tuple[Write, asyncio.Future[bool]]], error: BaseException) -> None:
+        for write, done in batch:
+            for change in changes_of(write):
+                self._forget(change.record.self_id)
+            if not done.done():
+                done.set_exception(_own(error))
 
     def _ring(self, seq: int, write: Insert | Save | Delete) -> None:
         """Tell those who wait of a write that is on disk."""

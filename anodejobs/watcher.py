@@ -53,7 +53,7 @@ from anodejobs.planner import Place, Plan
 from anodejobs.progress import last_progress
 from anodejobs.records import WAITING, JobRecord, Status
 from anodejobs.sequels import Recovery, recovered, with_sequel
-from anodejobs.stores.base import Lease, Stored, Unfinished
+from anodejobs.stores.base import Lease, Stored, TooLarge, Unfinished
 from anodejobs.transitions import SIGNALLABLE, transition
 
 LOG = logging.getLogger("anodejobs")
@@ -414,6 +414,9 @@ class Watcher:
             except (InvalidTransition, JobNotFound):
                 return  # it is on record already, or came too late to matter
             except StoreError as error:
+                if isinstance(error, TooLarge) and (left := _without_result(event, error)):
+                    event = left
+                    continue
                 LOG.error("job %s: its %s waits: %s", job_id, type(event).__name__, error)
                 self._jobdb.fail_waits(job_id, error)
             await asyncio.sleep(rest_s)
@@ -438,7 +441,7 @@ class Watcher:
         if files.has_progress(logfile, number):
             progress = last_progress(files.progress(logfile, number))
             exit = replace(exit, progress=progress and progress[0])
-        if not files.has_result(logfile, number):
+        if exit.result_error is not None or not files.has_result(logfile, number):
             return exit
         result = await asyncio.to_thread(files.result, logfile, number)
         if result is None:
@@ -779,6 +782,13 @@ def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:
 
 async def _unheard(event: Event) -> None:
     """Hear of something that is of no account any more."""
+
+
+def _without_result(event: Event, error: TooLarge) -> Exited | None:
+    """Return an end that goes on record without its result; None where it has none any more."""
+    if not isinstance(event, Exited) or event.result_error is not None:
+        return None
+    return replace(event, result_error=f"the result cannot be kept: {error}")
 
 
 def _resolve(answer: asyncio.Future[Result], result: Result) -> None:

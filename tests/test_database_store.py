@@ -281,6 +281,24 @@ async def test_texts_that_differ_in_little_are_different_and_in_order(store):
         assert [record.name for record in found] == [name]
 
 
+async def test_a_text_that_cannot_be_kept_hides_no_other_that_is_looked_for(store):
+    record = make_record(name="x")
+    await store.commit([make_insert(record)])
+    assert [job.record for job in await store.get_all([record.self_id, "\ud800"])] == [record]
+    for field in ("self_id", "name"):
+        wanted = JobFilter({field: ["\ud800", getattr(record, field)]})
+        assert await store.page(Query(filter=wanted)) == [record]
+        assert sum((await store.count(wanted)).values()) == 1
+
+
+@pytest.mark.parametrize("query", ["port=abc", "connect_timeout=abc", "nonsense=1"])
+async def test_a_url_that_the_driver_does_not_understand_is_a_store_error(database, query):
+    store = DatabaseJobStore(f"{database.url}?{query}")
+    with pytest.raises(StoreError, match="cannot open"):
+        await store.open(nobody_listens)
+    await store.close()
+
+
 async def test_writes_of_one_batch_may_build_on_each_other(store):
     insert = make_insert(make_record(tags=["old"]))
     save = make_save(insert.record, error="saved")
@@ -460,6 +478,49 @@ async def test_a_restart_of_the_server_is_waited_for(own_server):
         await store.close()
 
 
+async def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_others_from_writing(
+    database, store, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(database_server, "ATTEMPT_S", 2.0)
+        stopped = database_server.Server(make_url(database.url), 1)
+        await stopped.open(database_schema.prepare)
+    try:
+        connection = await stopped._engine(stopped._writers).connect()
+        await connection.exec_driver_sql("SELECT * FROM anodejobs_counters FOR UPDATE")
+        assert await store.commit([make_insert(make_record())]) == [1]
+        await connection.invalidate()
+        await connection.close()
+    finally:
+        await stopped.close()
+
+
+async def test_what_is_larger_than_the_server_takes_fails_alone_and_at_once(mysql, tmp_path):
+    await empty(mysql)
+    async with Jobs(tmp_path, store=mysql.url) as jobs:
+        asked = [jobs.create("true", f"{n}") for n in range(9)]
+        asked.insert(4, jobs.create("true", "large", payload="x" * 20_000_000))
+        *results, last = await asyncio.gather(*asked, return_exceptions=True)
+        large = results.pop(4)
+        assert isinstance(large, StoreError)
+        assert "max_allowed_packet" in str(large)
+        assert [record.self_id for record in (*results, last)] == [f"{n}" for n in range(9)]
+        assert await jobs.count() == 9
+
+
+async def test_a_job_whose_result_is_larger_than_the_server_takes_ends_without_it(mysql, tmp_path):
+    await empty(mysql)
+    result = (
+        """import os; open(os.environ["ANODEJOBS_RESULT"], "w").write('"' + "é" * 6000000 + '"')"""
+    )
+    async with Jobs(tmp_path, store=mysql.url) as jobs:
+        await jobs.run(python(result), "large")
+        record = await jobs.wait("large", timeout=PATIENCE_S)
+        assert (record.status, record.result) == (Status.finished, None)
+        assert record.error is not None
+        assert "the result cannot be kept" in record.error
+
+
 async def test_more_reads_at_once_than_there_are_connections_are_all_answered(store):
     record = make_record()
     await store.commit([make_insert(record)])
@@ -571,6 +632,10 @@ def test_a_database_can_be_named_by_its_parts():
         {"url": "oracle://me:hunter2@host/db"},
         {"url": "hunter2"},
         {"dialect": "sqlite", "password": "hunter2"},
+        {"dialect": "postgresql", "port": "hunter2"},
+        {"dialect": "postgresql", "password": "hunter2", "host": 5},
+        {"url": "mysql://me:hunter2@host"},
+        {"url": "mysql://me:hunter2@host/"},
     ],
     ids=str,
 )

@@ -75,7 +75,7 @@ def test_the_environment_says_where_jobs_are_kept(monkeypatch, said, kind, where
     say(monkeypatch, **said)
     store = JobsSettings().make_store()
     assert type(store) is kind
-    assert place(store) == where
+    assert place(store) == (where.absolute() if isinstance(where, Path) else where)
 
 
 def test_a_store_in_memory_can_be_asked_for():

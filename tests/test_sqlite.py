@@ -213,6 +213,27 @@ async def test_a_store_that_is_not_open_says_so(tmp_path):
             await call
 
 
+async def test_a_store_stays_where_it_is_when_the_program_changes_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("anodejobs.stores.sqlite._CHECKPOINT_AFTER_WRITES", 1)
+    monkeypatch.chdir(tmp_path / "there")
+    told = asyncio.Event()
+    store = SqliteJobStore("jobs.db")
+    other = SqliteJobStore(tmp_path / "there" / "jobs.db")
+    await store.open(lambda: None)
+    await other.open(told.set)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    try:
+        await store.commit([make_insert(make_record())])
+        async with asyncio.timeout(PATIENCE_S):
+            await told.wait()
+    finally:
+        await store.close()
+        await other.close()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 async def test_a_closed_store_leaves_only_the_database(tmp_path):
     async with opened(tmp_path / "jobs.db") as store:
         await put(store, "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_a_memory_url_names_a_memory_store():
 def test_a_sqlite_url_names_a_file(url, path):
     store = from_url(url)
     assert isinstance(store, SqliteJobStore)
-    assert store.path == Path(path)
+    assert store.path == Path(path).absolute()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,8 @@ def test_a_file_url_names_a_folder(url, path):
     "url",
     [
         *("", "jobs.db", "oracle://host/jobs"),
-        *("sqlite://", "sqlite:///", "sqlite://host/jobs.db"),
+        *("sqlite://", "sqlite:///", "sqlite://host/jobs.db", "sqlite:///:memory:"),
+        *("sqlite:///jobs.db?mode=ro", "sqlite:///jobs#1.db"),
         *("file://", "file:jobs", "file://host/jobs", "file:///jobs?a=b", "file:///jobs#1"),
     ],
 )
@@ -92,10 +94,19 @@ def test_a_url_of_no_store_is_a_store_error(url):
         from_url(url)
 
 
-def test_the_password_in_a_url_is_not_repeated():
+@pytest.mark.parametrize(
+    "url", ["oracle://me:hunter2@host/jobs", "oracle://me:hunter2℀@host/jobs", "oracle://hunter2[/"]
+)
+def test_the_password_in_a_url_is_not_repeated(url):
     with pytest.raises(StoreError) as caught:
-        from_url("oracle://me:hunter2@host/jobs")
-    assert "hunter2" not in str(caught.value)
+        from_url(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("password", ["hunter2℀", "[hunter2", "hunter2#/?"])
+def test_a_password_may_have_any_sign(password):
+    store = from_url(f"postgresql://me:{password}@host/jobs")
+    assert repr(store) == "DatabaseJobStore('postgresql://host/jobs')"
 
 
 def test_an_unknown_durability_is_a_store_error():

@@ -166,6 +166,10 @@ class Query:
                 raise InvalidJob(field, "must be a whole number, zero or more, below 2 ** 62")
 
 
+class TooLarge(StoreError):
+    """A write that is larger than the store can ever take; nothing was written with it either."""
+
+
 class JobStore(ABC):
     """Keeps records, their history, and what is needed to start their jobs again.
 
@@ -194,7 +198,8 @@ class JobStore(ABC):
 
         Gives, in their order, the ``seq`` of an applied Insert or Save in the history (it ascends
         over all jobs, and is never used again), 0 for an applied Delete, None for a refused write.
-        Those of an InsertAll follow each other, and the last one is given.
+        Those of an InsertAll follow each other, and the last one is given. Raises TooLarge where
+        one of the writes is.
         """
 
     @abstractmethod

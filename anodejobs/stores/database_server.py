@@ -64,10 +64,16 @@ def make_address(
     password: str | None,
     database: str | None,
 ) -> URL:
-    """Return the parts as a URL."""
-    return URL.create(
-        dialect, username=username, password=password, host=host, port=port, database=database
-    )
+    """Return the parts as a URL. Raises StoreError, which does not repeat them."""
+    try:
+        return URL.create(
+            dialect, username=username, password=password, host=host, port=port, database=database
+        )
+    except (ValueError, TypeError):
+        raise StoreError(
+            "a database is named by texts: its dialect, host, username, password and database; "
+            "the port is a number"
+        ) from None
 
 
 class Server:
@@ -99,15 +105,18 @@ class Server:
         """Connect, and have the database prepared in a transaction. Nothing is waited for."""
 
         async def attempt() -> None:
-            async with self._engine(self._writers).begin() as connection:
+            self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
+            # Who waits for the row that counts the history sees all that was there when it was
+            # let go.
+            self._writers = self._make_engine("READ COMMITTED", 1)
+            async with self._writers.begin() as connection:
                 if isinstance(self.dialect, Mysql):
                     is_mariadb = bool(getattr(connection.dialect, "is_mariadb", False))
-                    self.dialect = Mysql(is_mariadb=is_mariadb)
+                    sql = "SELECT @@max_allowed_packet"
+                    most_bytes = (await connection.exec_driver_sql(sql)).scalar_one()
+                    self.dialect = Mysql(is_mariadb=is_mariadb, most_bytes=most_bytes)
                 await connection.run_sync(self._in_session(lambda s: prepare(s, self.place)))
 
-        self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
-        # Who waits for the row that counts the history sees all that was there when it was let go.
-        self._writers = self._make_engine("READ COMMITTED", 1)
         await self._attempt("open", attempt, until=0.0)
 
     async def close(self) -> None:
@@ -120,15 +129,13 @@ class Server:
 
     async def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query. Raises StoreError."""
+        sought = [_sought(value) for value in parameters]
 
         async def attempt() -> list[Row]:
             async with self._engine(self._readers).connect() as connection:
-                try:
-                    return await connection.run_sync(
-                        self._in_session(lambda session: session.rows(sql, parameters))
-                    )
-                except UnicodeEncodeError:  # no such text was ever kept
-                    return []
+                return await connection.run_sync(
+                    self._in_session(lambda session: session.rows(sql, sought))
+                )
 
         return await self._attempt("read", attempt)
 
@@ -218,6 +225,7 @@ class Server:
             pool_size=connections,
             max_overflow=1,
             pool_timeout=ATTEMPT_S,
+            pool_recycle=int(ATTEMPT_S / 3) if isinstance(self.dialect, Mysql) else -1,
             hide_parameters=True,
             connect_args=_connect_arguments(self.dialect),
         )
@@ -278,6 +286,8 @@ def _dialect_of(url: URL) -> Dialect:
             f"there is no store for {url.drivername}://…; "
             "use postgresql://…, mysql://… or mariadb://…"
         )
+    if known is Mysql and not url.database:
+        raise StoreError(f"the URL names no database; it should end with one: {name}://…/database")
     return known()
 
 
@@ -308,9 +318,12 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
     return {
         "connect_timeout": _CONNECT_S,
         "charset": "utf8mb4",
-        # A value that does not fit is an error, and a backslash is what the driver takes it for.
+        # A value that does not fit is an error, and a backslash is what the driver takes it for. A
+        # connection that is silent for so long is one of a stopped process, which keeps all others
+        # from writing: those in the pool are made anew before, and who waits for a lock waits
+        # longer.
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
-        f" innodb_lock_wait_timeout = {ATTEMPT_S / 2:.0f}",
+        f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
 
 
@@ -324,6 +337,18 @@ def _settle(connection: Any, _: object) -> None:
         f"SET idle_in_transaction_session_timeout = {ATTEMPT_S / 2 * 1000:.0f}"
     )
     connection.run_async(lambda driver: driver.execute(settings))
+
+
+def _sought(value: Any) -> Any:
+    """Return a value to look for: NULL, which equals nothing, for a text that was never kept."""
+    if isinstance(value, list):
+        return [_sought(one) for one in value]
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return None
+    return value
 
 
 async def _started(connection: AsyncConnection) -> AsyncConnection:

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
+from anodejobs.stores.base import TooLarge
 from anodejobs.stores.rows import Row
 
 if TYPE_CHECKING:
@@ -227,8 +228,10 @@ class Mysql(Dialect):
         }
     )
 
-    def __init__(self, *, is_mariadb: bool = True) -> None:
+    def __init__(self, *, is_mariadb: bool = True, most_bytes: int = 16 * 1024 * 1024) -> None:
         self._is_mariadb = is_mariadb
+        self._most_bytes = most_bytes
+        """Of one statement; a longer one would cost the connection."""
         # Exact, and without padding: else a name is the same as one with a space behind it.
         self.collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
 
@@ -248,7 +251,7 @@ class Mysql(Dialect):
         for table, rows in inserts:
             start = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES "
             one = f"({', '.join(['%s'] * len(table.columns))})"
-            for part in _parts(rows):
+            for part in _parts(rows, self._most_bytes):
                 sql = start + ", ".join([one] * len(part)) + self._on_taken(table)
                 yield sql, tuple(chain.from_iterable(part))
 
@@ -337,17 +340,34 @@ def _type(table: Table, column: str) -> str:
 
 _MOST_ROWS: Final = 1000
 _MOST_CHARACTERS: Final = 1_000_000
-"""Of one statement: a server takes packets of 16 MB, and four bytes may be a character."""
+"""Of one statement, if there are several rows."""
+_MOST_BYTES_A_CHARACTER: Final = 4
+_FRAME_BYTES: Final = 8 * 1024
+"""What a statement of one row may have but for its texts."""
+_ESCAPED: Final = "\0\n\r\x1a\"'\\"
 
 
-def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _parts(rows: Iterable[Row], most_bytes: int) -> Iterator[list[Row]]:
+    """Give the rows in statements' lots. Raises TooLarge where one of them fits into none."""
+    most = most_bytes // _MOST_BYTES_A_CHARACTER - _FRAME_BYTES
+    most_together = min(_MOST_CHARACTERS, most)
     part: list[Row] = []
     size = 0
     for row in rows:
         length = sum(len(value) for value in row if isinstance(value, str))
-        if part and (len(part) == _MOST_ROWS or size + length > _MOST_CHARACTERS):
+        if length > most and (found := _escaped_bytes(row)) + _FRAME_BYTES > most_bytes:
+            raise TooLarge(
+                f"{found:,} bytes are too many for the server, which takes {most_bytes:,} "
+                "(max_allowed_packet); nothing of it was written"
+            )
+        if part and (len(part) == _MOST_ROWS or size + length > most_together):
             yield part
             part, size = [], 0
         part.append(row)
         size += length
     yield part
+
+
+def _escaped_bytes(row: Row) -> int:
+    texts = [value for value in row if isinstance(value, str)]
+    return sum(len(text.encode()) + sum(map(text.count, _ESCAPED)) for text in texts)

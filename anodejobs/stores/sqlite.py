@@ -203,7 +203,7 @@ class SqliteJobStore(JobStore):
     def __init__(self, path: str | os.PathLike[str], *, durability: str = "process") -> None:
         if durability not in ("process", "power"):
             raise StoreError(f"durability must be 'process' or 'power', not {durability!r}")
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))
         self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._bell = Doorbell(self.path.with_name(f"{self.path.name}-bells"))
