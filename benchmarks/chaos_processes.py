@@ -18,6 +18,7 @@ MARK = "ANODEJOBS_CHAOS"
 """The variable that names the directory: a host has it, a shim and a job inherit it."""
 
 _KILLING_S = 20.0
+_EXEC_S = 0.05
 
 
 def start_host(
@@ -86,11 +87,16 @@ def kill_shim(place: Path) -> bool:
 def kill_all(place: Path) -> None:
     """Kill all processes of this chaos, those that they start meanwhile too."""
     end = time.monotonic() + _KILLING_S
-    while (left := marked(place)) and time.monotonic() < end:
+    looks_in_vain = 0
+    while looks_in_vain < 2 and time.monotonic() < end:
+        left = marked(place)
         for pid in left:
             _kill(place, pid)
         for pid in left:
             _await_death(pid, end)
+        looks_in_vain = 0 if left else looks_in_vain + 1
+        if not left:  # in the instant of its exec a process has no environment to be known by
+            time.sleep(_EXEC_S)
 
 
 def _kill(place: Path, pid: int) -> None:
