@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -218,7 +218,7 @@ class Server:
         return engine
 
     def _make_engine(self, isolation: Any, connections: int) -> AsyncEngine:
-        engine = create_async_engine(
+        return create_async_engine(
             self._url,
             isolation_level=isolation,
             skip_autocommit_rollback=True,
@@ -229,9 +229,6 @@ class Server:
             hide_parameters=True,
             connect_args=_connect_arguments(self.dialect),
         )
-        if isinstance(self.dialect, Postgres):
-            event.listen(engine.sync_engine, "connect", _settle)
-        return engine
 
 
 class _Commits:
@@ -314,7 +311,13 @@ def _driver_faults(dialect: Dialect) -> tuple[type[BaseException], ...]:
 
 def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
     if isinstance(dialect, Postgres):
-        return {"timeout": _CONNECT_S, "server_settings": {"application_name": "anodejobs"}}
+        # A process that was stopped in the middle of a transaction keeps all others from writing.
+        settings = {
+            "application_name": "anodejobs",
+            "default_transaction_isolation": "read committed",
+            "idle_in_transaction_session_timeout": f"{ATTEMPT_S / 2 * 1000:.0f}",
+        }
+        return {"timeout": _CONNECT_S, "server_settings": settings}
     return {
         "connect_timeout": _CONNECT_S,
         "charset": "utf8mb4",
@@ -325,18 +328,6 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
         f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
-
-
-def _settle(connection: Any, _: object) -> None:
-    """Set what holds for a new connection: PgBouncer refuses those that ask for it as they begin.
-
-    A process that was stopped in the middle of a transaction keeps all others from writing.
-    """
-    settings = (
-        "SET default_transaction_isolation = 'read committed';"
-        f"SET idle_in_transaction_session_timeout = {ATTEMPT_S / 2 * 1000:.0f}"
-    )
-    connection.run_async(lambda driver: driver.execute(settings))
 
 
 def _sought(value: Any) -> Any:
