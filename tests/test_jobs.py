@@ -727,8 +727,8 @@ def test_a_url_of_an_unknown_kind_is_a_store_error(tmp_path: Path) -> None:
         Jobs(db_path=tmp_path, store="nosuch://host/jobs", executor="inline")
 
 
-def test_an_unknown_durability_is_a_store_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="durability"):
+def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidJob, match="durability"):
         Jobs(db_path=tmp_path, durability="none", executor="inline")  # type: ignore[arg-type]  # is what is tested
 
 

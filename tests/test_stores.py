@@ -109,8 +109,8 @@ def test_a_password_may_have_any_sign(password):
     assert repr(store) == "DatabaseJobStore('postgresql://host/jobs')"
 
 
-def test_an_unknown_durability_is_a_store_error():
-    with pytest.raises(StoreError, match="'process' or 'power'"):
+def test_an_unknown_durability_is_refused():
+    with pytest.raises(InvalidJob, match="durability: must be 'process' or 'power'"):
         from_url("sqlite:///jobs.db", durability="none")
 
 

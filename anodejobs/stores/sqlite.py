@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import aiosqlite
 
-from anodejobs.errors import JobNotFound, StoreError
+from anodejobs.errors import InvalidJob, JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
@@ -202,7 +202,7 @@ class SqliteJobStore(JobStore):
 
     def __init__(self, path: str | os.PathLike[str], *, durability: str = "process") -> None:
         if durability not in ("process", "power"):
-            raise StoreError(f"durability must be 'process' or 'power', not {durability!r}")
+            raise InvalidJob("durability", "must be 'process' or 'power'")
         self.path = Path(os.path.abspath(path))
         self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
