@@ -727,6 +727,25 @@ def test_a_url_of_an_unknown_kind_is_a_store_error(tmp_path: Path) -> None:
         Jobs(db_path=tmp_path, store="nosuch://host/jobs", executor="inline")
 
 
+async def test_what_cannot_be_stopped_for_want_of_room_can_be_signalled(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find_no_room(*_: object) -> None:
+        raise StoreError("no room")
+
+    await jobs.run("sleep 1000", "job")
+    with monkeypatch.context() as full:
+        full.setattr(SqliteJobStore, "commit", find_no_room)
+        with pytest.raises(StoreError, match="no room"):
+            await jobs.stop("job")
+        record = await jobs.signal("job", signal.SIGKILL)
+        assert record.status is Status.running
+        with pytest.raises(StoreError, match="no room"):
+            await jobs.wait("job", timeout=30)
+    record = await jobs.wait("job", timeout=30)
+    assert (record.status, record.exit_code) == (Status.failed, -signal.SIGKILL)
+
+
 def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidJob, match="durability"):
         Jobs(db_path=tmp_path, durability="none", executor="inline")  # type: ignore[arg-type]  # is what is tested
