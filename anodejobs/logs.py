@@ -419,8 +419,9 @@ class LogPump:
         self._through: tuple[int, int] | None = None
         """A pipe that is empty between two turns; there once a job floods its own."""
         self._stopping = False
-        self._thread: threading.Thread | None
-        self._thread = threading.Thread(target=self._run, name="anodejobs-pump", daemon=True)
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, name="anodejobs-pump", daemon=True
+        )
         try:
             self._thread.start()
         except RuntimeError:

@@ -82,8 +82,9 @@ class Spawner:
         self._has_rung = False
         self._under_way = 0
         self._has_delivered = asyncio.Event()
-        self._thread: Thread | None
-        self._thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
+        self._thread: Thread | None = Thread(
+            target=self._work, name="anodejobs spawner", daemon=True
+        )
         self._thread.start()
 
     async def spawn(self, order: Order) -> int:
