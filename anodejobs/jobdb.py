@@ -354,13 +354,14 @@ class JobDB:
                 return stored
         return None
 
-    async def _write(self, write: Write) -> bool:
+    def _write(self, write: Write) -> asyncio.Future[bool]:
+        """Have it committed with the next batch; the result says whether it was applied."""
         if self._failure is not None:
             raise _own(self._failure)
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
         self._has_writes.set()
-        return await done
+        return done
 
     def _log(self, write: Insert | Save) -> None:
         if not LOG.isEnabledFor(logging.INFO):
@@ -439,10 +440,11 @@ class JobDB:
 
     def _remember(self, write: Insert | Save) -> None:
         """Keep at hand what will be asked for again, above all by those who supervise it."""
-        job_id = write.record.self_id
+        record = write.record
+        job_id = record.self_id
         old = self._active.pop(job_id, None) or self._waiting.pop(job_id, None)
-        if write.record.is_done:
-            self._ended[job_id] = write.record
+        if record.is_done:
+            self._ended[job_id] = record
             if len(self._ended) > _MOST_ENDED:
                 self._ended.popitem(last=False)
             return
@@ -451,8 +453,8 @@ class JobDB:
         attempt = write.attempt or (old and old.attempt)
         if not (launch and attempt):
             return
-        stored = Stored(record=write.record, launch=launch, attempt=attempt)
-        if write.record.status in WAITING:
+        stored = Stored(record=record, launch=launch, attempt=attempt)
+        if record.status in WAITING:
             self._keep_waiting(stored)
         else:
             self._active[job_id] = stored
