@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Seque
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from anodejobs.errors import InvalidJob, JobNotFound, StoreError
 from anodejobs.events import Attempt, utc_now
@@ -50,6 +50,8 @@ class Insert:
     launch: Launch
     attempt: Attempt
     why: str | None = None
+    previous: ClassVar[None] = None
+    ended: ClassVar[None] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +349,7 @@ def attempt_told(write: Insert | Save) -> int:
 
     What happens to an attempt is told of that one, also where the record has gone on to the next.
     """
-    ended = write.ended if isinstance(write, Save) else None
+    ended = write.ended
     return write.record.attempt if ended is None else ended.attempt
 
 
@@ -368,8 +370,8 @@ def history_entry(seq: int, write: Insert | Save) -> JobEvent:
         at=record.last_update or utc_now(),
         job_id=record.self_id,
         attempt=attempt_told(write),
-        previous=write.previous if isinstance(write, Save) else None,
+        previous=write.previous,
         status=record.status,
         why=write.why,
-        ended=write.ended if isinstance(write, Save) else None,
+        ended=write.ended,
     )

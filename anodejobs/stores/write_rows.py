@@ -99,8 +99,7 @@ def event_row(event: JobEvent) -> Row:
 def history_row(write: Insert | Save) -> Row:
     """Return what the history has of an applied write, after its ``seq``."""
     record = write.record
-    previous = str(write.previous) if isinstance(write, Save) else None
+    previous = None if write.previous is None else str(write.previous)
     at = micros(record.last_update) or 0
-    ended = write.ended if isinstance(write, Save) else None
-    told = None if ended is None else ended.model_dump_json()
+    told = None if write.ended is None else write.ended.model_dump_json()
     return (record.self_id, attempt_told(write), at, previous, str(record.status), write.why, told)
