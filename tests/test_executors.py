@@ -557,7 +557,7 @@ class ExecutorContract:
     async def test_a_follower_is_told_at_once_that_there_is_more(
         self, app: Application, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.patch(monkeypatch, "anodejobs.logs._TICK_S", "600.0")
+        self.patch(monkeypatch, "anodejobs.executors.pump._TICK_S", "600.0")
         attempt = await app.run(f"echo 1; {gate.wait}; echo 2; {gate.wait}")
         await app.written(attempt, b"1\n")
         gate.open()

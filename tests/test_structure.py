@@ -86,7 +86,8 @@ LAYERS = [
         "stores.tally",
     ],
     [
-        *("executors.children", "executors.deaths", "executors.looks", "executors.samples"),
+        *("executors.children", "executors.deaths", "executors.looks", "executors.pump"),
+        "executors.samples",
         *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
