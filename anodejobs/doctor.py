@@ -34,6 +34,7 @@ from anodejobs.executors.pidfds import exit_code
 from anodejobs.executors.shim_link import connected
 from anodejobs.executors.shim_start import interpreter
 from anodejobs.executors.supervisors import is_locked
+from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import Lines, decoded, encoded
@@ -228,7 +229,7 @@ def _mount_of(path: str, mountinfo: Path) -> _Mount:
 def _mount(line: str) -> _Mount:
     mounted, _, what = line.partition(" - ")
     fields, kind, options = mounted.split(" "), what.split(" ")[0], what.split(" ")[-1]
-    point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+    point = cgroups.unescaped(fields[4])
     return _Mount(point, kind, frozenset(f"{fields[5]},{options}".split(",")))
 
 
@@ -527,8 +528,7 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
     with open(folder / "lock", "r+") as lock:  # not ours, say, where it cannot be opened
         pid = lock.readline().strip()
     if not is_locked(folder / "lock"):
-        drained = (d for d in folder.glob("draining-*.lock") if not is_locked(d))
-        journals = (folder / "journal", *(d.with_suffix(".journal") for d in drained))
+        journals = (folder / "journal", *left_journals(folder))
         left = sum(len(load(journal)) for journal in journals)
         if left:
             found = f"none runs; attempts that the last one left to look after: {left}"

@@ -25,8 +25,8 @@ from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
-from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
+from anodejobs.shim.lives import Life
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
@@ -564,9 +564,7 @@ async def test_a_start_that_waits_for_its_turn_is_not_in_the_journal(
 ) -> None:
     """It would be in doubt, were the shim to die, though surely nothing was started."""
     launch = launch_of("true", tmp_path, "a")
-    waiting, begun = (
-        servers._Life(1, launch, Attempt(token=new_token(), supervisor="")) for _ in "12"
-    )
+    waiting, begun = (Life(1, launch, Attempt(token=new_token(), supervisor="")) for _ in "12")
     server._lives = {life.attempt.token: life for life in (waiting, begun)}
     server._journal.open()
     server._begin(begun)

@@ -92,10 +92,11 @@ LAYERS = [
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
     ],
     [
-        *("executors.supervisors", "shim.orphans", "stores.file_folder", "stores.memory"),
+        *("executors.supervisors", "shim.lives", "shim.orphans", "stores.file_folder"),
+        "stores.memory",
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],
-    ["stores.sqlite_queries", "stores.sqlite_writes"],
+    ["shim.draining", "stores.sqlite_queries", "stores.sqlite_writes"],
     ["stores.database_queries", "stores.database_saves", "stores.database_schema"],
     ["stores.database_leases"],
     ["stores.database_writes"],
@@ -312,7 +313,7 @@ def test_executors_know_neither_records_nor_stores():
         for known in _imports(module):
             is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
             # The package itself: the interpreter that is started is told where that lies.
-            is_said = known in ("", "shim.peers", "shim.protocol")
+            is_said = known in ("", "shim.draining", "shim.peers", "shim.protocol")
             is_said = is_said and module.startswith("executors.shim")
             assert is_below or is_said or known.startswith("executors"), (module, known)
 

@@ -35,6 +35,7 @@ from anodejobs.executors.pidfds import Reapings, exit_code
 from anodejobs.executors.shim_link import Link, connected
 from anodejobs.executors.shim_start import start_shim
 from anodejobs.logs import LogTail
+from anodejobs.shim.draining import draining_sockets
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import (
     VERSION,
@@ -382,14 +383,14 @@ class Shim(Executor):
                 held = await self.held()
                 for token, watched in list(self._watched.items()):
                     if token not in held and not watched.has_ended:
-                        await self._replace(token, watched)
+                        await self._replace(watched)
                 return
             except (ConnectionError, ExecutorError) as error:
                 LOG.error("no shim for %s: %s", self._folder, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
 
-    async def _replace(self, token: str, watched: _Watched) -> None:
+    async def _replace(self, watched: _Watched) -> None:
         """Have the shim take on an attempt that its journal does not know."""
         attempt = watched.attempt
         if not watched.is_waited_for:
@@ -468,7 +469,7 @@ class Shim(Executor):
 
     async def _connect(self) -> Link:
         """Connect to the shim that listens. Raises OSError where none does."""
-        for name in await asyncio.to_thread(_draining_sockets, self._folder):
+        for name in await asyncio.to_thread(draining_sockets, self._folder):
             if name not in self._draining:
                 with contextlib.suppress(OSError):
                     self._draining[name], _ = await self._greet(name)
@@ -565,7 +566,3 @@ async def _died(pid: int) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-
-
-def _draining_sockets(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("draining-*.socket"))
