@@ -108,7 +108,7 @@ LAYERS = [
     ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
-        *("retention", "errands"),
+        *("retention", "errands", "stock"),
     ],
     ["watcher", "timetable", "catalogue", "progressfeed", "links", "migration"],
     ["settings"],
