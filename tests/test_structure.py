@@ -89,7 +89,8 @@ LAYERS = [
         *("executors.children", "executors.deaths", "executors.looks", "executors.pump"),
         *("executors.samples", "executors.shim_link", "executors.shim_start"),
         *("shim.clients", "shim.journal"),
-        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.rows"),
+        *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.pages"),
+        "stores.rows",
     ],
     [
         *("executors.supervisors", "shim.lives", "shim.orphans", "stores.file_folder"),
