@@ -146,29 +146,6 @@ class Dependencies:
 
         _refuse_cycle(nodes, dependencies_of)
 
-    def add_edge(self, job_id: str, dependency: str) -> Consequence:
-        """Let a job wait for one more.
-
-        Raises DependencyCycle, and KeyError where ``job_id`` is not known here.
-        """
-        node = self._nodes[job_id]
-        if job_id == dependency or job_id in self._dependents:
-
-            def dependencies_of(other: str) -> Iterable[str]:
-                return (dependency,) if other == job_id else self.dependencies_of(other)
-
-            _refuse_cycle([dependency], dependencies_of)
-        node.unmet[dependency] = None
-        self._dependents.setdefault(dependency, {})[job_id] = None
-        return node.consequence()
-
-    def remove_edge(self, job_id: str, dependency: str) -> Consequence:
-        """Let a job wait for that one no more, if it did. Raises KeyError as ``add_edge``."""
-        node = self._nodes[job_id]
-        node.drop(dependency)
-        self._forget_dependent(dependency, job_id)
-        return node.consequence()
-
     def started(self, job_id: str) -> None:
         """Forget what a job waits for, if it is known here; who waits for it waits on."""
         node = self._nodes.pop(job_id, None)

@@ -31,8 +31,10 @@ from typing import Literal, ParamSpec
 import anodejobs
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.pidfds import exit_code
-from anodejobs.executors.shim import _connected, _interpreter
+from anodejobs.executors.shim_link import connected
+from anodejobs.executors.shim_start import interpreter
 from anodejobs.executors.supervisors import is_locked
+from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import Lines, decoded, encoded
@@ -94,7 +96,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_subreaper(ctypes.CDLL(None))
     yield check_pidfds(_told_code, platform.release())
     yield check_shell("/bin/sh", _run)
-    yield check_interpreter(_interpreter(), _run)
+    yield check_interpreter(interpreter(), _run)
     yield check_shim(db_path / "shim", _held)
 
 
@@ -227,7 +229,7 @@ def _mount_of(path: str, mountinfo: Path) -> _Mount:
 def _mount(line: str) -> _Mount:
     mounted, _, what = line.partition(" - ")
     fields, kind, options = mounted.split(" "), what.split(" ")[0], what.split(" ")[-1]
-    point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+    point = cgroups.unescaped(fields[4])
     return _Mount(point, kind, frozenset(f"{fields[5]},{options}".split(",")))
 
 
@@ -276,7 +278,7 @@ def _try_socket(folder: Path) -> None:
             # By way of the descriptor, since the path of a socket must be short.
             listener.bind(f"/proc/self/fd/{fd}/s" if tree.IS_LINUX else os.fspath(folder / "s"))
             listener.listen()
-            with _connected(folder, "s") as connection:
+            with connected(folder, "s") as connection:
                 connection.close()
     finally:
         os.close(fd)
@@ -506,16 +508,16 @@ def check_shell(shell: str, run: Run) -> Verdict:
 
 
 @_check("interpreter")
-def check_interpreter(interpreter: str, run: Run) -> Verdict:
+def check_interpreter(python: str, run: Run) -> Verdict:
     """Whether the Python that a shim is started with can be one."""
     code = "import sys; sys.path[:0] = sys.argv[1:]; import anodejobs.shim.main"
     code += "" if tree.IS_LINUX else ", psutil"
     home = os.path.dirname(os.path.dirname(anodejobs.__file__))
-    went_well, said = run([interpreter, "-I", "-S", "-B", "-c", code, home])
+    went_well, said = run([python, "-I", "-S", "-B", "-c", code, home])
     if went_well:
-        return "ok", f"{interpreter!r} can be a shim", ""
+        return "ok", f"{python!r} can be a shim", ""
     remedy = "run the application with a python that starts with -I -S, or use executor='inline'"
-    return "problem", f"{interpreter!r} cannot be a shim: {said}", remedy
+    return "problem", f"{python!r} cannot be a shim: {said}", remedy
 
 
 @_check("shim")
@@ -526,8 +528,7 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
     with open(folder / "lock", "r+") as lock:  # not ours, say, where it cannot be opened
         pid = lock.readline().strip()
     if not is_locked(folder / "lock"):
-        drained = (d for d in folder.glob("draining-*.lock") if not is_locked(d))
-        journals = (folder / "journal", *(d.with_suffix(".journal") for d in drained))
+        journals = (folder / "journal", *left_journals(folder))
         left = sum(len(load(journal)) for journal in journals)
         if left:
             found = f"none runs; attempts that the last one left to look after: {left}"
@@ -550,7 +551,7 @@ def _held(folder: Path) -> int:
     Without a ``hello``, for that would make us one of its applications, with a share of the work.
     """
     lines = Lines()
-    with _connected(folder, "socket") as connection, connection:
+    with connected(folder, "socket") as connection, connection:
         if not is_friend(peer(connection)[1]):
             raise OSError("another user listens")
         connection.settimeout(_PATIENCE_S)

@@ -89,9 +89,10 @@ from anodejobs.records import (
     Usage,
 )
 from anodejobs.retention import Retention
-from anodejobs.scheduler import PAUSED, Choice, Scheduler
+from anodejobs.scheduler import PAUSED, Scheduler
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
+from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.succession import Succession

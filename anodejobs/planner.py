@@ -16,7 +16,7 @@ from typing import Any, Final
 from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
 from anodejobs.events import utc_now
-from anodejobs.executors.base import Launch, LogPlan, Stream
+from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.jobfiles import JobFiles
 from anodejobs.limits import check_limits
 from anodejobs.logs import log_name
@@ -158,13 +158,6 @@ class Planner:
             batch_id=batch_id,
         )
         return Plan(record=record, launch=launch)
-
-    def logs_of(self, logfile: str) -> dict[Stream, Path]:
-        """Return where the logs of a job's first attempt are."""
-        return {
-            "stdout": self.log_dir / f"{logfile}_out.txt",
-            "stderr": self.log_dir / f"{logfile}_errors.txt",
-        }
 
     def _present_environment(self) -> dict[str, str]:
         """Return the application's environment; the same object for as long as it is the same."""

@@ -23,6 +23,7 @@ from pydantic import (
     JsonValue,
 )
 
+from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Evidence
 from anodejobs.fields import (
     Command,
@@ -60,6 +61,7 @@ __all__ = [
     "JobRecordDict",
     "JobSpec",
     "Metrics",
+    "OnDependencyFailure",
     "Priority",
     "Scheduled",
     "Status",
@@ -128,7 +130,6 @@ ALIVE = frozenset(Status) - TERMINAL - WAITING
 """The statuses of a job of which an attempt is under way."""
 
 
-OnDependencyFailure = Literal["cancel", "run", "hold"]
 Restart = Literal["never", "on-failure", "always"]
 
 _Status = Status  # under a name that the class attribute of the record does not hide

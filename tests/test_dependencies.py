@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -134,13 +133,6 @@ def test_a_held_job_that_waits_for_others_too_waits_on():
     assert succeed(graph, "a") == {"c": "waiting"}
 
 
-def test_a_held_job_is_ready_without_the_dependency_that_failed():
-    graph = graph_of(job("b", "a", on="hold"))
-    fail(graph, "a")
-    assert graph.remove_edge("b", "a") == Consequence("b", Fate.ready)
-    assert fail(graph, "a") == {}
-
-
 def test_who_waits_for_a_held_job_waits_on():
     graph = graph_of(job("b", "a", on="hold"), job("c", "b"))
     assert fail(graph, "a") == {"b": "held"}
@@ -193,35 +185,6 @@ def test_a_dependency_that_was_met_is_waited_for_no_more():
     assert (graph.dependencies_of("c"), graph.dependents_of("a")) == (("b",), ())
 
 
-def test_an_edge_can_be_added_to_a_job_that_was_ready():
-    graph = graph_of(job("b"))
-    assert graph.add_edge("b", "a") == Consequence("b", Fate.waiting)
-    assert graph.add_edge("b", "a") == Consequence("b", Fate.waiting)
-    assert succeed(graph, "a") == {"b": "ready"}
-
-
-def test_an_edge_more_does_not_free_a_held_job():
-    graph = graph_of(job("b", "a", on="hold"))
-    fail(graph, "a")
-    assert graph.add_edge("b", "x").fate is Fate.held
-
-
-def test_an_edge_less_makes_the_job_ready_if_it_was_the_last():
-    graph = graph_of(job("c", "a", "b"))
-    assert graph.remove_edge("c", "a").fate is Fate.waiting
-    assert graph.remove_edge("c", "never").fate is Fate.waiting
-    assert graph.remove_edge("c", "b").fate is Fate.ready
-    assert fail(graph, "a") == fail(graph, "b") == {}
-
-
-def test_a_job_that_has_started_can_be_given_no_edge():
-    graph = graph_of(job("b", "a"))
-    graph.started("b")
-    for change in (graph.add_edge, graph.remove_edge):
-        with pytest.raises(KeyError, match="b"):
-            change("b", "a")
-
-
 def test_a_job_that_is_added_again_waits_as_it_was_said_last():
     graph = graph_of(job("b", "a"), job("c", "b"))
     graph.add(job("b", "x", on="run"))
@@ -243,23 +206,20 @@ def test_nothing_is_remembered_of_jobs_that_are_over():
 def test_a_cycle_is_refused_with_its_path():
     graph = graph_of(job("a"), job("b", "a"), job("c", "b"))
     with pytest.raises(DependencyCycle) as caught:
-        graph.add_edge("a", "c")
-    assert caught.value.cycle == ("c", "b", "a")
+        graph.add(job("a", "c"))
+    assert caught.value.cycle == ("a", "c", "b")
 
 
-def test_a_refused_edge_is_not_there():
+def test_a_refused_dependency_is_not_there():
     graph = graph_of(job("a"), job("b", "a"))
     with pytest.raises(DependencyCycle):
-        graph.add_edge("a", "b")
+        graph.add(job("a", "b"))
     assert (graph.dependencies_of("a"), graph.dependents_of("b")) == ((), ())
 
 
 def test_a_job_cannot_wait_for_itself():
     with pytest.raises(DependencyCycle) as caught:
         graph_of(job("a", "b", "a"))
-    assert caught.value.cycle == ("a",)
-    with pytest.raises(DependencyCycle) as caught:
-        graph_of(job("a")).add_edge("a", "a")
     assert caught.value.cycle == ("a",)
 
 
@@ -292,7 +252,7 @@ def test_what_a_met_dependency_waited_for_makes_no_cycle():
     graph.started("a")
     succeed(graph, "a")
     graph.add(job("a"))  # run anew
-    assert graph.add_edge("a", "b").fate is Fate.waiting
+    assert fates(graph.add(job("a", "b"))) == {"a": "waiting"}
 
 
 def test_a_diamond_is_no_cycle():
@@ -334,9 +294,9 @@ def test_a_long_cycle_is_found():
     assert len(caught.value.cycle) == 10_000
 
 
-def test_a_long_chain_is_closed_by_no_edge():
+def test_a_long_chain_is_not_closed_by_its_first_job():
     with pytest.raises(DependencyCycle) as caught:
-        graph_of(*CHAIN).add_edge("0", "9999")
+        graph_of(*CHAIN).add(job("0", "9999"))
     assert len(caught.value.cycle) == 10_000
 
 
@@ -395,10 +355,10 @@ def test_cancelling_ten_times_the_jobs_takes_ten_times_the_steps(shape):
     assert many < 11 * few
 
 
-def test_building_a_chain_edge_by_edge_takes_steps_for_each_edge_alone():
+def test_building_a_chain_job_by_job_takes_steps_for_each_job_alone():
     def built(jobs: int) -> int:
         graph = graph_of(*(job(str(number)) for number in range(jobs)))
-        return steps_in(lambda: [graph.add_edge(str(n), str(n - 1)) for n in range(1, jobs)])
+        return steps_in(lambda: [graph.add(job(str(n), str(n - 1))) for n in range(1, jobs)])
 
     few, many = built(500), built(5000)
     assert many < 11 * few
@@ -594,26 +554,6 @@ class GraphAndModel(RuleBasedStateMachine):
         assert gone == before - set(self.model.modes)
         for each in gone:
             del self.fates[each]
-
-    @precondition(lambda self: self.model.modes)
-    @rule(data=st.data(), dependency=names)
-    def add_edge(self, data: st.DataObject, dependency: str) -> None:
-        job_id = data.draw(st.sampled_from(sorted(self.model.modes)))
-        unmet = self.model.unmet(job_id)
-        if self.model.would_be_a_cycle({job_id: unmet | {dependency}}):
-            with pytest.raises(DependencyCycle):
-                self.graph.add_edge(job_id, dependency)
-            return
-        self.take(self.graph.add_edge(job_id, dependency))
-        if dependency not in unmet:
-            self.model.edges[job_id, dependency] = None
-
-    @precondition(lambda self: self.model.modes)
-    @rule(data=st.data(), dependency=names)
-    def remove_edge(self, data: st.DataObject, dependency: str) -> None:
-        job_id = data.draw(st.sampled_from(sorted(self.model.modes)))
-        self.take(self.graph.remove_edge(job_id, dependency))
-        self.model.edges.pop((job_id, dependency), None)
 
     @invariant()
     def both_tell_the_same_fates(self) -> None:

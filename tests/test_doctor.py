@@ -17,7 +17,7 @@ import pytest
 
 from anodejobs import Jobs, doctor
 from anodejobs.executors import shim, tree
-from anodejobs.executors.shim import _interpreter
+from anodejobs.executors.shim_start import interpreter
 
 from .conftest import has_died, locker, python
 
@@ -582,7 +582,7 @@ def test_no_shell_is_a_problem(shell):
 
 
 def test_the_interpreter_of_a_shim_works_here():
-    finding = doctor.check_interpreter(_interpreter(), doctor._run)
+    finding = doctor.check_interpreter(interpreter(), doctor._run)
     assert finding.level == "ok", finding
 
 

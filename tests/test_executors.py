@@ -30,7 +30,7 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors import looks, shim, tree
+from anodejobs.executors import looks, shim_start, tree
 from anodejobs.executors.base import Executor, Host, Launch, LogPlan, new_token
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
@@ -557,7 +557,7 @@ class ExecutorContract:
     async def test_a_follower_is_told_at_once_that_there_is_more(
         self, app: Application, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        self.patch(monkeypatch, "anodejobs.logs._TICK_S", "600.0")
+        self.patch(monkeypatch, "anodejobs.executors.pump._TICK_S", "600.0")
         attempt = await app.run(f"echo 1; {gate.wait}; echo 2; {gate.wait}")
         await app.written(attempt, b"1\n")
         gate.open()
@@ -760,7 +760,8 @@ class TestShim(DurableExecutorContract):
     def patch(self, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
         module, _, attribute = name.rpartition(".")
         patch = f"import {module} as m;m.{attribute}={source};main()"
-        monkeypatch.setattr(shim, "_BOOTSTRAP", shim._BOOTSTRAP.removesuffix("main()") + patch)
+        bootstrap = shim_start._BOOTSTRAP.removesuffix("main()") + patch
+        monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
 
 
 # What a launch and an attempt are, for every executor.

@@ -28,11 +28,11 @@ APPLICATION = """
 import asyncio, sys
 from pathlib import Path
 from anodejobs import Jobs
-from anodejobs.executors import shim
+from anodejobs.executors import shim, shim_start
 
 shim.LINGER_S = 0.05
 shim._HOLD_AFTER_S = 0.0
-shim._BOOTSTRAP = {reaped!r} + shim._BOOTSTRAP
+shim_start._BOOTSTRAP = {reaped!r} + shim_start._BOOTSTRAP
 command, moment_to_arm, how = sys.argv[1:]
 
 def arm(moment):

@@ -16,7 +16,7 @@ import pytest
 
 from anodejobs import Jobs, Status
 from anodejobs.events import Attempt
-from anodejobs.executors import shim, tree
+from anodejobs.executors import shim_start, tree
 from anodejobs.executors.base import new_token
 from anodejobs.executors.marks import read_tag, tag_of
 from tests.conftest import python
@@ -506,7 +506,8 @@ def shim_of(folder: Path) -> int:
 def sweep_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the shim look for orphans all the time."""
     patch = "import anodejobs.shim.server as s;s._SWEEP_EVERY_S=0.002;main()"
-    monkeypatch.setattr(shim, "_BOOTSTRAP", shim._BOOTSTRAP.removesuffix("main()") + patch)
+    bootstrap = shim_start._BOOTSTRAP.removesuffix("main()") + patch
+    monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
 
 
 async def seen(holds: Callable[[], bool]) -> None:

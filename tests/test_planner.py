@@ -88,8 +88,6 @@ def test_the_launch_is_of_the_same_job_in_the_same_place(planner, tmp_path):
     assert launch.logs.stdout == f"{record.logdir}/{record.logfile}_out.txt"
     assert launch.logs.stderr == f"{record.logdir}/{record.logfile}_errors.txt"
     assert (launch.logs.max_bytes, launch.logs.backups) == (1000, 2)
-    assert planner.logs_of(record.logfile)["stdout"] == launch.logs.path("stdout")
-    assert planner.logs_of(record.logfile)["stderr"] == launch.logs.path("stderr")
     assert Path(record.logdir).parent == Path(record.dirname) == tmp_path
 
 

@@ -27,6 +27,7 @@ from anodejobs import (
     Status,
     StatusUnreachable,
     StoreError,
+    stock,
 )
 from anodejobs import scheduler as scheduler_module
 from anodejobs.events import Exited, Lost, utc_now
@@ -1255,7 +1256,7 @@ def becomes(status: Status) -> Callable[[Write], bool]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler_module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(scheduler_module, "_RECOUNT_S", 0.05)
+    monkeypatch.setattr(stock, "_RECOUNT_S", 0.05)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -21,12 +21,12 @@ import pytest
 
 from anodejobs import ExecutorError, JobRecord, Jobs, Status
 from anodejobs.events import Attempt, StartFailed
-from anodejobs.executors import shim, supervisors, tree
+from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
-from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
+from anodejobs.shim.lives import Life
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
@@ -58,7 +58,9 @@ async def test_of_shims_that_are_started_at_once_one_stays(tmp_path: Path, gate:
     folder = tmp_path / "job_db" / "shim"
     async with opened(tmp_path) as jobs:
         await jobs.run(gate.wait, "a")
-        words = await asyncio.gather(*(asyncio.to_thread(shim._launch, folder) for _ in "123"))
+        words = await asyncio.gather(
+            *(asyncio.to_thread(shim_start.start_shim, folder, shim.LINGER_S) for _ in "123")
+        )
         assert words == ["taken"] * 3
         assert parent_of(await status(jobs, "a")) == shim_of(tmp_path)
 
@@ -562,9 +564,7 @@ async def test_a_start_that_waits_for_its_turn_is_not_in_the_journal(
 ) -> None:
     """It would be in doubt, were the shim to die, though surely nothing was started."""
     launch = launch_of("true", tmp_path, "a")
-    waiting, begun = (
-        servers._Life(1, launch, Attempt(token=new_token(), supervisor="")) for _ in "12"
-    )
+    waiting, begun = (Life(1, launch, Attempt(token=new_token(), supervisor="")) for _ in "12")
     server._lives = {life.attempt.token: life for life in (waiting, begun)}
     server._journal.open()
     server._begin(begun)
@@ -827,9 +827,9 @@ async def test_a_fork_that_lives_on_is_not_taken_for_the_application_that_died(
         """,
         before="""
         import time
-        from anodejobs.executors import shim
+        from anodejobs.executors import shim_start
         patch = "import anodejobs.shim.server as s; s._TELL_ALL_AFTER_S = 600;main()"
-        shim._BOOTSTRAP = shim._BOOTSTRAP.removesuffix("main()") + patch
+        shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.removesuffix("main()") + patch
         """,
         code=-signal.SIGKILL,
     )
@@ -854,7 +854,7 @@ async def test_where_no_shim_can_be_started_a_job_cannot_and_its_error_says_why(
         await ran(jobs, "echo out", "before")
         pid = shim_of(tmp_path)
     assert has_died(pid, LIMIT_S)
-    monkeypatch.setattr(shim, "_interpreter", lambda: "/no/such/python")
+    monkeypatch.setattr(shim_start, "interpreter", lambda: "/no/such/python")
     async with opened(tmp_path) as jobs, asyncio.timeout(LIMIT_S):
         record = await jobs.run("true", "a")
         assert record.status is Status.failed_start
@@ -1031,9 +1031,9 @@ def opened(folder: Path, **options: Any) -> Jobs:
 
 def in_shims(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Have shims run the code before they begin."""
-    first, begin = shim._BOOTSTRAP.removesuffix("main()").rsplit(";from", 1)
+    first, begin = shim_start._BOOTSTRAP.removesuffix("main()").rsplit(";from", 1)
     bootstrap = f"{first}\n{dedent(code)}\nfrom{begin}main()"
-    monkeypatch.setattr(shim, "_BOOTSTRAP", bootstrap)
+    monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
 
 
 def shim_of(folder: Path) -> int:

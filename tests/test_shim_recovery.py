@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from anodejobs import JobRecord, Jobs, Status
-from anodejobs.executors import shim, tree
+from anodejobs.executors import shim, shim_start, tree
 from tests.conftest import has_died, python
 from tests.programs import application
 from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
@@ -37,7 +37,7 @@ if os.fork():
 init, but the one of a test machine may take its time."""
 
 SHIM_WITH = """
-shim._BOOTSTRAP = shim._BOOTSTRAP.replace(
+shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.replace(
     ";main()", ";import anodejobs.shim.server as s;s.{}={};main()"
 )
 """
@@ -51,10 +51,10 @@ SLOW = f"sleep {2 * GRACE_S}; exit 7"
 HOST = """
 import asyncio
 from anodejobs import Jobs
-from anodejobs.executors import shim
+from anodejobs.executors import shim, shim_start
 
 shim.LINGER_S = 0.05
-shim._BOOTSTRAP = {reaped!r} + shim._BOOTSTRAP
+shim_start._BOOTSTRAP = {reaped!r} + shim_start._BOOTSTRAP
 {setup}
 
 async def main():
@@ -465,7 +465,7 @@ async def test_whatever_the_disk_has_made_of_the_journal_jobs_that_run_are_adopt
 @pytest.fixture
 def reaped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have shims started as children of a process that reaps at once."""
-    monkeypatch.setattr(shim, "_BOOTSTRAP", REAPED + shim._BOOTSTRAP)
+    monkeypatch.setattr(shim_start, "_BOOTSTRAP", REAPED + shim_start._BOOTSTRAP)
 
 
 @pytest.fixture
@@ -637,15 +637,15 @@ async def test_a_young_job_is_held_as_soon_as_the_shim_is_found_dead(
     monkeypatch.setattr(shim, "_HOLD_AFTER_S", 1000.0)
     async with reopened(tmp_path) as jobs:
         record = await jobs.run(python(HELD), "held", cwd=tmp_path)
-        launch = shim._launch
+        start_shim = shim.start_shim
 
-        def launched_late(folder: Path) -> str:
+        def started_late(folder: Path, linger_s: float) -> str:
             (tmp_path / "go").touch()
             assert record.last_pid is not None
             assert has_died(record.last_pid, within_s=60)
-            return launch(folder)
+            return start_shim(folder, linger_s)
 
-        monkeypatch.setattr(shim, "_launch", launched_late)
+        monkeypatch.setattr(shim, "start_shim", started_late)
         kill_shim(tmp_path)
         assert_code(await jobs.wait("held", timeout=60), 7)
 

@@ -88,14 +88,15 @@ def home(mountinfo: str, membership: str) -> tuple[Path, Path] | None:
         mounted, _, what = line.partition(" - ")
         if not what.startswith("cgroup2 "):
             continue
-        root, point = (_unescaped(field) for field in mounted.split(" ")[3:5])
+        root, point = (unescaped(field) for field in mounted.split(" ")[3:5])
         below = os.path.relpath(path, root)
         if ".." not in Path(below).parts:
             return Path(point, below), Path(point)
     return None
 
 
-def _unescaped(field: str) -> str:
+def unescaped(field: str) -> str:
+    """Return a path as it is, from how the kernel writes it in ``mountinfo``."""
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field)
 
 

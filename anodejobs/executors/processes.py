@@ -50,9 +50,10 @@ from anodejobs.executors.limits import AttemptLimits
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import Reapings
+from anodejobs.executors.pump import LogPump, Pipe
 from anodejobs.executors.samples import OwnPeak, Samples
 from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
-from anodejobs.logs import LogFile, LogPump, Pipe, Reader
+from anodejobs.logs import LogFile, Reader
 
 LOG = logging.getLogger("anodejobs")
 

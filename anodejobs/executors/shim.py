@@ -11,19 +11,12 @@ import contextlib
 import logging
 import os
 import resource
-import select
-import shutil
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-import anodejobs
 from anodejobs import faults
 from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
@@ -39,16 +32,17 @@ from anodejobs.executors.base import (
 )
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.pidfds import Reapings, exit_code
+from anodejobs.executors.shim_link import Link, connected
+from anodejobs.executors.shim_start import start_shim
 from anodejobs.logs import LogTail
+from anodejobs.shim.draining import draining_sockets
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import (
     VERSION,
-    Lines,
     Message,
     Told,
-    decoded,
-    encoded,
     event_from_json,
+    request_of,
     start_request,
 )
 
@@ -56,7 +50,6 @@ LOG = logging.getLogger("anodejobs")
 
 LINGER_S = 5.0
 """How long a shim stays after its last job and its last application."""
-_START_PATIENCE_S = 30.0
 _HOLD_AFTER_S = 1.0
 """Jobs that are older than this have their pidfds held, for the case that the shim dies."""
 _FIRST_RETRY_S = 0.01
@@ -65,17 +58,8 @@ _MOST_ATTEMPTS = 8
 """How often a shim is started that does not come up, before that is an error."""
 _DYING_S = 1.0
 """How long a shim that has hung up may take to be dead."""
-_LONGEST_SOCKET_PATH = 100
 _HANG_UP_S = 1.0
 """How long the shim has to read what it was last sent."""
-
-_BOOTSTRAP = (
-    "import sys;"
-    # asyncio does without it, and it is the largest of all that it would import.
-    "sys.modules['ssl']=None;"
-    "sys.path[:0]=sys.argv[4:];del sys.argv[4:];"
-    "from anodejobs.shim.main import main;main()"
-)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,106 +85,6 @@ class _Watched:
             self.woken.set_result(None)
 
 
-class _Link(asyncio.Protocol):
-    """A connection to a shim."""
-
-    def __init__(
-        self,
-        on_told: Callable[[Message], None],
-        on_lost: Callable[[_Link], None],
-        open_links: set[_Link],
-    ) -> None:
-        self._on_told = on_told
-        self._on_lost = on_lost
-        self._open_links = open_links
-        self._loop = asyncio.get_running_loop()
-        self._lines = Lines()
-        self._replies: dict[int, asyncio.Future[Message]] = {}
-        self._number = 0
-        self._out: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
-        self.is_lost = False
-        self.gone: asyncio.Future[None] = self._loop.create_future()
-        """Done when the connection is closed, whoever has closed it."""
-        self.pid: int | None = None
-        """The shim's, once it was greeted."""
-        self.env: dict[str, str] | None = None
-        """The environment that the shim was last sent."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # No isinstance: uvloop's transports are not asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        self._open_links.add(self)
-
-    def data_received(self, data: bytes) -> None:
-        for message in decoded(self._lines.feed(data)):
-            number = message.pop("re", None)
-            if number is None:
-                if "age" in message:  # by this we say that we have read all before it
-                    self.send({"do": "age", "age": message["age"]})
-                else:
-                    self._on_told(message)
-                continue
-            reply = self._replies.pop(number, None)
-            if reply is not None and not reply.done():
-                reply.set_result(message)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_lost = True
-        self._open_links.discard(self)
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(ConnectionResetError("the shim has gone"))
-        self._replies.clear()
-        self.gone.set_result(None)
-        self._on_lost(self)
-
-    def send(self, message: Message) -> None:
-        """Send the message with all others of this turn of the loop."""
-        self.send_line(encoded(message))
-
-    def send_line(self, line: bytes) -> None:
-        """Send a message that is encoded already."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(line)
-
-    def _flush(self) -> None:
-        if self._transport is not None and not self.is_lost:
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
-
-    async def ask(self, request: str) -> Message:
-        """Return the answer to a request, the text of an object without its closing brace.
-
-        Raises ConnectionError where the shim has gone, before or since.
-        """
-        if self.is_lost:
-            raise ConnectionResetError("the shim has gone")
-        self._number += 1
-        number = self._number
-        reply = self._replies[number] = self._loop.create_future()
-        self.send_line(f'{request},"id":{number}}}\n'.encode("ascii"))
-        try:
-            answer: Message = await reply
-        finally:
-            self._replies.pop(number, None)
-        if "error" in answer:
-            raise ExecutorError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        """Hang up, when what was sent has arrived."""
-        self._flush()
-        if self._transport is not None:
-            self._transport.close()
-
-    def abort(self) -> None:
-        """Hang up at once."""
-        if self._transport is not None:
-            self._transport.abort()
-
-
 class Shim(Executor):
     """Runs jobs in the shim of ``folder``; they, their logs and their exits need no application."""
 
@@ -209,9 +93,9 @@ class Shim(Executor):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._host: Host | None = None
-        self._link: _Link | None = None
-        self._draining: dict[str, _Link] = {}
-        self._open_links: set[_Link] = set()
+        self._link: Link | None = None
+        self._draining: dict[str, Link] = {}
+        self._open_links: set[Link] = set()
         self._connecting = asyncio.Lock()
         self._failed: tuple[float, ExecutorError] | None = None
         """When last no shim could be had, and why."""
@@ -242,7 +126,7 @@ class Shim(Executor):
         await supervisors.outlive(supervisor)
 
     async def held(self) -> set[str]:
-        answers = await self._ask_each(_request({"do": "held"}))
+        answers = await self._ask_each(request_of({"do": "held"}))
         return {token for answer in answers for token in answer["held"]}
 
     async def prepare(self) -> StartFailed | None:
@@ -329,11 +213,11 @@ class Shim(Executor):
             "grace": grace,
             "may_hasten": may_hasten,
         }
-        return bool((await self._ask(_request(message)))["is_gone"])
+        return bool((await self._ask(request_of(message)))["is_gone"])
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
         message = {"do": "signal", "attempt": attempt.to_json(), "signum": int(signum)}
-        await self._ask(_request(message))
+        await self._ask(request_of(message))
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
@@ -391,7 +275,7 @@ class Shim(Executor):
 
     async def _hang_up(self) -> None:
         """Return when every connection is closed: the event loop may end right after."""
-        for hang_up in (_Link.close, _Link.abort):  # the latter where the shim does not read
+        for hang_up in (Link.close, Link.abort):  # the latter where the shim does not read
             links = list(self._open_links)
             for link in links:
                 hang_up(link)
@@ -468,7 +352,7 @@ class Shim(Executor):
             for link in self._links():
                 link.send({"do": "read", "sub": number, "offset": follow.tail.offset})
 
-    def _lost(self, link: _Link) -> None:
+    def _lost(self, link: Link) -> None:
         """See that there is another shim, unless it is we who leave."""
         names = [name for name, other in self._draining.items() if other is link]
         for name in names:
@@ -499,14 +383,14 @@ class Shim(Executor):
                 held = await self.held()
                 for token, watched in list(self._watched.items()):
                     if token not in held and not watched.has_ended:
-                        await self._replace(token, watched)
+                        await self._replace(watched)
                 return
             except (ConnectionError, ExecutorError) as error:
                 LOG.error("no shim for %s: %s", self._folder, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
 
-    async def _replace(self, token: str, watched: _Watched) -> None:
+    async def _replace(self, watched: _Watched) -> None:
         """Have the shim take on an attempt that its journal does not know."""
         attempt = watched.attempt
         if not watched.is_waited_for:
@@ -547,11 +431,11 @@ class Shim(Executor):
                 answers.append(await link.ask(request))
         return answers
 
-    def _links(self) -> list[_Link]:
+    def _links(self) -> list[Link]:
         current = [self._link] if self._link is not None else []
         return [*current, *self._draining.values()]
 
-    async def _linked(self) -> _Link:
+    async def _linked(self) -> Link:
         """Return a connection to the shim, which is started where there is none."""
         if self._link is not None and os.getpid() == self._pid:
             return self._link
@@ -571,7 +455,7 @@ class Shim(Executor):
                 try:
                     return await self._connect()
                 except OSError:
-                    word = await asyncio.to_thread(_launch, self._folder)
+                    word = await asyncio.to_thread(start_shim, self._folder, LINGER_S)
                 if word not in ("ready", "taken"):
                     problem = word
                 # Another shim may be about to listen, or about to leave. The one place where we
@@ -583,9 +467,9 @@ class Shim(Executor):
             self._failed = asyncio.get_running_loop().time(), error
             raise error
 
-    async def _connect(self) -> _Link:
+    async def _connect(self) -> Link:
         """Connect to the shim that listens. Raises OSError where none does."""
-        for name in await asyncio.to_thread(_draining_sockets, self._folder):
+        for name in await asyncio.to_thread(draining_sockets, self._folder):
             if name not in self._draining:
                 with contextlib.suppress(OSError):
                     self._draining[name], _ = await self._greet(name)
@@ -603,13 +487,13 @@ class Shim(Executor):
             link.send({"do": "growth", "on": True})
         return link
 
-    async def _greet(self, name: str) -> tuple[_Link, int]:
+    async def _greet(self, name: str) -> tuple[Link, int]:
         loop = asyncio.get_running_loop()
-        with _connected(self._folder, name) as connection:
+        with connected(self._folder, name) as connection:
             if not is_friend(peer(connection)[1]):
                 raise ExecutorError(f"another user listens in {self._folder}")
             _, link = await loop.create_unix_connection(
-                lambda: _Link(self._told, self._lost, self._open_links), sock=connection
+                lambda: Link(self._told, self._lost, self._open_links), sock=connection
             )
         try:
             version = await self._hail(link)
@@ -618,19 +502,19 @@ class Shim(Executor):
             raise
         return link, version
 
-    async def _hail(self, link: _Link) -> int:
+    async def _hail(self, link: Link) -> int:
         """Say what we watch, and return the shim's version."""
         hello = {"do": "hello", "version": VERSION, "mine": list(self._watched)}
-        answer = await link.ask(_request(hello))
+        answer = await link.ask(request_of(hello))
         link.pid = answer["pid"]
         return int(answer["version"])
 
-    async def _drain(self, link: _Link) -> None:
+    async def _drain(self, link: Link) -> None:
         """Have an older shim see its jobs through, and make room for ours."""
-        await link.ask(_request({"do": "drain"}))
+        await link.ask(request_of({"do": "drain"}))
         link.close()
 
-    async def _drained(self, link: _Link) -> None:
+    async def _drained(self, link: Link) -> None:
         """Look for the shim that has taken the place of this one."""
         if self._link is link:
             self._link = None
@@ -654,11 +538,6 @@ class _Follow:
             "stream": self.stream,
             "offset": self.tail.offset,
         }
-
-
-def _request(message: Message) -> str:
-    """Return the message as ``_Link.ask`` wants it."""
-    return encoded(message)[:-2].decode("ascii")
 
 
 _GAP = "the log may have a gap"
@@ -687,82 +566,3 @@ async def _died(pid: int) -> None:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-
-
-def _draining_sockets(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("draining-*.socket"))
-
-
-@contextmanager
-def _connected(folder: Path, name: str) -> Iterator[socket.socket]:
-    """Give a socket that is connected; what does not take it over leaves it to be closed."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.setblocking(False)
-        path = os.fspath(folder / name)
-        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
-            connection.connect(path)
-        else:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{fd}/{name}")
-            finally:
-                os.close(fd)
-        yield connection
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _launch(folder: Path) -> str:
-    """Start a shim that is not our child, and return what it says of how that went."""
-    told, tell = os.pipe()
-    command = [
-        *(_interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
-        *(os.fspath(folder), str(LINGER_S), str(tell)),
-        *_import_paths(),
-    ]
-    try:
-        try:
-            # The shell is gone at once, and with it whatever ties the shim to us.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=(tell,),
-                start_new_session=True,
-                check=False,
-            )
-        except OSError as error:
-            return f"it cannot be started: {error}"
-        finally:
-            os.close(tell)
-        poll = select.poll()
-        poll.register(told, select.POLLIN)
-        is_told = poll.poll(_START_PATIENCE_S * 1000)
-        word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
-        return word or "it died while it started"
-    finally:
-        os.close(told)
-
-
-def _import_paths() -> list[str]:
-    """Return where the shim finds what it imports beside the standard library."""
-    modules = [anodejobs]
-    if not tree.IS_LINUX:  # where /proc does not tell, it is asked
-        import psutil
-
-        modules.append(psutil)
-    return [os.path.dirname(os.path.dirname(module.__file__ or "")) for module in modules]
-
-
-def _interpreter() -> str:
-    """Return the Python that runs us, also where another program has it embedded."""
-    running = sys.executable or ""
-    if "python" in os.path.basename(running):
-        return running
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    beside = os.path.join(sys.prefix, "bin", name)
-    return beside if os.path.exists(beside) else shutil.which(name) or running

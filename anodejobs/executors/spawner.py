@@ -32,7 +32,7 @@ _SETSIGDEF = 0x04
 _SETSID = 0x80
 _OPAQUE_BYTES = 1024
 """More than any C library's posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t have."""
-_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
@@ -266,7 +266,7 @@ class _LibC:
         attributes, defaults = _opaque(), _opaque()
         held.posix_spawnattr_init(attributes)
         held.sigemptyset(defaults)
-        for signum in _PYTHON_IGNORES:
+        for signum in PYTHON_IGNORES:
             held.sigaddset(defaults, ctypes.c_int(signum))
         held.posix_spawnattr_setsigdefault(attributes, defaults)
         held.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSID | _SETSIGDEF))

@@ -20,18 +20,17 @@ from pathlib import Path
 from anodejobs.executors import tree
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
-from anodejobs.executors.spawner import is_possible
+from anodejobs.executors.spawner import PYTHON_IGNORES, is_possible
 from anodejobs.logs import LogFile
+from anodejobs.shim.draining import draining
 from anodejobs.shim.journal import Entry, load
 from anodejobs.shim.orphans import become_reaper
-from anodejobs.shim.server import Server, draining
+from anodejobs.shim.server import Server
 
 LOG = logging.getLogger("anodejobs")
 
 _LOG_BYTES = 256 * 1024
 _BACKLOG = 128
-_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
-"""These are errors here; a job has them as they were meant."""
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def _be_ordinary() -> None:
     The shell that starts us has SIGINT and SIGQUIT ignored, the application whatever it likes.
     """
     for signum in signal.valid_signals():
-        if signal.getsignal(signum) is signal.SIG_IGN and signum not in _PYTHON_IGNORES:
+        if signal.getsignal(signum) is signal.SIG_IGN and signum not in PYTHON_IGNORES:
             signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

@@ -100,6 +100,11 @@ def start_request(
     return f'{{"do":"{what}",{begin_text(number, attempt, lasting)},"exec":{{{passing}}}'
 
 
+def request_of(message: Message) -> str:
+    """Return the text of any other request, without its closing brace."""
+    return _encode(message)[:-1]
+
+
 def begin_text(number: int, attempt: Attempt, lasting: str) -> str:
     """Return what is to be known of an attempt that begins, as the inside of a JSON object."""
     return f'"begin":{attempt.to_text()},"number":{number},"launch":{{{lasting}}}'

@@ -14,19 +14,19 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from json.encoder import encode_basestring_ascii
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from anodejobs import faults
-from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed, StopRequested
+from anodejobs.events import Adopted, Attempt, Lost, Started, StartFailed, StopRequested
 from anodejobs.executors import tree
-from anodejobs.executors.base import Launch, Stream
+from anodejobs.executors.base import Stream
 from anodejobs.executors.processes import Processes
-from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.clients import Client, LogReader
+from anodejobs.shim.draining import draining, files_of, left_journals
 from anodejobs.shim.journal import Entry, Journal, load
+from anodejobs.shim.lives import Life, as_recorded, begun_life, latest_attempt
 from anodejobs.shim.orphans import OrphanReaper
 from anodejobs.shim.protocol import (
     VERSION,
@@ -47,43 +47,6 @@ _FORGET_EVERY_S = 60.0
 """How long, at least, a token is known after it was done with."""
 HOST_GRACE_S = 5.0
 """How long jobs that are not to outlive their application are left, for another one to come."""
-_ENDS = (Exited, Lost, StartFailed)
-
-
-@dataclass(slots=True, eq=False)
-class _Life(Entry):
-    """An attempt in the shim's care."""
-
-    owner: Client | None = None
-    others: tuple[Client, ...] = ()  # as a rule there is none, and an empty set is not small
-    """Who has asked for it as well, or had it before, and is told of it too."""
-    askers: list[tuple[Client, int]] = field(default_factory=list)
-    """Who waits to hear how its start went."""
-    is_inherited: bool = False
-    """Whether its owner may not have heard how it started."""
-    is_acknowledged: bool = False
-    is_clean: bool = False
-
-    def add(self, client: Client) -> None:
-        """Have it told, too."""
-        self.others = (*(other for other in self.others if other is not client), client)
-
-    def remove(self, client: Client) -> None:
-        """Have it told no more, unless it is the owner."""
-        self.others = tuple(other for other in self.others if other is not client)
-
-    @property
-    def has_ended(self) -> bool:
-        return bool(self.events) and isinstance(self.events[-1], _ENDS)
-
-    @property
-    def has_failed_to_start(self) -> bool:
-        return bool(self.events) and isinstance(self.events[-1], StartFailed)
-
-    @property
-    def is_newsworthy(self) -> bool:
-        """Whether there is more to tell than how its start went, which is asked for."""
-        return any(not isinstance(event, Started | StartFailed) for event in self.events)
 
 
 class Server:
@@ -94,7 +57,7 @@ class Server:
         self._processes = processes
         self._linger_s = linger_s
         self._journal = Journal(folder / "journal", lambda: self._lives.values())
-        self._lives: dict[str, _Life] = {}
+        self._lives: dict[str, Life] = {}
         self._clients: dict[Client, None] = {}
         self._orphans = OrphanReaper(lambda: processes.child_pids, lambda: set(self._spawning))
         self._spawning: set[str] = set()
@@ -160,21 +123,23 @@ class Server:
 
     async def _take_over(self) -> None:
         """Take on what shims have left that died while they were draining."""
-        entries, files = _drained(self._folder)
-        if files:
+        journals = left_journals(self._folder)
+        if journals:
+            entries = [entry for journal in journals for entry in load(journal)]
             await self._recover([e for e in entries if not self._is_known(e.attempt.token)])
-            for file in files:
-                file.unlink(missing_ok=True)
+            for journal in journals:
+                for file in files_of(journal):
+                    file.unlink(missing_ok=True)
 
     def _is_known(self, token: str) -> bool:
         return token in self._lives or token in self._tombs or token in self._older_tombs
 
     async def _recover(self, entries: list[Entry]) -> None:
         lives = [
-            _Life(
+            Life(
                 entry.number,
                 entry.launch,
-                _latest(entry),
+                latest_attempt(entry),
                 entry.events,
                 entry.line,
                 has_begun=True,
@@ -194,7 +159,7 @@ class Server:
         await asyncio.gather(*map(self._adopt, doubtful))
         self._journal.flush()
 
-    async def _adopt(self, life: _Life) -> None:
+    async def _adopt(self, life: Life) -> None:
         """Take on a process that another shim has started."""
         event = await self._processes.adopt(life.launch, life.attempt)
         if isinstance(event, Adopted):
@@ -257,17 +222,17 @@ class Server:
             if token in mine or life.owner is None:
                 self._give(life, client)
 
-    def _give(self, life: _Life, client: Client) -> None:
+    def _give(self, life: Life, client: Client) -> None:
         """Make the attempt the application's, and tell it all that it cannot know."""
         self._pass_on(life, client)
         life.is_inherited = not life.is_newsworthy
         if life.is_newsworthy and not life.is_acknowledged:
             if life.has_ended:
-                life.events[-1] = _recorded(life.events[-1])
+                life.events[-1] = as_recorded(life.events[-1])
             for event in life.events:
-                client.send_line(_news(life, event_to_text(event)))
+                client.send_line(life.news(event_to_text(event)))
 
-    def _pass_on(self, life: _Life, client: Client) -> None:
+    def _pass_on(self, life: Life, client: Client) -> None:
         if life.owner is not None:
             life.add(life.owner)
         life.remove(client)
@@ -291,12 +256,12 @@ class Server:
             if self._is_draining:
                 client.send({"re": message["id"], "is_draining": True})
                 return
-            life = self._lives[token] = _begun(client, message, attempt)
+            life = self._lives[token] = begun_life(client, message, attempt)
             self._tasks.create_task(self._live(life))
         elif client is not life.owner:
             life.add(client)
             for event in life.events[1:]:
-                client.send_line(_news(life, event_to_text(event)))
+                client.send_line(life.news(event_to_text(event)))
         if life.events:
             outcome = life.events[0]
             if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
@@ -317,10 +282,10 @@ class Server:
         elif token in self._tombs or token in self._older_tombs:
             self._answer(client, message, Lost(error="it has ended, and that is on record"))
         else:
-            life = self._lives[token] = _begun(client, message, attempt)
+            life = self._lives[token] = begun_life(client, message, attempt)
             self._reply(client, message, self._adopted(life))
 
-    async def _adopted(self, life: _Life) -> Message:
+    async def _adopted(self, life: Life) -> Message:
         token = life.attempt.token
         try:
             self._begin(life)
@@ -409,7 +374,7 @@ class Server:
 
     # The life of an attempt.
 
-    async def _live(self, life: _Life) -> None:
+    async def _live(self, life: Life) -> None:
         token = life.attempt.token
         async with self._turn_to_start:
             if self._is_left.is_set():
@@ -434,7 +399,7 @@ class Server:
         else:
             await self._clean_up_after(life)
 
-    async def _spawn(self, life: _Life) -> Started | StartFailed | Lost:
+    async def _spawn(self, life: Life) -> Started | StartFailed | Lost:
         def begin() -> None:
             self._begin(life)
             faults.reached("shim: a start was begun")
@@ -444,7 +409,7 @@ class Server:
         faults.reached("shim: a process was spawned")
         return outcome
 
-    def _begin(self, life: _Life) -> None:
+    def _begin(self, life: Life) -> None:
         """Say in the journal that the attempt begins, in whichever thread it does."""
         try:
             self._journal.begin(life)
@@ -452,7 +417,7 @@ class Server:
             reason = f"the shim's journal cannot be written: {error.strerror}"
             raise OSError(error.errno, reason) from error
 
-    async def _see_through(self, life: _Life) -> None:
+    async def _see_through(self, life: Life) -> None:
         async def tell(event: Told) -> None:
             self._happened(life, event)
 
@@ -467,7 +432,7 @@ class Server:
         self._expect_records()
         await self._clean_up_after(life)
 
-    async def _clean_up_after(self, life: _Life) -> None:
+    async def _clean_up_after(self, life: Life) -> None:
         token = life.attempt.token
         try:
             if self._processes.holds(token):
@@ -483,7 +448,7 @@ class Server:
         self._forget_if_over(life)
         self._leave_soon()
 
-    def _forget_if_over(self, life: _Life) -> None:
+    def _forget_if_over(self, life: Life) -> None:
         token = life.attempt.token
         if life.is_clean and life.is_acknowledged and self._lives.pop(token, None) is not None:
             self._tombs.add(token)
@@ -491,15 +456,15 @@ class Server:
             self._flush_when_idle()
             self._leave_soon()
 
-    def _happened(self, life: _Life, event: Told) -> None:
+    def _happened(self, life: Life, event: Told) -> None:
         text = event_to_text(event)
         self._journal.note(life.attempt.token, text)
         if life.owner is not None:
             if life.is_inherited:  # who was told of the start may have died with that unrecorded
                 life.is_inherited = False
                 for told in life.events:
-                    life.owner.send_line(_news(life, event_to_text(told)))
-            news = _news(life, text)
+                    life.owner.send_line(life.news(event_to_text(told)))
+            news = life.news(text)
             for client in (life.owner, *life.others):
                 client.send_line(news)
         else:
@@ -524,7 +489,7 @@ class Server:
             for client in self._clients:
                 if client is not life.owner:
                     for event in life.events:
-                        client.send_line(_news(life, event_to_text(event)))
+                        client.send_line(life.news(event_to_text(event)))
         self._expect_records()
 
     # Applications come and go.
@@ -562,7 +527,7 @@ class Server:
                 self._happened(life, StopRequested(reason="no application was left"))
                 self._tasks.create_task(self._end(life))
 
-    async def _end(self, life: _Life) -> None:
+    async def _end(self, life: Life) -> None:
         await self._processes.stop(life.attempt, life.launch.stop_grace)
 
     def _cancel_timers(self) -> None:
@@ -643,43 +608,3 @@ _ACTIONS: dict[str, Callable[[Server, Client, Message], None]] = {
 
 class _Left(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
-
-
-def _news(life: _Life, text: str) -> str:
-    """Return the message that says what happened to the attempt, an event's text."""
-    token, job_id = life.attempt.token, encode_basestring_ascii(life.launch.job_id)
-    return f'{{"token":"{token}","job_id":{job_id},"event":{text}}}'
-
-
-def _begun(client: Client, message: Message, attempt: Attempt) -> _Life:
-    launch = Launch.from_json({**message["launch"], **message["exec"]}, client.env)
-    return _Life(message["number"], launch, attempt, line=message["line"], owner=client)
-
-
-def _recorded(event: Told) -> Told:
-    """Return an end as it is told to an application that was not there to be told of it."""
-    if isinstance(event, Exited) and event.evidence == "observed":
-        return replace(event, evidence="recorded")
-    return event
-
-
-def _latest(entry: Entry) -> Attempt:
-    """Return the attempt as it was last told of, with its process where that is known."""
-    told = (e.attempt for e in reversed(entry.events) if isinstance(e, Started | Adopted))
-    return next(told, entry.attempt)
-
-
-def _drained(folder: Path) -> tuple[list[Entry], list[Path]]:
-    """Return what shims have left that died while they were draining, and the files it is in."""
-    entries: list[Entry] = []
-    files: list[Path] = []
-    for journal in folder.glob("draining-*.journal"):
-        if not is_locked(journal.with_suffix(".lock")):
-            entries += load(journal)
-            files += (journal.with_suffix(f".{what}") for what in ("socket", "lock", "journal"))
-    return entries, files
-
-
-def draining(folder: Path, what: str) -> Path:
-    """Return what a file of this process is called once it only sees through what runs."""
-    return folder / f"draining-{os.getpid()}.{what}"

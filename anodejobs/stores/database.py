@@ -26,7 +26,7 @@ from anodejobs.stores.base import (
     uptime,
 )
 from anodejobs.stores.database_leases import Member, expired, lease_of
-from anodejobs.stores.database_queries import HISTORY, LARGEST, STORED, TALLY, column, page, where
+from anodejobs.stores.database_queries import HISTORY, STORED, TALLY, page, where
 from anodejobs.stores.database_schema import prepare
 from anodejobs.stores.database_sql import Postgres
 from anodejobs.stores.database_writes import (
@@ -37,6 +37,7 @@ from anodejobs.stores.database_writes import (
     Restoration,
     Work,
 )
+from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments

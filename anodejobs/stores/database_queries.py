@@ -6,11 +6,9 @@ from typing import Any
 
 from anodejobs.records import JobFilter
 from anodejobs.stores.base import Query
-from anodejobs.stores.database_sql import NULLABLE, Dialect, Statement
+from anodejobs.stores.database_sql import Dialect, Statement
+from anodejobs.stores.pages import NULLABLE, column, limits, parts
 from anodejobs.stores.rows import RECORD_COLUMNS, micros
-
-LARGEST = 2**63 - 1
-"""As far as the servers can count."""
 
 STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM anodejobs_jobs"
@@ -74,27 +72,14 @@ def where(filter: JobFilter, dialect: Dialect) -> Statement:
 
 
 def page(query: Query, last: Any, dialect: Dialect) -> Statement:
-    """Return the statement for a page; ``last`` is the sort value of ``query.after``.
-
-    Where one of several statuses will do, the index gives each status its own page in order, and
-    the page is what comes first in all of them.
-    """
+    """Return the statement for a page; ``last`` is the sort value of ``query.after``."""
     key = column(query)
     direction = "DESC" if query.descending else "ASC"
     order = f" ORDER BY {dialect.order(key, direction)}, job_id {direction}"
-    limit = LARGEST if query.limit is None else query.limit
-    end = min(limit + query.offset, LARGEST)
-
-    statuses = query.filter.status
-    split = statuses is not None and len(statuses) > 1 and query.limit is not None
-    filters = (
-        [query.filter.model_copy(update={"status": [s]}) for s in dict.fromkeys(statuses or ())]
-        if split
-        else [query.filter]
-    )
+    limit, end = limits(query)
     selects: list[str] = []
     parameters: list[Any] = []
-    for number, filter in enumerate(filters):
+    for number, filter in enumerate(parts(query)):
         clause, values = where(filter, dialect)
         parameters += values
         if query.after is not None:
@@ -110,11 +95,6 @@ def page(query: Query, last: Any, dialect: Dialect) -> Statement:
         " LIMIT ? OFFSET ?"
     )
     return sql, (*parameters, limit, query.offset)
-
-
-def column(query: Query) -> str:
-    """Return the column that the records are sorted by."""
-    return "job_id" if query.sort_by == "self_id" else query.sort_by
 
 
 def _beyond(key: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from anodejobs.stores.base import TooLarge
+from anodejobs.stores.pages import NULLABLE
 from anodejobs.stores.rows import Row
 
 if TYPE_CHECKING:
@@ -285,9 +286,6 @@ class Mysql(Dialect):
         ((name,),) = session.rows("SELECT DATABASE()")
         session.rows("SELECT RELEASE_LOCK(?)", (_lock_name(name),))
 
-
-NULLABLE: Final = frozenset({"started_at", "finished_at", "name"})
-"""The columns that records are sorted by and that may be missing."""
 
 _LOCK: Final = 0x414E4F44
 _LOCK_PATIENCE_S: Final = 30

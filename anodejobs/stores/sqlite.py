@@ -34,9 +34,10 @@ from anodejobs.errors import InvalidJob, JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
 from anodejobs.stores.doorbell import Doorbell
+from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
-from anodejobs.stores.sqlite_queries import LARGEST, TALLY, TURN, column, page, where
+from anodejobs.stores.sqlite_queries import TALLY, TURN, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from anodejobs.records import JobFilter
 from anodejobs.stores.base import Query
+from anodejobs.stores.pages import NULLABLE, column, limits, parts
 from anodejobs.stores.rows import RECORD_COLUMNS, micros
 
-LARGEST = 2**63 - 1
-"""As far as SQLite can count."""
 TALLY = """
     SELECT NULL, status, queue, priority, count(*), sum(number - 1),
         count(took), coalesce(sum(took), 0), coalesce(max(took), 0)
@@ -66,27 +65,14 @@ Most specs name no tags, which is seen sooner than they are looked for.
 
 
 def page(query: Query, last: Any, columns: str = RECORD) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement for a page; ``last`` is the sort value of ``query.after``.
-
-    Where one of several statuses will do, the index gives each status its own page in order, and
-    the page is what comes first in all of them.
-    """
+    """Return the statement for a page; ``last`` is the sort value of ``query.after``."""
     key = column(query)
     direction = "DESC" if query.descending else "ASC"
     order = f" ORDER BY {key} {direction}, job_id {direction} LIMIT ?"
-    limit = LARGEST if query.limit is None else query.limit
-    end = min(limit + query.offset, LARGEST)
-
-    statuses = query.filter.status
-    split = statuses is not None and len(statuses) > 1 and query.limit is not None
-    filters = (
-        [query.filter.model_copy(update={"status": [s]}) for s in dict.fromkeys(statuses or ())]
-        if split
-        else [query.filter]
-    )
+    limit, end = limits(query)
     selects: list[str] = []
     parameters: list[Any] = []
-    for filter in filters:
+    for filter in parts(query):
         clause, values = where(filter)
         parameters += values
         if query.after is not None:
@@ -102,19 +88,11 @@ def page(query: Query, last: Any, columns: str = RECORD) -> tuple[str, tuple[Any
     return sql, (*parameters, limit, query.offset)
 
 
-def column(query: Query) -> str:
-    """Return the column that the records are sorted by."""
-    return "job_id" if query.sort_by == "self_id" else query.sort_by
-
-
-_NULLABLE = {"started_at", "finished_at", "name"}
-
-
 def _beyond(key: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
     """Return the condition that a row comes after ``query.after``. NULLs come first in SQLite."""
     compare = "<" if query.descending else ">"
     if last is not None:
-        rest = f" OR {key} IS NULL" if query.descending and key in _NULLABLE else ""
+        rest = f" OR {key} IS NULL" if query.descending and key in NULLABLE else ""
         return f"(({key}, job_id) {compare} (?, ?){rest})", (last, query.after)
     if query.descending:
         return f"({key} IS NULL AND job_id < ?)", (query.after,)
