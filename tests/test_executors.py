@@ -455,7 +455,7 @@ class ExecutorContract:
         attempt = await app.run(python(STUBBORN))
         await app.written(attempt, b"ready")
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
-            tasks.create_task(app.executor.stop(attempt, 0.2))
+            tasks.create_task(app.executor.stop(attempt, 0.5))
             await app.written(attempt, b"asked")
             assert await app.executor.stop(attempt, 600)
         assert_is_end(await app.over(attempt), -9)
