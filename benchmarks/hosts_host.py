@@ -9,6 +9,10 @@ import signal
 import sys
 
 from anodejobs import Jobs
+from anodejobs.executors import shim
+
+LINGER_S = 0.2
+"""Short, so that a shim that stays is found out."""
 
 
 async def serve(directory: str, url: str, slots: int, recovery_timeout: float) -> None:
@@ -27,6 +31,7 @@ async def serve(directory: str, url: str, slots: int, recovery_timeout: float) -
 
 def main() -> None:
     directory, url, slots, recovery_timeout = sys.argv[1:]
+    shim.LINGER_S = LINGER_S
     asyncio.run(serve(directory, url, int(slots), float(recovery_timeout)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import select
@@ -136,21 +137,16 @@ def nothing_left_over() -> Iterator[None]:
     )
 
 
-OUTER = {
-    *("test_answers", "test_calls", "test_doctor", "test_examples", "test_limits"),
-    *("test_readme", "test_this_job"),
-}
-"""Tests to which it is something how the package was installed: of what finds files, programs and
-modules, and of the whole as users have it. A wheel's smoke on other versions is of processes."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have those tests looked after for tasks that have an event loop; mark the outer ones."""
+    """Have those tests looked after for tasks that have an event loop."""
     for item in items:
-        if item.path.stem in OUTER:
-            item.add_marker("outer")
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_task_left_over")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage thousands of tests, which stay: it looks at what they make."""
+    gc.freeze()
 
 
 @pytest.fixture

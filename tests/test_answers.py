@@ -12,6 +12,8 @@ import pytest
 from anodejobs import InvalidJob, JobEvent, JobNotFound, Jobs, Limits, Status
 from tests.conftest import python
 
+pytestmark = pytest.mark.outer
+
 LIMIT_S = 60.0
 
 

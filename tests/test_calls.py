@@ -14,6 +14,8 @@ from anodejobs.calls import call_argv
 from anodejobs.errors import InvalidJob
 from anodejobs.jobfiles import JobFiles
 
+pytestmark = pytest.mark.outer
+
 TASKS = """
 import asyncio, sys
 from anodejobs import this_job

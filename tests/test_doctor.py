@@ -21,6 +21,8 @@ from anodejobs.executors.shim_start import interpreter
 
 from .conftest import has_died, locker, python
 
+pytestmark = pytest.mark.outer
+
 CHECKS = [
     *("system", "systemd", "file system", "folder", "space", "descriptors", "pipes", "processes"),
     *("cgroups", "proc", "orphans", "subreaper", "pidfds", "shell", "interpreter", "shim"),

@@ -27,6 +27,8 @@ from aiohttp.test_utils import TestServer
 from anodejobs import JobRecord, Jobs, Status
 from examples import aiohttp_app, fastapi_app
 
+pytestmark = pytest.mark.outer
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 LIMIT_S = 60.0
 

@@ -371,7 +371,7 @@ class ExecutorContract:
     async def test_an_attempt_that_takes_too_long_is_stopped_and_that_is_told_before(
         self, app: Application
     ) -> None:
-        end = await app.over(await app.run("exec sleep 600", timeout=0.1))
+        end = await app.over(await app.run("exec sleep 600", timeout=0.1, stop_grace=LIMIT_S))
         assert_is_end(end, -15)
         told = app.told.get_nowait()
         assert isinstance(told, StopRequested)
@@ -437,7 +437,7 @@ class ExecutorContract:
     ) -> None:
         attempt = await app.run(python(STUBBORN))
         await app.written(attempt, b"ready")
-        assert await app.executor.stop(attempt, 0.1)
+        assert await app.executor.stop(attempt, 0.5)
         assert_is_end(await app.over(attempt), -9)
         assert (app.folder / "out.txt").read_bytes() == b"ready\nasked\n"
 
@@ -455,7 +455,7 @@ class ExecutorContract:
         attempt = await app.run(python(STUBBORN))
         await app.written(attempt, b"ready")
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
-            tasks.create_task(app.executor.stop(attempt, 0.2))
+            tasks.create_task(app.executor.stop(attempt, 0.5))
             await app.written(attempt, b"asked")
             assert await app.executor.stop(attempt, 600)
         assert_is_end(await app.over(attempt), -9)

@@ -23,6 +23,8 @@ from anodejobs.executors.limits import AttemptLimits, limited, refusal, why_ende
 from anodejobs.limits import Limits, check_limits
 from tests.conftest import has_died, python
 
+pytestmark = pytest.mark.outer
+
 MIB = 1024 * 1024
 IS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can become another user")

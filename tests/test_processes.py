@@ -113,7 +113,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_though_its_parent_obeyed(j
     """
     await jobs.run(script(code), job_id="a")
     processes = await told(jobs, "a", 2)
-    assert (await stopped(jobs, "a", grace=0.2)).exit_code == -15
+    assert (await stopped(jobs, "a", grace=0.5)).exit_code == -15
     assert not living(processes)
 
 
@@ -128,7 +128,7 @@ async def test_a_child_without_marks_that_ignores_sigterm_is_killed_though_its_p
     """
     await jobs.run(script(code), job_id="a")
     processes = await told(jobs, "a", 2)
-    assert (await stopped(jobs, "a", grace=0.2)).exit_code == -15
+    assert (await stopped(jobs, "a", grace=0.5)).exit_code == -15
     assert not living(processes)
 
 

@@ -855,6 +855,7 @@ async def test_where_no_shim_can_be_started_a_job_cannot_and_its_error_says_why(
         pid = shim_of(tmp_path)
     assert has_died(pid, LIMIT_S)
     monkeypatch.setattr(shim_start, "interpreter", lambda: "/no/such/python")
+    monkeypatch.setattr(shim, "_LONGEST_RETRY_S", shim._FIRST_RETRY_S)
     async with opened(tmp_path) as jobs, asyncio.timeout(LIMIT_S):
         record = await jobs.run("true", "a")
         assert record.status is Status.failed_start

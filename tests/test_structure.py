@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -471,9 +472,10 @@ def test_no_module_is_named_like_one_of_the_standard_library():
     assert not names & sys.stdlib_module_names
 
 
-# Reading the package.
+# Reading the package, which does not change meanwhile.
 
 
+@functools.cache
 def _modules(folder: str = "") -> list[str]:
     """Return the names of all modules but the package itself, without its name."""
     names = []
@@ -488,24 +490,28 @@ def _all_but_suites() -> list[str]:
     return [module for module in _modules() if module not in suites]
 
 
+@functools.cache
 def _tree(module: str) -> ast.Module:
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.parse(file.read_text())
 
 
-def _imported(module: str) -> Iterator[str]:
-    """Give all that the module imports when it runs, also late, by full names."""
+@functools.cache
+def _imported(module: str) -> tuple[str, ...]:
+    """Return all that the module imports when it runs, also late, by full names."""
+    found: list[str] = []
     todo: list[ast.AST] = [_tree(module)]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
         elif not _is_for_type_checkers(node):
             todo += ast.iter_child_nodes(node)
+    return tuple(found)
 
 
 def _is_for_type_checkers(node: ast.AST) -> bool:

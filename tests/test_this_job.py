@@ -13,6 +13,8 @@ import pytest
 from anodejobs.jobfiles import JobFiles
 from anodejobs.progress import last_progress
 
+pytestmark = pytest.mark.outer
+
 MARKS = {"ANODEJOBS_JOB_ID": "train: 1", "ANODEJOBS_ATTEMPT": "3"}
 
 
