@@ -494,8 +494,10 @@ class Shim(Executor):
         rest_s = _FIRST_RETRY_S
         while not self._is_closed:
             try:
-                # Greeted even if we know it: then it looks for what draining shims have left.
-                await self._hail(await self._linked())
+                known = self._link
+                link = await self._linked()
+                if link is known:  # it is to look for what a draining shim has left
+                    await self._hail(link)
                 held = await self.held()
                 for token, watched in list(self._watched.items()):
                     if token not in held and not watched.has_ended:
