@@ -39,6 +39,8 @@ _POLL_S = 1.0
 """How often a folder is looked at that the kernel does not watch for us."""
 _TAIL_BYTES = 4096
 """How much of a file is read, from its end."""
+_MOST_TOLD = 10_000
+"""Of how many files it is known what was told last: those that said something last."""
 _TURN_FILES = 32
 _TURN_ENTRIES = 512
 """How many files are read, and how many only looked at, before the event loop has its turn."""
@@ -170,7 +172,10 @@ class ProgressWatch:
         progress = last_progress(self._folder / name)
         if progress is None or progress == self._told.get(name):
             return
+        self._told.pop(name, None)
         self._told[name] = progress
+        if len(self._told) > _MOST_TOLD:  # files outlive their jobs, and those are ever more
+            del self._told[next(iter(self._told))]
         try:
             self._on_progress(logfile, int(number), *progress)
         except Exception:

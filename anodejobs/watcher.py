@@ -14,6 +14,7 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -262,7 +263,10 @@ class Watcher:
             except Exception as error:
                 _refuse(answer, error)
             if running is not None:
-                await self._watch(running.self_id, attempt.token)
+                job_id = running.self_id
+                # What the start took would be memory, and more to collect, for as long as it runs.
+                del opened, answer, running
+                await self._watch(job_id, attempt.token)
             else:
                 await self._executor.clean(attempt.token)
         finally:
@@ -372,14 +376,14 @@ class Watcher:
             await self._record(job_id, Lost(error=f"its watcher failed: {error!r}"), token)
 
     async def _follow(self, job_id: str, token: str) -> None:
-        async def tell(event: Event) -> None:
-            if not (isinstance(event, Adopted) and await self._is_on_record(job_id, event)):
-                await self._record(job_id, event, token)
-
-        exit = await self._executor.wait(token, tell)
+        exit = await self._executor.wait(token, partial(self._hear, job_id, token))
         await self._record(job_id, exit, token)
         self._watched.pop(token, None)
         await self._executor.clean(token)
+
+    async def _hear(self, job_id: str, token: str, event: Event) -> None:
+        if not (isinstance(event, Adopted) and await self._is_on_record(job_id, event)):
+            await self._record(job_id, event, token)
 
     async def _is_on_record(self, job_id: str, event: Adopted) -> bool:
         """Return whether the history has it: every application that comes is told of it anew."""

@@ -2,7 +2,8 @@
 
 Jobs whose ends and outputs are known beforehand are run while the application, the shim or both
 are killed at random moments, again and again. Nothing may be lost where the application is
-killed. Where the shim is, what nobody could know may be, and says so. Linux only.
+killed. Where the shim is, what nobody could know may be, and says so. With ``--store`` the records
+are in the empty database or folder that the URL names. Linux only.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from anodejobs.stores.sqlite import SqliteJobStore
+from anodejobs.stores import from_url
 from benchmarks import chaos_processes as processes
-from benchmarks.chaos_findings import Findings, look
+from benchmarks.chaos_findings import Findings, clear, look
 from benchmarks.chaos_jobs import plan_of
 
 KINDS = ("host", "shim", "both")
@@ -56,7 +57,10 @@ class Round:
         self._rng = random.Random(f"{options.seed}:{kind}")
         self._every_s = options.every
         self._slowness = 1.0
+        self.store: str | None = options.store
         self._arguments = [str(place), *map(str, (options.jobs, options.seed, options.parallel))]
+        if self.store is not None:
+            self._arguments.append(self.store)
         self._end = time.monotonic() + self.limit_s
         (place / "side").mkdir()
 
@@ -130,7 +134,7 @@ class Round:
             job_id = env.get("ANODEJOBS_JOB_ID", "none")
             measure = "processes left" if processes.is_of_a_job(env) else "shims left"
             findings.add(measure, 1, f"process {pid} of job {job_id}")
-        for seen in asyncio.run(look(self.place, self.plans)):
+        for seen in asyncio.run(look(self.place, self.plans, self.store)):
             findings.consider(seen, self.survivors)
         shim_logs = (self.place / "db" / "shim").glob("log*")
         for log in (self.place / "host.log", *filter(Path.is_file, shim_logs)):
@@ -204,6 +208,8 @@ def _played(game: Round) -> bool:
     seconds = time.monotonic() - began
     findings = game.find()
     print("\n".join(_rendered(game, seconds, findings)), flush=True)
+    if game.store is not None and not findings.forbidden:
+        asyncio.run(clear(game.place, game.store))
     return not findings.forbidden
 
 
@@ -243,7 +249,7 @@ def _rendered(game: Round, seconds: float, findings: Findings) -> Iterator[str]:
 
 async def _dump(game: Round) -> None:
     """Print what has not ended, as the store has it: a Jobs would change that."""
-    store = SqliteJobStore(game.place / "db" / "jobs.db")
+    store = from_url(game.store or f"sqlite:///{game.place}/db/jobs.db")
     await store.open(lambda: None)
     try:
         for job in await store.unfinished():
@@ -262,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000, help="how many, for each kind (1000)")
     parser.add_argument("--kill", choices=KINDS, help="what is killed; else each in turn")
+    parser.add_argument("--store", help="the URL of an empty one; else the directory's own")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--parallel", type=int, default=32, help="how many run at once (32)")
     parser.add_argument("--every", type=float, default=0.4, help="seconds between kills (0.4)")

@@ -81,10 +81,16 @@ class Findings:
             self.add(measure, count, seen)
 
 
-async def look(place: Path, plans: list[Plan]) -> list[Seen]:
+async def look(place: Path, plans: list[Plan], store: str | None = None) -> list[Seen]:
     """Read what is on record of each job."""
-    async with Jobs(db_path=place / "db") as jobs:
+    async with Jobs(db_path=place / "db", store=store) as jobs:
         return [await _look_at(jobs, place, plan) for plan in plans]
+
+
+async def clear(place: Path, store: str) -> None:
+    """Have no job on record in a store that is not the directory's own."""
+    async with Jobs(db_path=place / "db", store=store) as jobs:
+        await jobs.cleanup(0)
 
 
 async def _look_at(jobs: Jobs, place: Path, plan: Plan) -> Seen:

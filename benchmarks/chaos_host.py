@@ -1,5 +1,5 @@
 """The application that the chaos kills: ``python -m benchmarks.chaos_host DIRECTORY JOBS SEED
-PARALLEL`` sees to it that every job is run once, and goes on where the last one was killed."""
+PARALLEL [STORE]`` sees to it that every job is run once, and goes on where the last was killed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LINGER_S = 0.2
 """Short, so that shims leave between two hosts, too."""
 
 
-async def run_missing(place: Path, plans: list[Plan], parallel: int) -> None:
+async def run_missing(place: Path, plans: list[Plan], parallel: int, store: str | None) -> None:
     """Run what is not on record, so many at once, and return when all have ended."""
-    async with Jobs(db_path=place / "db") as jobs:
+    async with Jobs(db_path=place / "db", store=store) as jobs:
         known = await jobs.list_status()
         async with asyncio.TaskGroup() as workers:
             todo = iter(plans)
@@ -38,9 +38,10 @@ async def _work(jobs: Jobs, place: Path, known: JobRecordDict, todo: Iterator[Pl
 
 def main() -> None:
     shim.LINGER_S = LINGER_S
-    place, (count, seed, parallel) = Path(sys.argv[1]), map(int, sys.argv[2:])
+    place, (count, seed, parallel) = Path(sys.argv[1]), map(int, sys.argv[2:5])
+    store = sys.argv[5] if sys.argv[5:] else None
     plans = [plan_of(seed, number) for number in range(count)]
-    asyncio.run(run_missing(place, plans, parallel))
+    asyncio.run(run_missing(place, plans, parallel, store))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,17 @@ def test_nothing_is_lost_that_need_not_be(kind: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_is_lost_of_what_another_store_keeps(tmp_path: Path) -> None:
+    place, records = tmp_path / "place", tmp_path / "records"
+    place.mkdir()
+    arguments = ["--kill", "host", "--jobs", "20", "--store", records.as_uri()]
+    with chaos(place, arguments) as process:
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, out + err
+    assert not list(place.iterdir())
+    assert not list((records / "jobs").rglob("*.json"))  # for the next round
+
+
 def test_an_interrupted_chaos_leaves_nothing(tmp_path: Path) -> None:
     with chaos(tmp_path, ["--kill", "shim", "--jobs", "1000"]) as process:
         assert process.stderr is not None

@@ -422,6 +422,18 @@ async def test_looking_tells_at_once_and_what_was_said_before(files):
         watch.close()
 
 
+async def test_what_was_told_is_known_of_the_last_files_only(files, monkeypatch):
+    """It would grow with every job that there has ever been."""
+    monkeypatch.setattr(progress, "_MOST_TOLD", 3)
+    watch = ProgressWatch(files.progress_folder, ear := Ear())
+    for n in range(1, 6):
+        (files.progress_folder / f"job.{n}").write_text("0.5\n")
+    for n in (1, 2, 3, 4, 5, 5, 3, 1):
+        watch.look("job", n)
+    assert [attempt for _, attempt, _, _ in ear.told] == [1, 2, 3, 4, 5, 1]
+    assert len(watch._told) == 3
+
+
 async def test_a_listener_that_fails_is_logged_and_told_on(files, caplog):
     class Deaf(Ear):
         def __call__(self, *told: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import shlex
@@ -39,6 +40,7 @@ from anodejobs import (
 )
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.processes import Processes
+from anodejobs.planner import Plan
 from tests.conftest import python
 
 LIMIT_S = 60.0
@@ -80,6 +82,13 @@ async def test_a_job_without_an_id_gets_one_of_its_own(jobs: Jobs) -> None:
     assert first.self_id != second.self_id
     assert (await jobs.wait(first.self_id)).status is Status.finished
     assert (await jobs.wait(second.self_id)).status is Status.finished
+
+
+async def test_what_a_start_took_is_let_go_of_while_the_job_runs(jobs: Jobs) -> None:
+    await jobs.run("sleep 60", "here")
+    gc.collect()
+    assert not [found for found in gc.get_objects() if isinstance(found, Plan)]
+    await jobs.stop("here")
 
 
 async def test_a_string_goes_to_the_shell(jobs: Jobs) -> None:

@@ -256,6 +256,28 @@ async def test_a_message_may_be_megabytes_long(jobs: Jobs) -> None:
     assert (record.exit_code, (await jobs.job_logs("a"))[0]) == (0, "16\n")
 
 
+async def test_who_does_not_listen_is_not_told_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shim would grow for as long as two applications are frozen."""
+    in_shims(monkeypatch, "import anodejobs.shim.server as s; s._TELL_ALL_AFTER_S = 0.001")
+    async with opened(tmp_path) as jobs:
+        await ran(jobs, "true", "a")
+    async with (
+        connected(tmp_path) as owner,
+        connected(tmp_path) as other,
+        connected(tmp_path) as deaf,
+    ):
+        for client in (owner, other, deaf):
+            await client.hello()
+        for number in range(20):  # none of which is put on record
+            await owner.start("true", name=f"job-{number}")
+        # More than the sockets and the streams hold.
+        told = await other.ends_until(lambda ends: ends >= 4000)
+        deaf.send({"do": "held", "id": "last"})
+        assert await deaf.ends_until(lambda ends: False, last="last") < told
+
+
 # What it is made of.
 
 
@@ -1164,6 +1186,17 @@ class Raw:
     async def heard_end(self) -> None:
         """Return once the end of something was told."""
         await self._next(lambda m: m.get("event", {}).get("kind") == "Exited")
+
+    async def ends_until(self, is_enough: Callable[[int], bool], last: object = None) -> int:
+        """Return how many ends were told until that is enough, or until this answer."""
+        ends = 0
+        async with asyncio.timeout(LIMIT_S):
+            while not is_enough(ends):
+                message = json.loads(await self._reader.readline())
+                if last is not None and message.get("re") == last:
+                    break
+                ends += message.get("event", {}).get("kind") == "Exited"
+        return ends
 
     async def _next(self, is_it: Callable[[Message], bool]) -> Message:
         async with asyncio.timeout(LIMIT_S):

@@ -10,9 +10,10 @@ import sqlite3
 import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -562,6 +563,26 @@ async def test_a_follower_is_told_at_once_of_what_is_written_under_the_next_shim
             (tmp_path / "go").touch()
             assert (await anext(chunks)).text == "on\n"
         await jobs.stop("talker")
+
+
+async def test_the_next_shim_is_greeted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each greeting it tells of all that runs."""
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("sleep 60", "held")
+        hail, greetings = shim.Shim._hail, []
+
+        def counted(*args: Any) -> Awaitable[int]:
+            greetings.append(args)
+            return hail(*args)
+
+        monkeypatch.setattr(shim.Shim, "_hail", counted)
+        kill_shim(tmp_path)
+        await adopted(jobs, "held")
+        await jobs.run("true", "next")
+        assert len(greetings) == 1
+        await jobs.stop("held")
 
 
 @pytest.mark.usefixtures("reaped")

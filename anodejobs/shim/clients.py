@@ -43,7 +43,8 @@ class Client(asyncio.Protocol):
         self._out: list[bytes] = []
         self._growth: dict[tuple[str, Stream], int] = {}
         self._grown: set[int] = set()
-        self._is_full = False
+        self.is_full = False
+        """Whether much that it was told is yet to be read."""
         self._pidfd: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,10 +76,10 @@ class Client(asyncio.Protocol):
             self.hang_up()
 
     def pause_writing(self) -> None:
-        self._is_full = True
+        self.is_full = True
 
     def resume_writing(self) -> None:
-        self._is_full = False
+        self.is_full = False
         self._office.flush_soon(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,11 +116,11 @@ class Client(asyncio.Protocol):
         """Write what is to be sent."""
         if self._transport is None:
             return
-        if self._growth and not self._is_full:
+        if self._growth and not self.is_full:
             growth = [[job, stream, end] for (job, stream), end in self._growth.items()]
             self._out.append(encoded({"growth": growth}))
             self._growth.clear()
-        if self._grown and not self._is_full:
+        if self._grown and not self.is_full:
             self._out.append(encoded({"grown": list(self._grown)}))
             self._grown.clear()
         if self._out:

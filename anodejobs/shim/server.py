@@ -487,7 +487,8 @@ class Server:
                 del self._unrecorded[token]
                 continue
             for client in self._clients:
-                if client is not life.owner:
+                # Who has not read what it was told is not told again: it may hang for days.
+                if client is not life.owner and not client.is_full:
                     for event in life.events:
                         client.send_line(life.news(event_to_text(event)))
         self._expect_records()
