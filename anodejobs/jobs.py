@@ -339,7 +339,13 @@ class Jobs:
         place = self._planner.place
         errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
         watcher = Watcher(
-            self._jobdb, executor, tasks, place=place, errands=errands, recovery=self._recovery
+            self._jobdb,
+            executor,
+            tasks,
+            links=self._links,
+            place=place,
+            errands=errands,
+            recovery=self._recovery,
         )
         scheduler = self._scheduler(watcher)
         duties = [self._timetable.serve, self._retain]

@@ -106,9 +106,9 @@ LAYERS = [
     ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
-        *("retention", "errands"),
+        *("retention", "errands", "links"),
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed", "links", "migration"],
+    ["watcher", "timetable", "catalogue", "progressfeed", "migration"],
     ["settings"],
     ["scheduler", "hosts"],
     ["shim.main", "jobs"],
