@@ -540,7 +540,7 @@ class Watcher:
         """Send a signal to all processes of the job."""
         stored = await self._jobdb.stored(job_id)
         if stored.record.status not in SIGNALLABLE:
-            raise InvalidTransition(job_id, stored.record.status, "a signal")
+            raise InvalidTransition(job_id, stored.record.status, "Signalled")
         await self._send(stored, signum)
         return stored.record
 

@@ -732,7 +732,7 @@ async def test_a_removed_dependency_is_waited_for_no_more(jobs: Jobs) -> None:
 async def test_the_dependencies_of_a_job_that_has_started_stay(jobs: Jobs, change: str) -> None:
     await jobs.create("true", "other")
     await jobs.run("sleep 1000", "job")
-    with pytest.raises(InvalidTransition):
+    with pytest.raises(InvalidTransition, match=r": it cannot be given other dependencies$"):
         await getattr(jobs, change)("job", "other")
 
 
