@@ -76,7 +76,7 @@ class JobActive(AnodeJobsError):
 
 
 class InvalidTransition(AnodeJobsError):
-    """The job's present status does not allow what was asked."""
+    """The job's present status does not allow what was asked; ``event`` names what that was."""
 
     def __init__(self, job_id: str, status: str, event: str) -> None:
         super().__init__(job_id, status, event)
@@ -85,7 +85,28 @@ class InvalidTransition(AnodeJobsError):
         self.event = event
 
     def __str__(self) -> str:
-        return f"job {self.job_id!r} is {self.status}, which does not allow {self.event}"
+        refused = _REFUSED.get(self.event, self.event)
+        return f"job {self.job_id!r} is {self.status}: it cannot be {refused}"
+
+
+_REFUSED = {
+    "Submitted": "started",
+    "Readied": "queued",
+    "Admitted": "started",
+    "Withdrawn": "withdrawn",
+    "Relinked": "given other dependencies",
+    "Started": "recorded as running",
+    "StartFailed": "recorded as not started",
+    "Claimed": "taken over",
+    "Adopted": "taken over",
+    "Paused": "paused",
+    "Resumed": "resumed",
+    "Signalled": "sent a signal",
+    "StopRequested": "stopped",
+    "StopFailed": "recorded as not stopped",
+    "Exited": "recorded as ended",
+    "Lost": "recorded as lost",
+}
 
 
 class DependencyCycle(AnodeJobsError):

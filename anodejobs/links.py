@@ -32,9 +32,25 @@ class Links:
 
         Whoever reads the records later would not know that, and count it as one that has failed.
         """
+        await self._release(job_id, lambda dependent: True)
 
+    async def settle(self, ended: JobRecord) -> None:
+        """Have nobody wait any more to whom the end of a job was good: it is about to be run anew.
+
+        Whoever reads the records later would have them wait for the end of that.
+        """
+        has_finished = ended.status is Status.finished
+
+        def is_met(dependent: JobRecord) -> bool:
+            is_good = has_finished or dependent.on_dependency_failure == "run"
+            return is_good and dependent.submitted_at is not None
+
+        await self._release(ended.self_id, is_met)
+
+    async def _release(self, job_id: str, is_met: Callable[[JobRecord], bool]) -> None:
         def released(record: JobRecord) -> Event:
-            if record.status is not Status.pending or record.attempt > 1:  # it waits no more
+            waits = record.status is Status.pending and record.attempt == 1
+            if not waits or not is_met(record):
                 raise InvalidTransition(record.self_id, record.status, Relinked.__name__)
             return Relinked(depends_on=tuple(o for o in record.depends_on if o != job_id))
 

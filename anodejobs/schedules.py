@@ -157,8 +157,8 @@ class Schedule(Model):
     grace: Seconds = 60.0
     """With ``misfire="skip"``: the last firing is not missed until so many seconds have passed."""
     overlap: Literal["allow", "skip", "queue"] = "skip"
-    """What a firing does while the job of the one before has not ended: start another one, start
-    none, or have it wait for the end."""
+    """What a firing does while the job of one before has not ended: start another one, start none,
+    or have it wait for the end of all of these."""
 
     def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         super().__init__(data, **fields)

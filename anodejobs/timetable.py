@@ -13,7 +13,7 @@ import asyncio
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -24,8 +24,9 @@ from anodejobs.errors import AnodeJobsError, InvalidJob
 from anodejobs.events import utc_now
 from anodejobs.jobdb import JobDB, unstarted
 from anodejobs.planner import Plan, Planner
-from anodejobs.records import JobSpec, Scheduled
+from anodejobs.records import JobFilter, JobSpec, Scheduled
 from anodejobs.schedules import Schedule, due, next_after
+from anodejobs.stores.base import UNFINISHED, Query
 
 LOG = logging.getLogger("anodejobs")
 
@@ -36,6 +37,9 @@ PROGRESS: Final = "schedule progress"
 _LONGEST_NAME = 160
 _LONGEST_SLEEP_S = 30.0
 """How late a moment may be noticed after somebody has set the clock forward."""
+_LONGEST_WAIT = 100
+"""How many jobs of its line one waits for: the oldest, and the last. Each has a link to each."""
+_PAGE = 500
 _RETRY_S = 5.0
 """How long a store that could not be written is left alone."""
 
@@ -99,8 +103,14 @@ class _Progress:
     until: datetime
     """Firings up to here have been seen to."""
     last_job: str | None = None
+    line: tuple[str, ...] = ()
+    """The jobs that the next one is not to overlap with, oldest first; some may have ended."""
     making: datetime | None = None
     """The firing whose job is being made, and perhaps is there already."""
+
+    def with_job(self, job_id: str) -> _Progress:
+        """Return it with one more job."""
+        return dataclasses.replace(self, last_job=job_id, line=(*self.line, job_id))
 
     def to_text(self) -> str:
         return documents.encoded(
@@ -109,6 +119,7 @@ class _Progress:
                 "since": self.since.isoformat(),
                 "until": self.until.isoformat(),
                 "last_job": self.last_job,
+                "line": self.line,
                 "making": self.making and self.making.isoformat(),
             }
         )
@@ -125,13 +136,16 @@ class _Progress:
             return start
         try:
             kept = documents.decoded(text)
+            last_job = kept["last_job"]
+            line = tuple(kept.get("line", () if last_job is None else (last_job,)))
             if kept["mark"] != entry.mark:
-                return dataclasses.replace(start, last_job=kept["last_job"])
+                return dataclasses.replace(start, last_job=last_job, line=line)
             return cls(
                 mark=entry.mark,
                 since=datetime.fromisoformat(kept["since"]),
                 until=datetime.fromisoformat(kept["until"]),
-                last_job=kept["last_job"],
+                last_job=last_job,
+                line=line,
                 making=kept["making"] and datetime.fromisoformat(kept["making"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -336,14 +350,14 @@ class Timetable:
         if missed.firings:
             making = missed.firings[-1]
             await self._keep(entry, dataclasses.replace(progress, making=making))
-        last_job = progress.last_job
+            line = await self._unfinished(progress.line)
+            progress = dataclasses.replace(progress, line=line)
         for firing in missed.firings:
             async with self._turn:
                 if (await self._jobdb.documents(SCHEDULE)).get(entry.name) != text:
                     return
-                last_job = await self._fire(entry, firing, last_job)
-        done = dataclasses.replace(progress, until=now, last_job=last_job, making=None)
-        await self._keep(entry, done)
+                progress = await self._fire(entry, firing, progress)
+        await self._keep(entry, dataclasses.replace(progress, until=now, making=None))
 
     async def _resumed(self, entry: _Entry, progress: _Progress) -> _Progress:
         """Return how far it is where somebody may have died before that was kept."""
@@ -352,32 +366,43 @@ class Timetable:
         job_id = _job_id(entry, progress.making)
         if await self._jobdb.get(job_id) is None:
             return progress
-        return dataclasses.replace(progress, until=progress.making, last_job=job_id)
+        return dataclasses.replace(progress.with_job(job_id), until=progress.making)
 
     async def _keep(self, entry: _Entry, progress: _Progress) -> None:
         await self._jobdb.put_document(PROGRESS, entry.name, progress.to_text())
 
-    async def _fire(self, entry: _Entry, firing: datetime, last_job: str | None) -> str | None:
-        """Submit the job of a firing, as the schedule allows; return the id of the last job."""
-        last = None if last_job is None else await self._jobdb.get(last_job)
-        awaited = None if last is None or last.is_done else last_job
-        if awaited is not None and entry.schedule.overlap == "skip":
-            LOG.info("schedule %s: %s still runs; %s is left out", entry.name, awaited, firing)
-            return last_job
+    async def _unfinished(self, line: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the jobs that have not ended."""
+        unfinished: set[str] = set()
+        for start in range(0, len(line), _PAGE):
+            filter = JobFilter(self_id=list(line[start : start + _PAGE]), status=list(UNFINISHED))
+            records = await self._jobdb.page(Query(filter=filter))
+            unfinished.update(record.self_id for record in records)
+        return tuple(job_id for job_id in line if job_id in unfinished)
+
+    async def _fire(self, entry: _Entry, firing: datetime, progress: _Progress) -> _Progress:
+        """Submit the job of a firing, as the schedule allows; return how far it is then."""
+        overlap = entry.schedule.overlap
+        if overlap == "skip" and (running := await self._unfinished(progress.line)):
+            LOG.info("schedule %s: %s still runs; %s is left out", entry.name, running[0], firing)
+            return progress
+        line = progress.line if overlap == "queue" else ()
         try:
-            plan = self._plan(entry, firing, awaited if entry.schedule.overlap == "queue" else None)
+            plan = self._plan(entry, firing, line)
         except InvalidJob as error:  # it was right when it was kept
             LOG.error("schedule %s: its job cannot be made: %s", entry.name, error)
-            return last_job
+            return progress
         # Where there is one of that id, it was made before.
         await self._jobdb.create(plan.record, plan.launch, unstarted(), replace=None)
-        return plan.record.self_id
+        return dataclasses.replace(progress, line=line).with_job(plan.record.self_id)
 
-    def _plan(self, entry: _Entry, firing: datetime, after_job: str | None = None) -> Plan:
-        """Return the job of a firing; with ``after_job`` it waits for the end of that."""
+    def _plan(self, entry: _Entry, firing: datetime, line: Sequence[str] = ()) -> Plan:
+        """Return the job of a firing, which waits for the end of those in line before it."""
         spec = {**entry.spec, "job_id": _job_id(entry, firing)}
-        if after_job is not None:
-            depends_on = [*spec.get("depends_on", ()), after_job]
+        if line:
+            # Not for the last one only: when that is cancelled, those before it may still run.
+            awaited = line if len(line) <= _LONGEST_WAIT else (line[0], *line[1 - _LONGEST_WAIT :])
+            depends_on = [*spec.get("depends_on", ()), *awaited]
             spec |= {"depends_on": depends_on, "on_dependency_failure": "run"}
         made = documents.spec_from_json(JobSpec, spec)
         return self._planner.plan(made, "submit", base_env=entry.env)

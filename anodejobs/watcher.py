@@ -49,6 +49,7 @@ from anodejobs.events import (
 from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
 from anodejobs.jobdb import JobDB, unstarted
 from anodejobs.jobfiles import JobFiles
+from anodejobs.links import Links
 from anodejobs.logs import remove_logs
 from anodejobs.planner import Place, Plan
 from anodejobs.progress import last_progress
@@ -78,11 +79,13 @@ class Watcher:
         executor: Executor,
         tasks: asyncio.TaskGroup,
         *,
+        links: Links,
         place: Place,
         errands: Errands | None,
         recovery: Recovery,
     ) -> None:
         self._jobdb = jobdb
+        self._links = links
         self._files = JobFiles(place.files)
         self._place = place
         self._errands = errands
@@ -320,6 +323,8 @@ class Watcher:
                 raise JobActive(old.self_id, old.status)
             if old is not None and not may_replace(old):
                 return old
+            if old is not None:
+                await self._links.settle(old)
         if old is not None:
             await asyncio.to_thread(remove_attempts, launch, old)
         return None
@@ -539,7 +544,7 @@ class Watcher:
         """Send a signal to all processes of the job."""
         stored = await self._jobdb.stored(job_id)
         if stored.record.status not in SIGNALLABLE:
-            raise InvalidTransition(job_id, stored.record.status, "a signal")
+            raise InvalidTransition(job_id, stored.record.status, "Signalled")
         await self._send(stored, signum)
         return stored.record
 

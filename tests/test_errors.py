@@ -57,7 +57,7 @@ EXAMPLES = [
     ),
     (
         InvalidTransition("a", "finished", "Paused"),
-        "job 'a' is finished, which does not allow Paused",
+        "job 'a' is finished: it cannot be paused",
         {"job_id": "a", "status": "finished", "event": "Paused"},
     ),
     (

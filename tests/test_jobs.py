@@ -568,7 +568,7 @@ async def test_a_paused_job_can_be_stopped(jobs: Jobs) -> None:
 
 async def test_pausing_an_ended_job_is_refused(jobs: Jobs) -> None:
     record = await ended(jobs, "true", "over")
-    with pytest.raises(InvalidTransition, match="'over' is finished"):
+    with pytest.raises(InvalidTransition, match=r"^job 'over' is finished: it cannot be paused$"):
         await jobs.pause("over")
     assert await jobs.get_status("over") == record
 
@@ -583,7 +583,7 @@ async def test_a_signal_reaches_the_job(jobs: Jobs) -> None:
 
 async def test_a_signal_to_an_ended_job_is_refused(jobs: Jobs) -> None:
     await ended(jobs, "true", "over")
-    with pytest.raises(InvalidTransition):
+    with pytest.raises(InvalidTransition, match=r"^job 'over' is finished: it cannot be sent"):
         await jobs.signal("over", "SIGHUP")
 
 

@@ -7,7 +7,7 @@ import itertools
 import shlex
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from anodejobs import (
     stock,
 )
 from anodejobs import scheduler as scheduler_module
+from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
@@ -633,6 +634,46 @@ async def test_a_finished_dependency_that_is_deleted_stays_met_over_a_restart(
     assert [record.status for record in records] == [Status.finished] * 2
 
 
+@pytest.mark.parametrize("how", ["run", "submit", "start", "restart"])
+@pytest.mark.parametrize(
+    ("first", "mode"), [("true", "cancel"), ("true", "hold"), ("true", "run"), ("false", "run")]
+)
+async def test_a_dependency_that_was_met_and_is_run_anew_stays_met_over_a_restart(
+    tmp_path: Path, how: str, first: str, mode: OnDependencyFailure
+) -> None:
+    again, go = tmp_path / "again", tmp_path / "go"
+    script = f"while [ -e {again} ]; do sleep 0.01; done; {first}"
+    depends_on = ["short", "long"]
+    async with AsyncExitStack() as stack:
+        stack.callback(again.unlink)
+        stack.callback(go.touch)
+        async with opened(tmp_path, on_close="leave", executor="shim") as jobs:
+            await jobs.submit(until(go), "long")
+            await jobs.submit(script, "short")
+            await jobs.submit("true", "waits", depends_on=depends_on, on_dependency_failure=mode)
+            await jobs.create("true", "created", depends_on=depends_on)
+            await ended(jobs, "short")
+            again.touch()
+            spec = {"command": script} if how in ("run", "submit") else {}
+            await getattr(jobs, how)(job_id="short", **spec)
+            assert await jobs.get_dependencies("waits") == ["long"]
+            assert await jobs.get_dependencies("created") == depends_on
+        jobs = await stack.enter_async_context(opened(tmp_path, executor="shim"))
+        go.touch()
+        (record,) = await ended(jobs, "waits")
+        assert record.status is Status.finished
+        assert await status_of(jobs, "short") is Status.running
+
+
+async def test_a_dependency_that_has_failed_and_is_run_anew_is_waited_for_by_who_holds(
+    jobs: Jobs,
+) -> None:
+    await held_job(jobs)
+    await jobs.run("sleep 1000", "first")
+    assert await jobs.get_dependencies("second") == ["first"]
+    assert await status_of(jobs, "second") is Status.pending
+
+
 async def test_a_queued_job_keeps_its_place_when_what_it_depended_on_is_deleted(
     one_slot: Jobs, tmp_path: Path
 ) -> None:
@@ -692,7 +733,7 @@ async def test_a_removed_dependency_is_waited_for_no_more(jobs: Jobs) -> None:
 async def test_the_dependencies_of_a_job_that_has_started_stay(jobs: Jobs, change: str) -> None:
     await jobs.create("true", "other")
     await jobs.run("sleep 1000", "job")
-    with pytest.raises(InvalidTransition):
+    with pytest.raises(InvalidTransition, match=r": it cannot be given other dependencies$"):
         await getattr(jobs, change)("job", "other")
 
 

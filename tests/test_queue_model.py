@@ -169,10 +169,19 @@ class Model:
     def open(self, job_id: str, job: Job, how: str) -> None:
         """Have a job, in place of one of that id: it was created, submitted or run."""
         job.status = self.status_of(job_id)
+        self._settle(job_id)
         self.jobs[job_id] = job
         job.is_submitted = how != "create"
         waits = how == "submit" and not job.depends_on
         self.expect(job_id, *([Status.queued] if waits else FIRST.get(how, [Status.pending])))
+
+    def _settle(self, job_id: str) -> None:
+        """Have nobody wait any more to whom the end of a job, if it has ended, was good."""
+        status = self.status_of(job_id)
+        for other, job in self.jobs.items():
+            waits = job.status is Status.pending and job.attempt == 1 and job.is_submitted
+            if waits and job_id in job.depends_on and status and self._suits(job, status):
+                self.link(other, [known for known in job.depends_on if known != job_id])
 
     def submit(self, job_id: str) -> None:
         """Have a job that was created take its turn."""
@@ -209,12 +218,6 @@ class Model:
             if has_finished and is_pending and job_id in job.depends_on:
                 self.link(other, [known for known in job.depends_on if known != job_id])
         self._tell_dependents(job_id, None)
-
-    def relearn(self) -> None:
-        """Know of dependencies what is on record: somebody else decides from here on."""
-        for job in self.jobs.values():
-            if job.status is Status.pending and job.is_submitted:
-                self.look_at_dependencies(job)
 
     def refusals(self, job_id: str, depends_on: Collection[str]) -> set[type[Exception]]:
         """Return how it may be refused that the job is to depend on these."""
@@ -414,7 +417,6 @@ class QueueMachine(OpenedJobs):
             for job_id, job in self.model.jobs.items():
                 if job.status in ALIVE:
                     self.model.stop(job_id)
-        self.model.relearn()
         self.jobs = self.new_jobs()
 
     # What holds after each of them.

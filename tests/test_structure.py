@@ -110,9 +110,9 @@ LAYERS = [
     ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
-        *("retention", "errands", "stock"),
+        *("retention", "errands", "stock", "links"),
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed", "links", "migration"],
+    ["watcher", "timetable", "catalogue", "progressfeed", "migration"],
     ["settings"],
     ["scheduler", "hosts"],
     ["shim.main", "jobs"],

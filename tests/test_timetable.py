@@ -382,6 +382,60 @@ async def test_a_firing_waits_for_nothing_once_the_job_before_has_ended(
     assert record is not None and record.depends_on == []
 
 
+@pytest.mark.parametrize("cancelled", [[5], [5, 10], [10, 5], [15], [5, 10, 15]], ids=str)
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_who_waits_in_line_does_so_when_those_between_are_cancelled(
+    jobs: Jobs, clock: Clock, cancelled: list[int], is_deleted: bool
+) -> None:
+    await jobs.schedule(["sleep", "60"], "s", every=300, overlap="queue")
+    for minutes in (0, 5, 10, 15):
+        await look(jobs, clock, at(minutes))
+    first = "s@2024-02-29T12:00:00Z"
+    await jobs.resume_queue()
+    await jobs.wait(first, Status.running)
+    for minutes in cancelled:
+        await jobs.cancel(f"s@2024-02-29T12:{minutes:02}:00Z")
+        if is_deleted:
+            await jobs.delete(f"s@2024-02-29T12:{minutes:02}:00Z")
+    await look(jobs, clock, at(20))
+    await jobs.submit("true", "later")
+    await jobs.wait("later")  # by then the scheduler has seen to all that was cancelled
+    waiting = list(await jobs.list_status({"status": "pending"}))
+    assert waiting == [
+        f"s@2024-02-29T12:{minutes:02}:00Z"
+        for minutes in (5, 10, 15, 20)
+        if minutes not in cancelled
+    ]
+    await jobs.stop(first, grace=0)
+    await jobs.wait(waiting[0], Status.running)
+    assert list(await jobs.list_status({"status": "pending"})) == waiting[1:]
+
+
+async def test_a_long_line_costs_each_job_a_limited_number_of_links(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = await paused(MemoryJobStore())
+    async with opened(tmp_path, clock, store=store) as jobs:
+        await jobs.schedule("true", "s", every=60, misfire="all", overlap="queue")
+        await look(jobs, clock, at(500))
+        await look(jobs, clock, at(501))
+        made = [job for job in (await jobs.list_status()).values() if job.self_id[:2] == "s@"]
+        ids = [job.self_id for job in made]
+        assert len(made) == 502
+        assert made[100].depends_on == ids[:100]
+        assert made[-1].depends_on == [ids[0], *ids[-100:-1]]
+
+
+async def test_a_line_lasts_over_a_restart(tmp_path: Path, clock: Clock) -> None:
+    store = await paused(MemoryJobStore())
+    for minutes in (0, 5, 10):
+        async with opened(tmp_path, clock, store=store) as jobs:
+            await jobs.schedule("true", "s", cron="*/5 * * * *", overlap="queue")
+            await look(jobs, clock, at(minutes))
+    async with opened(tmp_path, clock, store=store) as jobs:
+        assert len(await jobs.get_dependencies("s@2024-02-29T12:10:00Z")) == 2
+
+
 async def test_a_job_before_that_was_deleted_has_ended(jobs: Jobs, clock: Clock) -> None:
     await jobs.schedule("true", "s", cron="*/5 * * * *")
     await look(jobs, clock, at(0))

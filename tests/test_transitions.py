@@ -193,6 +193,9 @@ def test_a_status_and_an_event_make(status, name, cell):
             transition(before, event)
         facts = (caught.value.job_id, caught.value.status, caught.value.event)
         assert facts == ("a", status, type(event).__name__)
+        said, _, refused = str(caught.value).partition(": it cannot be ")
+        assert said == f"job 'a' is {status}"
+        assert refused and type(event).__name__ not in refused
     elif cell == "=":
         assert transition(before, event) is before
     else:
