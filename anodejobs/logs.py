@@ -19,7 +19,6 @@ import os
 import re
 import resource
 import selectors
-import shutil
 import threading
 import time
 from collections import OrderedDict, deque
@@ -28,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import quote
+
+from anodejobs.regular import open_regular, remove
 
 LOG = logging.getLogger("anodejobs")
 
@@ -99,17 +100,21 @@ def rotated_folder(path: Path) -> Path:
 def _rotated(path: Path) -> list[int]:
     """Return the end offsets of the rotated files, oldest first."""
     try:
-        return sorted(int(name) for name in os.listdir(rotated_folder(path)))
-    except FileNotFoundError:
+        names = os.listdir(rotated_folder(path))
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(int(name) for name in names if _END_OFFSET.fullmatch(name))
+
+
+_END_OFFSET = re.compile(r"[1-9][0-9]{0,17}")
+"""A job may put what it likes there."""
 
 
 def remove_logs(paths: Iterable[Path]) -> None:
     """Remove logs with their rotated files; readers that have them open can read on."""
     for path in paths:
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(rotated_folder(path))
+        remove(path)
+        remove(rotated_folder(path))
 
 
 class Reader(Protocol):
@@ -158,8 +163,7 @@ class LogFile:
         if self._replaces:
             remove_logs([self.path])
             self._replaces = False
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
+        self._fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._size = os.fstat(self._fd).st_size
         self.offset = (_rotated(self.path) or [0])[-1] + self._size
 
@@ -199,7 +203,10 @@ class LogFile:
     def _rotate(self) -> None:
         folder = rotated_folder(self.path)
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.path.rename(folder / str(self.offset))
+        try:
+            self.path.rename(folder / str(self.offset))
+        except FileNotFoundError:  # removed, but where the next one begins is to be known
+            (folder / str(self.offset)).touch(mode=0o600)
         self.close()
         self.open()
         self.trim()
@@ -288,7 +295,7 @@ class LogTail:
         """Return whether the open file is the one that is written to."""
         assert self._fd is not None
         try:
-            current = os.stat(self.path)
+            current = os.lstat(self.path)
         except FileNotFoundError:
             return False
         mine = os.fstat(self._fd)
@@ -302,7 +309,7 @@ class LogTail:
             base = ends[-1] if ends else 0
             path = self.path if end is None else rotated_folder(self.path) / str(end)
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_regular(path, os.O_RDONLY)
             except FileNotFoundError:
                 if ends == _rotated(self.path):
                     return False
@@ -320,7 +327,7 @@ class LogTail:
         """Return the offset at which the log ends now."""
         ends = _rotated(self.path)
         try:
-            size = os.stat(self.path).st_size
+            size = os.lstat(self.path).st_size
         except FileNotFoundError:
             size = 0
         return (ends[-1] if ends else 0) + size
@@ -580,7 +587,7 @@ class LogPump:
             self._fresh_due = None
             fresh, self._fresh = self._fresh, []
             for pipe in fresh:
-                with self._lock:
+                with self._guarded(pipe):
                     self._register(pipe)
                 self._serve(pipe)
 
@@ -713,7 +720,7 @@ class LogPump:
             pipe.window_end = now + _TICK_S
 
     def _hasten(self, pipe: Pipe) -> None:
-        with self._lock:
+        with self._guarded(pipe):
             if pipe.fd is not None and pipe not in self._stalled and not pipe.is_hot:
                 self._move(pipe, True)
 
