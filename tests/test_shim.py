@@ -28,7 +28,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import VERSION, Message, encoded, start_request
+from anodejobs.shim.protocol import REQUESTS, VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
 from tests.conftest import has_died, python
 
@@ -217,6 +217,13 @@ NONSENSE = {
     "a hello without an id": b'{"do":"hello"}\n',
     "a start without an attempt": b'{"do":"start","id":1,"number":1}\n',
     "an odd attempt": b'{"do":"start","id":1,"number":1,"attempt":{"pipes":5},"launch":{}}\n',
+    "a stop without anything": b'{"do":"stop"}\n',
+    "a signal without anything": b'{"do":"signal"}\n',
+    "a drain without an id": b'{"do":"drain"}\n',
+    "an id that is no number": b'{"do":"held","id":"\\u00e9"}\n',
+    "an odd grace": b'{"do":"stop","id":1,"attempt":{},"grace":NaN,"may_hasten":true}\n',
+    "an age that is no number": b'{"do":"age","age":"old"}\n',
+    "an odd offset": b'{"do":"follow","sub":1,"token":"","stream":"stdout","offset":[]}\n',
     "nested without end": b"[" * 100_000 + b"\n",
     "no end of it": b"x" * 200_000,
 }
@@ -240,11 +247,73 @@ async def test_who_makes_no_sense_is_cut_off_and_nobody_else(
     assert (await ran(jobs, "exit 4", "b")).exit_code == 4
 
 
+def test_every_request_is_checked() -> None:
+    assert servers._ACTIONS.keys() == REQUESTS.keys()
+
+
+@pytest.mark.parametrize("is_greeted", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"token": "\u00e9" * 32},
+        {"token": ["a"]},
+        {"job_id": 5},
+        {"max_bytes": 0},
+        {"max_bytes": "x"},
+        {"backups": "x"},
+    ],
+    ids=str,
+)
+async def test_an_attempt_that_could_not_be_seen_to_its_end_does_not_begin(
+    tmp_path: Path, jobs: Jobs, odd: Message, is_greeted: bool
+) -> None:
+    await ran(jobs, "true", "a")
+    pid = shim_of(tmp_path)
+    launch = json.loads(launch_of("echo begun > begun", tmp_path, "odd").to_text())
+    passing = {name: launch.pop(name) for name in ("argv", "cwd", "envs", "files", "limits")}
+    begin = Attempt(token=new_token(), supervisor="").to_json()
+    for fields in (begin, launch, launch["logs"]):
+        fields.update({name: odd[name] for name in odd.keys() & fields.keys()})
+    start = {"do": "start", "begin": begin, "number": 1, "launch": launch, "exec": passing, "id": 1}
+    async with connected(tmp_path) as client:
+        if is_greeted:
+            await client.hello()
+        assert await client.is_cut_off_by(encoded(start))
+    assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+    assert (shim_of(tmp_path), (tmp_path / "begun").exists()) == (pid, False)
+
+
+async def test_nothing_is_done_for_who_has_not_said_hello(tmp_path: Path, jobs: Jobs) -> None:
+    await ran(jobs, "true", "a")
+    async with connected(tmp_path) as client:
+        assert await client.is_cut_off_by(b'{"do":"held","id":1}\n')
+
+
+async def test_who_does_not_read_answers_is_not_asked_for_more(tmp_path: Path, jobs: Jobs) -> None:
+    await ran(jobs, "true", "a")
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.setblocking(False)
+        deaf.connect(str(socket_of(tmp_path)))
+        hello = encoded({"do": "hello", "id": 0, "version": VERSION, "mine": []})
+        held = b'{"do":"held","id":%d}\n' % 10**200
+        loop, sent = asyncio.get_running_loop(), 0
+        await loop.sock_sendall(deaf, hello)
+        with suppress(TimeoutError):
+            # No event tells that somebody does not read any more; nothing but that takes so long.
+            while sent < 20_000_000:
+                async with asyncio.timeout(2):
+                    await loop.sock_sendall(deaf, held * 100)
+                sent += len(held) * 100
+        assert sent < 20_000_000
+        assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+
+
 async def test_a_question_that_cannot_be_answered_gets_an_error(tmp_path: Path, jobs: Jobs) -> None:
     await ran(jobs, "true", "a")
     async with connected(tmp_path) as client:
         await client.hello()
-        assert "KeyError" in (await client.ask("stop", attempt={}))["error"]
+        answer = await client.ask("stop", attempt={}, grace=1, may_hasten=True)
+        assert "KeyError" in answer["error"]
         assert "re" in await client.ask("held")
 
 

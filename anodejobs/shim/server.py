@@ -522,7 +522,7 @@ class Server:
                 del self._unrecorded[token]
                 continue
             for client in self._clients:
-                if client is not life.owner:
+                if client is not life.owner and not client.is_full:
                     for event in life.events:
                         client.send_line(_news(life, event_to_text(event)))
         self._expect_records()
