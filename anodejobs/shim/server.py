@@ -196,7 +196,11 @@ class Server:
 
     async def _adopt(self, life: _Life) -> None:
         """Take on a process that another shim has started."""
-        event = await self._processes.adopt(life.launch, life.attempt)
+        try:
+            event = await self._processes.adopt(life.launch, life.attempt)
+        except Exception as error:
+            LOG.exception("job %s could not be adopted", life.launch.job_id)
+            event = Lost(error=f"the shim failed: {error!r}")
         if isinstance(event, Adopted):
             life.attempt = event.attempt
             self._happened(life, replace(event, gap=True))
@@ -666,7 +670,7 @@ def _recorded(event: Told) -> Told:
 def _latest(entry: Entry) -> Attempt:
     """Return the attempt as it was last told of, with its process where that is known."""
     told = (e.attempt for e in reversed(entry.events) if isinstance(e, Started | Adopted))
-    return next(told, entry.attempt)
+    return replace(next(told, entry.attempt), token=entry.attempt.token)
 
 
 def _drained(folder: Path) -> tuple[list[Entry], list[Path]]:
