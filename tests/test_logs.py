@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import queue
 import re
@@ -767,6 +768,22 @@ async def test_settle_carries_what_is_there_though_a_writer_holds_the_pipe_for_e
     async with asyncio.timeout(LIMIT_S):
         await pump.settle(pumped)
     assert (tmp_path / "log").stat().st_size == 60_000
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes cannot be enlarged")
+async def test_settle_carries_all_that_a_job_had_its_pipe_hold(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    fcntl.fcntl(writing.fileno(), fcntl.F_SETPIPE_SZ, 1_000_000)
+    written = b"x" * 1_000_000
+    with pump._lock:  # it has had no time to read before the job ends
+        pumped = pump.add(reading, LogFile(tmp_path / "log"))
+        writing.write(written)
+        settled = asyncio.ensure_future(pump.settle(pumped))
+        await asyncio.sleep(0)
+    await settled
+    assert (tmp_path / "log").read_bytes() == written
 
 
 async def test_settle_returns_though_a_writer_never_stops(
