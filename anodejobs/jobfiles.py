@@ -105,7 +105,9 @@ class JobFiles:
         from pydantic_core import from_json
 
         try:
-            return Result(from_json(data, allow_inf_nan=False))
+            value = from_json(data, allow_inf_nan=False)
+            json.dumps(value, allow_nan=False)  # 1e999 was read as an infinite number
+            return Result(value)
         except ValueError as error:
             return Result(error=f"the result is not JSON: {error}")
 
