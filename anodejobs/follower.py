@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
 
+from anodejobs.errors import ExecutorError
 from anodejobs.executors.base import Executor, Stream
 from anodejobs.jobdb import JobDB
 from anodejobs.logs import LogChunk, LogTail
@@ -67,11 +68,19 @@ class Follower:
         while streams:
             for stream in list(streams):
                 tail = self._tails[stream]
-                data = await _read(tail)
+                try:
+                    data = await _read(tail)
+                except OSError as error:
+                    raise unreadable(self._record.self_id, error) from error
                 if data:
                     yield LogChunk(stream, tail.offset - len(data), data)
                 else:
                     streams.remove(stream)
+
+
+def unreadable(job_id: str, error: OSError) -> ExecutorError:
+    """Return the error of a log that is there and cannot be read: a job may put anything there."""
+    return ExecutorError(f"a log of job {job_id!r} cannot be read: {error}")
 
 
 async def _read(tail: LogTail) -> bytes:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from anodejobs.regular import open_regular, remove
 from anodejobs.this_job import MOST_RESULT_BYTES
 
 __all__ = ["MOST_RESULT_BYTES", "JobFiles", "Result", "job_files"]
@@ -75,7 +74,7 @@ class JobFiles:
             self._result(logfile, attempt_number),
             self._progress(logfile, attempt_number),
         ):
-            _clear(path)
+            remove(path)
         if has_payload:
             _write(self._payload(logfile), json.dumps(payload, separators=(",", ":")).encode())
         return self.variables(logfile, attempt_number, has_payload=has_payload)
@@ -106,7 +105,9 @@ class JobFiles:
         from pydantic_core import from_json
 
         try:
-            return Result(from_json(data, allow_inf_nan=False))
+            value = from_json(data, allow_inf_nan=False)
+            json.dumps(value, allow_nan=False)  # 1e999 was read as an infinite number
+            return Result(value)
         except ValueError as error:
             return Result(error=f"the result is not JSON: {error}")
 
@@ -116,10 +117,10 @@ class JobFiles:
 
     def remove(self, logfile: str, attempts: int) -> None:
         """Remove all files of the job, which had so many attempts. Blocks."""
-        _clear(self._payload(logfile))
+        remove(self._payload(logfile))
         for number in range(1, attempts + 1):
-            _clear(self._result(logfile, number))
-            _clear(self._progress(logfile, number))
+            remove(self._result(logfile, number))
+            remove(self._progress(logfile, number))
 
     def payload(self, logfile: str) -> str:
         """Return the file that the job reads its payload from."""
@@ -135,22 +136,10 @@ class JobFiles:
         return f"{self._folder}/progress/{logfile}.{attempt_number}"
 
 
-def _clear(path: str) -> None:
-    """Remove what is there, which a job may have made a folder."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        if not os.path.isdir(path) or os.path.islink(path):
-            raise
-        shutil.rmtree(path)
-
-
 def _write(path: str, data: bytes) -> None:
     """Put the data in place at once: no reader sees half of it, also not after a crash."""
     part = f"{path}.part"
-    _clear(part)  # of a process that died here
+    remove(part)  # of a process that died here
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(data)
@@ -160,11 +149,7 @@ def _write(path: str, data: bytes) -> None:
 def _read(path: str) -> bytes:
     """Return the content, or enough of it to see that it is too much."""
     # A job can put anything there: a link to what only we may read, or a pipe that nobody fills.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    with open(fd, "rb") as file:
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(MOST_RESULT_BYTES + 1)
 
 

@@ -63,7 +63,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
 from anodejobs.fields import check_name, check_seconds, check_text
-from anodejobs.follower import Follower
+from anodejobs.follower import Follower, unreadable
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
@@ -982,7 +982,7 @@ class Jobs:
         """Return what the job wrote, ``(stdout, stderr)``, or the last ``tail`` bytes of each.
 
         Of its last attempt, or of the one with a number. The text is UTF-8 with undecodable bytes
-        replaced. Raises JobNotFound.
+        replaced. Raises JobNotFound, and ExecutorError where a log cannot be read.
         """
         check_count("tail", tail, least=0)
         check_count("attempt", attempt, least=1)
@@ -993,7 +993,10 @@ class Jobs:
         def read() -> list[str]:
             return [read_text(logs.path(stream), tail) for stream in STREAMS]
 
-        stdout, stderr = await asyncio.to_thread(read)
+        try:
+            stdout, stderr = await asyncio.to_thread(read)
+        except OSError as error:
+            raise unreadable(job_id, error) from error
         return stdout, stderr
 
     async def follow(
@@ -1009,7 +1012,8 @@ class Jobs:
         It ends when the attempt has ended and all was given. One that has not started is waited
         for; where no attempt begins any more, there is nothing to give. To resume without a gap or
         a repeat, give as ``offset`` the ``end`` of the last chunk; with both streams a mapping,
-        ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound.
+        ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound,
+        and ExecutorError where a log cannot be read.
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
         offsets = checked_offsets(offset, wanted)

@@ -7,18 +7,18 @@ file is rotated. Only the standard library is imported here.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 from urllib.parse import quote
+
+from anodejobs.regular import open_regular, remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +72,21 @@ def rotated_folder(path: Path) -> Path:
 def _rotated(path: Path) -> list[int]:
     """Return the end offsets of the rotated files, oldest first."""
     try:
-        return sorted(int(name) for name in os.listdir(rotated_folder(path)))
-    except FileNotFoundError:
+        names = os.listdir(rotated_folder(path))
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    return sorted(int(name) for name in names if _END_OFFSET.fullmatch(name))
+
+
+_END_OFFSET = re.compile(r"[1-9][0-9]{0,17}")
+"""A job may put what it likes there."""
 
 
 def remove_logs(paths: Iterable[Path]) -> None:
     """Remove logs with their rotated files; readers that have them open can read on."""
     for path in paths:
-        path.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(rotated_folder(path))
+        remove(path)
+        remove(rotated_folder(path))
 
 
 class Reader(Protocol):
@@ -131,8 +135,7 @@ class LogFile:
         if self._replaces:
             remove_logs([self.path])
             self._replaces = False
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self.path, flags, 0o600)
+        self._fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._size = os.fstat(self._fd).st_size
         self.offset = (_rotated(self.path) or [0])[-1] + self._size
 
@@ -172,7 +175,10 @@ class LogFile:
     def _rotate(self) -> None:
         folder = rotated_folder(self.path)
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.path.rename(folder / str(self.offset))
+        try:
+            self.path.rename(folder / str(self.offset))
+        except FileNotFoundError:  # removed, but where the next one begins is to be known
+            (folder / str(self.offset)).touch(mode=0o600)
         self.close()
         self.open()
         self.trim()
@@ -261,7 +267,7 @@ class LogTail:
         """Return whether the open file is the one that is written to."""
         assert self._fd is not None
         try:
-            current = os.stat(self.path)
+            current = os.lstat(self.path)
         except FileNotFoundError:
             return False
         mine = os.fstat(self._fd)
@@ -275,7 +281,7 @@ class LogTail:
             base = ends[-1] if ends else 0
             path = self.path if end is None else rotated_folder(self.path) / str(end)
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_regular(path, os.O_RDONLY)
             except FileNotFoundError:
                 if ends == _rotated(self.path):
                     return False
@@ -293,7 +299,7 @@ class LogTail:
         """Return the offset at which the log ends now."""
         ends = _rotated(self.path)
         try:
-            size = os.stat(self.path).st_size
+            size = os.lstat(self.path).st_size
         except FileNotFoundError:
             size = 0
         return (ends[-1] if ends else 0) + size

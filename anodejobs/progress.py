@@ -15,13 +15,13 @@ import contextlib
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Generator
 from itertools import islice
 from pathlib import Path
 
 from anodejobs.folderwatch import Inotify, Listing
+from anodejobs.regular import open_regular
 
 __all__ = ["OnProgress", "ProgressWatch", "last_progress", "parse_progress"]
 
@@ -189,14 +189,11 @@ def last_progress(path: str | Path) -> tuple[float, str] | None:
     """
     try:
         # A job may have put anything there: a link elsewhere, or a pipe that nobody fills.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        seen = os.fstat(fd)
-        if not stat.S_ISREG(seen.st_mode):
-            return None
-        begin = max(0, seen.st_size - _TAIL_BYTES)
+        begin = max(0, os.fstat(fd).st_size - _TAIL_BYTES)
         data = os.pread(fd, _TAIL_BYTES, begin)
     except OSError:
         return None

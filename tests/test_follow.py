@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from anodejobs import InvalidJob, JobEvent, JobNotFound, Jobs, LogChunk, Status
+from anodejobs import ExecutorError, InvalidJob, JobEvent, JobNotFound, Jobs, LogChunk, Status
 from anodejobs.executors.base import OnGrowth
 from anodejobs.executors.processes import Processes
 from anodejobs.logs import LogTail, rotated_folder
@@ -499,6 +499,24 @@ async def test_a_log_that_could_not_be_written_is_told_in_the_record(
     record = await jobs.wait("a")
     assert (record.status, record.exit_code) == (Status.finished, 0)
     assert record.error == "the log a_out.txt is incomplete: No such file or directory"
+
+
+async def test_who_reads_a_log_that_its_job_has_replaced_is_told(
+    jobs: Jobs, gate: Gate, tmp_path: Path
+) -> None:
+    log = f"{tmp_path}/job_db/job_logs/a_out.txt"
+    await jobs.run(f"echo one; {gate.wait}; rm {log}; mkfifo {log}; {gate.wait}", job_id="a")
+    await jobs.run("echo undisturbed", job_id="b")
+    async with following(jobs, "a") as chunks:
+        assert (await anext(chunks)).data == b"one\n"
+        gate.open()
+        gate.open()
+        with pytest.raises(ExecutorError, match="not a regular file"):
+            await anext(chunks)
+    with pytest.raises(ExecutorError, match="not a regular file"):
+        await jobs.job_logs("a")
+    assert (await jobs.wait("b")).exit_code == 0
+    assert await jobs.job_logs("b") == ("undisturbed\n", "")
 
 
 # Events.

@@ -126,7 +126,10 @@ def test_an_attempt_does_not_inherit_the_result_of_an_earlier_run(files):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "{'a': 1}", "[1] 2", "NaN", "[Infinity]", '"\\ud800"', "[" * 5000 + "]" * 5000],
+    [
+        *("", "{", "{'a': 1}", "[1] 2", "NaN", "[Infinity]", "1e999", '{"a":[-1e999]}'),
+        *('"\\ud800"', "[" * 5000 + "]" * 5000),
+    ],
 )
 def test_a_result_that_is_not_json_is_an_error_in_a_line(files, text):
     result_path(files).write_text(text)

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import threading
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -125,7 +126,11 @@ events = st.one_of(
     st.builds(Lost, at=moments, error=text),
 )
 plans = st.builds(
-    LogPlan, stdout=text, stderr=text, max_bytes=st.none() | numbers, backups=st.integers(0, 9)
+    LogPlan,
+    stdout=text,
+    stderr=text,
+    max_bytes=st.none() | st.integers(1, 2**40),
+    backups=st.integers(0, 9),
 )
 launches = st.builds(
     Launch,
@@ -218,6 +223,23 @@ def test_a_message_may_come_byte_by_byte():
     data = encoded({"text": ODD}) * 2
     fed = [decoded(lines.feed(data[n : n + 1])) for n in range(len(data))]
     assert [message for messages in fed for message in messages] == [{"text": ODD}] * 2
+
+
+def test_a_message_in_tiny_pieces_takes_no_more_memory_than_it_is_long():
+    lines, piece = Lines(), b"xy"
+    tracemalloc.start()
+    try:
+        for _ in range(500_000):
+            lines.feed(bytes(bytearray(piece)))
+        assert tracemalloc.get_traced_memory()[0] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_what_is_no_number_is_refused(number):
+    with pytest.raises(ValueError, match="no JSON"):
+        decoded([b'{"grace":%b}' % number])
 
 
 def test_a_message_may_be_many_megabytes_long():
@@ -530,6 +552,28 @@ def test_a_line_that_makes_no_sense_is_passed_over(path, garbage):
         book.begin(second)
     path.write_bytes(data + path.read_bytes())
     assert written(load(path)) == written([first, second])
+
+
+@pytest.mark.parametrize(
+    ("whole", "odd"),
+    [
+        (b'"token":"TOKEN"', b'"token":"\\u00e9"'),
+        (b'"token":"TOKEN"', b'"token":5'),
+        (b'"job_id":"odd"', b'"job_id":5'),
+        (b'"max_bytes":7', b'"max_bytes":0'),
+        (b'"backups":2', b'"backups":null'),
+    ],
+)
+def test_an_attempt_that_could_not_be_seen_to_its_end_is_passed_over(path, whole, odd):
+    first, second = entry("odd"), entry("second")
+    with opened(path) as book:
+        book.begin(first)
+        book.begin(second)
+    whole = whole.replace(b"TOKEN", first.attempt.token.encode())
+    data = path.read_bytes()
+    assert whole in data
+    path.write_bytes(data.replace(whole, odd, 1))
+    assert written(load(path)) == written([second])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

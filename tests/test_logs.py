@@ -35,6 +35,26 @@ on_disk = settings(deadline=None, max_examples=50)
 pieces = st.lists(st.binary(min_size=1, max_size=40), max_size=30)
 
 
+TRAPS = ["a link", "a link to nothing", "a pipe", "a folder", "a socket"]
+
+
+def set_trap(what: str, path: Path, folder: Path) -> None:
+    """Put something there that is no log; in the folder is a file that is none, either."""
+    (folder / "secret").write_bytes(b"secret")
+    match what:
+        case "a link":
+            path.symlink_to(folder / "secret")
+        case "a link to nothing":
+            path.symlink_to(folder / "nothing")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a folder":
+            path.mkdir()
+            (path / "in it").touch()
+        case "a socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 # Names.
 
 
@@ -308,6 +328,69 @@ def test_a_retired_log_drops_what_is_spliced(log: Callable[..., LogFile]) -> Non
     retired.retire()
     splice(retired, b"of another run")
     assert retired.path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("what", TRAPS)
+def test_a_log_is_written_to_no_file_but_its_own(
+    log: Callable[..., LogFile], tmp_path: Path, what: str
+) -> None:
+    trapped = log()
+    set_trap(what, trapped.path, tmp_path)
+    with pytest.raises(OSError, match="Errno"):  # and does not wait for somebody to read a pipe
+        trapped.write(memoryview(b"mine"))
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize("what", TRAPS)
+def test_what_is_no_log_is_not_read(tmp_path: Path, what: str) -> None:
+    set_trap(what, tmp_path / "log", tmp_path)
+    with tail(tmp_path / "log") as reader, pytest.raises(OSError, match="Errno"):
+        reader.read(100)
+
+
+@pytest.mark.parametrize("what", TRAPS)
+def test_a_reader_sees_that_a_log_is_one_no_more(
+    log: Callable[..., LogFile], tmp_path: Path, what: str
+) -> None:
+    trapped = log()
+    write(trapped, b"mine")
+    with tail(trapped.path) as reader:
+        assert reader.read(100) == b"mine"
+        trapped.path.unlink()
+        set_trap(what, trapped.path, tmp_path)
+        with pytest.raises(OSError, match="Errno"):
+            reader.read(100)
+
+
+@pytest.mark.parametrize("what", TRAPS)
+def test_whatever_is_in_the_place_of_a_log_is_removed_with_it(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "log"
+    set_trap(what, path, tmp_path)
+    set_trap(what, rotated_folder(path), tmp_path)
+    remove_logs([path])
+    assert [left.name for left in tmp_path.iterdir()] == ["secret"]
+
+
+def test_files_that_were_not_set_aside_are_none_of_a_log(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=9)
+    write(rotating, b"01")
+    folder = rotated_folder(rotating.path)
+    folder.mkdir()
+    for name in ("x", "-5", "0", "1_0", "\u0661", "9" * 30):
+        (folder / name).touch()
+    write(rotating, b"23", b"45")
+    with tail(rotating.path) as reader:
+        assert read_all(reader) == b"012345"
+
+
+def test_a_log_that_was_removed_is_rotated_all_the_same(log: Callable[..., LogFile]) -> None:
+    rotating = log(max_bytes=4, backups=9)
+    with tail(rotating.path) as reader:
+        write(rotating, b"0123")
+        assert reader.read(9) == b"0123"
+        rotating.path.unlink()
+        write(rotating, b"45")
+        assert (reader.read(9), reader.offset) == (b"45", 6)
 
 
 def test_removed_logs_leave_nothing(log: Callable[..., LogFile], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import resource
@@ -176,6 +177,22 @@ async def test_settle_carries_what_is_there_though_a_writer_holds_the_pipe_for_e
     assert (tmp_path / "log").stat().st_size == 60_000
 
 
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reason="pipes cannot be enlarged")
+async def test_settle_carries_all_that_a_job_had_its_pipe_hold(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    fcntl.fcntl(writing.fileno(), fcntl.F_SETPIPE_SZ, 1_000_000)
+    written = b"x" * 1_000_000
+    with pump._lock:  # it has had no time to read before the job ends
+        pumped = pump.add(reading, LogFile(tmp_path / "log"))
+        writing.write(written)
+        settled = asyncio.ensure_future(pump.settle(pumped))
+        await asyncio.sleep(0)
+    await settled
+    assert (tmp_path / "log").read_bytes() == written
+
+
 async def test_settle_returns_though_a_writer_never_stops(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -314,10 +331,8 @@ async def test_one_logs_fault_leaves_the_others_alone(
     pump: LogPump, pipe: Pipes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reading, writing = pipe()
-    log = Trouble(tmp_path / "broken")
+    log = Faulty(tmp_path / "broken", after_bytes=0)
     broken = pump.add(reading, log)
-    rotated_folder(log.path).mkdir()
-    (rotated_folder(log.path) / "no offset").touch()
     writing.write(b"lost")
     await log.failed()
     reading, writing = pipe()
@@ -332,11 +347,9 @@ async def test_a_flood_that_cannot_be_carried_on_leaves_no_byte_in_the_next_ones
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
     reading, writing = pipe()
-    log = LogFile(tmp_path / "broken", max_bytes=len(FLOOD) // 2)
+    log = Faulty(tmp_path / "broken", after_bytes=len(FLOOD) // 2)
     writing.write(b"a line")
     await has_grown(pump, pump.add(reading, log), 6)
-    rotated_folder(log.path).mkdir()
-    (rotated_folder(log.path) / "no offset").touch()
     with flood(writing) as process:
         assert await asyncio.to_thread(process.wait) != 0  # its pipe was closed
     reading, writing = pipe()
@@ -344,6 +357,19 @@ async def test_a_flood_that_cannot_be_carried_on_leaves_no_byte_in_the_next_ones
     with flood(writing):
         await has_grown(pump, flooded, len(FLOOD))
     assert (tmp_path / "log").read_bytes() == FLOOD
+
+
+async def test_what_a_job_puts_among_its_rotated_files_does_not_end_the_pump(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    trapped = LogFile(tmp_path / "trapped")
+    rotated_folder(trapped.path).mkdir()
+    (rotated_folder(trapped.path) / "no offset").touch()
+    pump.trim(trapped)
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    writing.write(b"hello")
+    await has_grown(pump, pumped, 5)
 
 
 async def test_closing_closes_every_pipe(pump: LogPump, pipe: Pipes, tmp_path: Path) -> None:
@@ -410,6 +436,19 @@ class Trouble(LogFile):
         except Exception:
             self._loop.call_soon_threadsafe(self._has_failed.set)
             raise
+
+
+class Faulty(Trouble):
+    """A log with a fault in it, that shows after so many bytes."""
+
+    def __init__(self, path: Path, after_bytes: int) -> None:
+        super().__init__(path)
+        self._after_bytes = after_bytes
+
+    def _room(self, wanted: int) -> tuple[int, int]:
+        if self.offset >= self._after_bytes:
+            raise ValueError("a fault")
+        return super()._room(wanted)
 
 
 class Unspliceable(LogFile):

@@ -25,10 +25,11 @@ from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
+from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
 from anodejobs.shim.lives import Life
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import VERSION, Message, encoded, start_request
+from anodejobs.shim.protocol import REQUESTS, VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
 from tests.conftest import has_died, python
 
@@ -219,6 +220,13 @@ NONSENSE = {
     "a hello without an id": b'{"do":"hello"}\n',
     "a start without an attempt": b'{"do":"start","id":1,"number":1}\n',
     "an odd attempt": b'{"do":"start","id":1,"number":1,"attempt":{"pipes":5},"launch":{}}\n',
+    "a stop without anything": b'{"do":"stop"}\n',
+    "a signal without anything": b'{"do":"signal"}\n',
+    "a drain without an id": b'{"do":"drain"}\n',
+    "an id that is no number": b'{"do":"held","id":"\\u00e9"}\n',
+    "an odd grace": b'{"do":"stop","id":1,"attempt":{},"grace":NaN,"may_hasten":true}\n',
+    "an age that is no number": b'{"do":"age","age":"old"}\n',
+    "an odd offset": b'{"do":"follow","sub":1,"token":"","stream":"stdout","offset":[]}\n',
     "nested without end": b"[" * 100_000 + b"\n",
     "no end of it": b"x" * 200_000,
 }
@@ -242,11 +250,73 @@ async def test_who_makes_no_sense_is_cut_off_and_nobody_else(
     assert (await ran(jobs, "exit 4", "b")).exit_code == 4
 
 
+def test_every_request_is_checked() -> None:
+    assert servers._ACTIONS.keys() == REQUESTS.keys()
+
+
+@pytest.mark.parametrize("is_greeted", [False, True], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"token": "\u00e9" * 32},
+        {"token": ["a"]},
+        {"job_id": 5},
+        {"max_bytes": 0},
+        {"max_bytes": "x"},
+        {"backups": "x"},
+    ],
+    ids=str,
+)
+async def test_an_attempt_that_could_not_be_seen_to_its_end_does_not_begin(
+    tmp_path: Path, jobs: Jobs, odd: Message, is_greeted: bool
+) -> None:
+    await ran(jobs, "true", "a")
+    pid = shim_of(tmp_path)
+    launch = json.loads(launch_of("echo begun > begun", tmp_path, "odd").to_text())
+    passing = {name: launch.pop(name) for name in ("argv", "cwd", "envs", "files", "limits")}
+    begin = Attempt(token=new_token(), supervisor="").to_json()
+    for fields in (begin, launch, launch["logs"]):
+        fields.update({name: odd[name] for name in odd.keys() & fields.keys()})
+    start = {"do": "start", "begin": begin, "number": 1, "launch": launch, "exec": passing, "id": 1}
+    async with connected(tmp_path) as client:
+        if is_greeted:
+            await client.hello()
+        assert await client.is_cut_off_by(encoded(start))
+    assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+    assert (shim_of(tmp_path), (tmp_path / "begun").exists()) == (pid, False)
+
+
+async def test_nothing_is_done_for_who_has_not_said_hello(tmp_path: Path, jobs: Jobs) -> None:
+    await ran(jobs, "true", "a")
+    async with connected(tmp_path) as client:
+        assert await client.is_cut_off_by(b'{"do":"held","id":1}\n')
+
+
+async def test_who_does_not_read_answers_is_not_asked_for_more(tmp_path: Path, jobs: Jobs) -> None:
+    await ran(jobs, "true", "a")
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.setblocking(False)
+        deaf.connect(str(socket_of(tmp_path)))
+        hello = encoded({"do": "hello", "id": 0, "version": VERSION, "mine": []})
+        held = b'{"do":"held","id":%d}\n' % 10**200
+        loop, sent = asyncio.get_running_loop(), 0
+        await loop.sock_sendall(deaf, hello)
+        with suppress(TimeoutError):
+            # No event tells that somebody does not read any more; nothing but that takes so long.
+            while sent < 20_000_000:
+                async with asyncio.timeout(2):
+                    await loop.sock_sendall(deaf, held * 100)
+                sent += len(held) * 100
+        assert sent < 20_000_000
+        assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+
+
 async def test_a_question_that_cannot_be_answered_gets_an_error(tmp_path: Path, jobs: Jobs) -> None:
     await ran(jobs, "true", "a")
     async with connected(tmp_path) as client:
         await client.hello()
-        assert "KeyError" in (await client.ask("stop", attempt={}))["error"]
+        answer = await client.ask("stop", attempt={}, grace=1, may_hasten=True)
+        assert "KeyError" in answer["error"]
         assert "re" in await client.ask("held")
 
 
@@ -274,8 +344,8 @@ async def test_who_does_not_listen_is_not_told_again_and_again(
             await owner.start("true", name=f"job-{number}")
         # More than the sockets and the streams hold.
         told = await other.ends_until(lambda ends: ends >= 4000)
-        deaf.send({"do": "held", "id": "last"})
-        assert await deaf.ends_until(lambda ends: False, last="last") < told
+        deaf.send({"do": "held", "id": 1000})
+        assert await deaf.ends_until(lambda ends: False, last=1000) < told
 
 
 # What it is made of.
@@ -1187,7 +1257,7 @@ class Raw:
         """Return once the end of something was told."""
         await self._next(lambda m: m.get("event", {}).get("kind") == "Exited")
 
-    async def ends_until(self, is_enough: Callable[[int], bool], last: object = None) -> int:
+    async def ends_until(self, is_enough: Callable[[int], bool], last: int | None = None) -> int:
         """Return how many ends were told until that is enough, or until this answer."""
         ends = 0
         async with asyncio.timeout(LIMIT_S):

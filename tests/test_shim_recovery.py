@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -458,6 +459,19 @@ async def test_whatever_the_disk_has_made_of_the_journal_jobs_that_run_are_adopt
             assert (await jobs.job_logs(job_id))[0] == NUMBERED
             assert "adopted" in str(await whys(jobs, job_id))
     assert starts(tmp_path) == 2
+
+
+@pytest.mark.parametrize("pid", [b'"1"', b"-1", b"%d" % 10**30], ids=["text", "less", "more"])
+async def test_a_journal_that_names_no_process_keeps_no_shim_from_starting(
+    tmp_path: Path, pid: bytes
+) -> None:
+    killed_with_its_shim(tmp_path, started("job", HELD) + followed("job", "held\n"))
+    journal = tmp_path / "job_db/shim/journal"
+    journal.write_bytes(re.sub(rb'"pid":\d+', b'"pid":' + pid, journal.read_bytes()))
+    async with reopened(tmp_path) as jobs:
+        assert (await jobs.wait("job", timeout=60)).status is Status.lost
+        await jobs.run("exit 7", "other")
+        assert (await jobs.wait("other", timeout=60)).exit_code == 7
 
 
 # The shim is killed, the application lives.

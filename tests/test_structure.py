@@ -65,7 +65,7 @@ PUBLIC = [
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
     ["errors", "events", "faults"],
-    ["dependencies", "jobqueue", "folderwatch", "this_job"],
+    ["dependencies", "jobqueue", "folderwatch", "regular", "this_job"],
     ["executors.cgroups", "executors.limited", "executors.limits"],
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
     [
@@ -352,6 +352,7 @@ def test_stores_know_nothing_above_them():
                 "events",
                 "records",
                 "logs",
+                "regular",
                 "executors.base",
             ), module
 

@@ -13,6 +13,8 @@ import logging
 import os
 import resource
 import selectors
+import struct
+import termios
 import threading
 import time
 from collections import OrderedDict, deque
@@ -269,7 +271,7 @@ class LogPump:
             self._fresh_due = None
             fresh, self._fresh = self._fresh, []
             for pipe in fresh:
-                with self._lock:
+                with self._guarded(pipe):
                     self._register(pipe)
                 self._serve(pipe)
 
@@ -402,7 +404,7 @@ class LogPump:
             pipe.window_end = now + _TICK_S
 
     def _hasten(self, pipe: Pipe) -> None:
-        with self._lock:
+        with self._guarded(pipe):
             if pipe.fd is not None and pipe not in self._stalled and not pipe.is_hot:
                 self._move(pipe, True)
 
@@ -452,9 +454,9 @@ class LogPump:
             self._resume(pipe)
         if pipe in self._stalled:
             self._end(pipe)
-        # As much as the pipe can hold: more was written after the moment of the call.
+        # Not how much it was made to hold: its job may have enlarged it.
         elif pipe.fd is not None:
-            left = pipe.capacity
+            left = _bytes_in(pipe.fd)
             while pipe.fd is not None and left > 0 and pipe not in self._stalled:
                 got = self._drain(pipe, left)
                 if got == 0:
@@ -489,3 +491,9 @@ class LogPump:
                 on_growth()
             if self.reports_all:
                 self._on_growth(pipe, offset)
+
+
+def _bytes_in(pipe_fd: int) -> int:
+    """Return how many bytes the pipe holds now."""
+    number: int = struct.unpack("i", fcntl.ioctl(pipe_fd, termios.FIONREAD, bytes(4)))[0]
+    return number

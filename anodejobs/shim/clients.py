@@ -10,7 +10,7 @@ from typing import Protocol
 
 from anodejobs.executors.base import Stream
 from anodejobs.shim.peers import is_friend, peer
-from anodejobs.shim.protocol import Lines, Message, begin_of, decoded, encoded
+from anodejobs.shim.protocol import Lines, Message, begin_of, check_request, decoded, encoded
 
 LOG = logging.getLogger("anodejobs")
 
@@ -37,14 +37,14 @@ class Client(asyncio.Protocol):
         self.wants_growth = False
         self.follows: dict[int, tuple[LogReader, ExitStack]] = {}
         self.is_greeted = False
+        self.is_full = False
+        """Whether it does not read what it is told."""
         self.knows_tombs: int = 0
         self._lines = Lines()
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._growth: dict[tuple[str, Stream], int] = {}
         self._grown: set[int] = set()
-        self.is_full = False
-        """Whether much that it was told is yet to be read."""
         self._pidfd: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -68,6 +68,9 @@ class Client(asyncio.Protocol):
         try:
             lines = self._lines.feed(data)
             for line, message in zip(lines, decoded(lines), strict=True):
+                check_request(message)
+                if not (self.is_greeted or message["do"] == "hello"):
+                    raise ValueError("it has not said who it is")
                 if "begin" in message:
                     message["line"] = begin_of(line)
                 self._office.hear(self, message)
@@ -76,10 +79,15 @@ class Client(asyncio.Protocol):
             self.hang_up()
 
     def pause_writing(self) -> None:
+        # Not listened to until it listens: its answers would have to be kept.
         self.is_full = True
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.is_full = False
+        if self._transport is not None:
+            self._transport.resume_reading()
         self._office.flush_soon(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -24,6 +24,7 @@ from anodejobs.shim.protocol import (
     Message,
     Told,
     begin_text,
+    check_begin,
     encoded,
     event_from_json,
     event_to_text,
@@ -176,6 +177,7 @@ def load(path: Path) -> list[Entry]:
 
 def _take(entries: dict[str, Entry], message: Message, line: bytes) -> None:
     if "begin" in message:
+        check_begin(message)
         launch = Launch.from_json({**message["launch"], **_UNKEPT}, {})
         attempt = Attempt.from_json(message["begin"])
         entries[attempt.token] = Entry(message["number"], launch, attempt, line=line + b"\n")

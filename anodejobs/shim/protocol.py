@@ -41,6 +41,25 @@ LONGEST_BYTES: Final = 64 * 1024 * 1024
 """No message is longer: an argument list and an environment are a few MiB at most."""
 
 
+REQUESTS: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
+    "hello": {"id": int, "mine": list},
+    "env": {"vars": dict},
+    "held": {"id": int},
+    "start": {"id": int, "number": int, "begin": dict, "launch": dict, "exec": dict},
+    "adopt": {"id": int, "number": int, "begin": dict, "launch": dict, "exec": dict},
+    "stop": {"id": int, "attempt": dict, "grace": (int, float), "may_hasten": bool},
+    "signal": {"id": int, "attempt": dict, "signum": int},
+    "ack": {"token": str},
+    "follow": {"sub": int, "token": str, "stream": str, "offset": int},
+    "read": {"sub": int, "offset": int},
+    "unfollow": {"sub": int},
+    "growth": {"on": bool},
+    "age": {"age": int},
+    "drain": {"id": int},
+}
+"""What an application may ask for, and what must be said with it."""
+
+
 class TooLong(ValueError):
     """The other side sends something that is no message."""
 
@@ -116,20 +135,49 @@ def begin_of(request: bytes) -> bytes:
     return b"{%b}\n" % request[request.index(b'"begin":') : request.index(b',"exec":')]
 
 
+def check_request(message: Message) -> None:
+    """Raise ValueError, KeyError or TypeError for what is no request, or not all of one."""
+    for name, kind in REQUESTS[message["do"]].items():
+        if not isinstance(message[name], kind):
+            raise ValueError(f"{name} of {message['do']} is not as it should be")
+    if "begin" in message:
+        check_begin(message)
+
+
+def check_begin(message: Message) -> None:
+    """Raise as ``check_request`` where an attempt that begins could not be seen to its end."""
+    launch = message["launch"]
+    most = launch["logs"]["max_bytes"]
+    token = message["begin"]["token"]
+    if not (
+        isinstance(token, str)
+        and token.isascii()
+        and token.isalnum()
+        and isinstance(launch["job_id"], str)
+        and isinstance(launch["logs"]["backups"], int)
+        and (most is None or most > 0)
+    ):
+        raise ValueError("no attempt begins so")
+
+
 def encoded(message: Message) -> bytes:
     """Return the message as a line. Any text survives, surrogates of odd bytes included."""
     return _encode(message).encode("ascii") + b"\n"
 
 
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder(parse_constant=_refused).decode
 
 
 class Lines:
     """Puts messages together from the bytes that arrive."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._rest = bytearray()  # however small the pieces are, it is no larger than they are
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the lines that are complete now. Raises TooLong."""
@@ -137,22 +185,20 @@ class Lines:
         if not newline:
             self._keep(data)
             return []
-        lines = b"".join((*self._parts, head)).split(b"\n")
-        self._parts, self._size = [], 0
+        if self._rest:
+            head, self._rest = bytes(self._rest) + head, bytearray()
         self._keep(rest)
-        return lines
+        return head.split(b"\n")
 
     def _keep(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size > LONGEST_BYTES:
+        if len(self._rest) + len(part) > LONGEST_BYTES:
             raise TooLong(f"more than {LONGEST_BYTES} bytes and no message")
-        if part:
-            self._parts.append(part)
+        self._rest += part
 
 
 def decoded(lines: list[bytes]) -> list[Message]:
     """Return the message in each line. Raises ValueError for what is none."""
-    messages: list[Message] = json.loads(b"[%b]" % b",".join(lines))
+    messages: list[Message] = _decode(f"[{b','.join(lines).decode()}]")
     if len(messages) != len(lines) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("a message is an object")
     return messages

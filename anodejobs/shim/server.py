@@ -161,7 +161,11 @@ class Server:
 
     async def _adopt(self, life: Life) -> None:
         """Take on a process that another shim has started."""
-        event = await self._processes.adopt(life.launch, life.attempt)
+        try:
+            event = await self._processes.adopt(life.launch, life.attempt)
+        except Exception as error:
+            LOG.exception("job %s could not be adopted", life.launch.job_id)
+            event = Lost(error=f"the shim failed: {error!r}")
         if isinstance(event, Adopted):
             life.attempt = event.attempt
             self._happened(life, replace(event, gap=True))

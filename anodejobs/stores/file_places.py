@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from anodejobs.regular import open_regular
 
 PART = ".part"
 """How the name of a file ends that is being written, or was when its writer died."""
@@ -67,11 +67,7 @@ def append(path: Path, data: bytes) -> None:
 
 def read(path: Path) -> bytes:
     """Return the content of a regular file: no link is followed, no pipe is waited for."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    with open(fd, "rb") as file:
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read()
 
 
