@@ -116,31 +116,32 @@ class Jobs:
     ``close()``. Opening takes care of what an earlier ``Jobs`` left on the directory: jobs that
     still run are adopted, those that are gone become ``lost``.
 
-    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``); by
-    default SQLite in ``<db_path>/jobs.db``. ``executor`` is ``"shim"``: the processes are children
-    of a small process that outlives the application; or ``"inline"``: they are children of the
-    application and end with it; or an Executor.
+    ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``,
+    ``postgresql://…``, ``mysql://…``); by default SQLite in ``<db_path>/jobs.db``. ``executor`` is
+    ``"shim"``: the processes are children of a small process that outlives the application; or
+    ``"inline"``: they are children of the application and end with it; or an Executor.
 
-    Of the jobs that were submitted, ``max_concurrent_jobs`` run at once at most (None: any number),
-    and of each queue that ``queues`` names so many as it says. ``aging`` is how many seconds of
-    waiting are worth one step of priority (None: priorities are strict). With ``only_queues`` it
-    starts none but what is in one of these, with ``only_tags`` none but what bears one of these;
-    the others wait for somebody else. Where several processes use the directory, all of this is as
-    the one says that was there first, until it goes.
+    At most ``max_concurrent_jobs`` submitted jobs run at once (None: any number), and of each queue
+    in ``queues`` at most as many as it says. ``aging`` is how many seconds of waiting are worth one
+    step of priority (None: priorities are strict). With ``only_queues`` it starts only jobs in one
+    of these queues, with ``only_tags`` only jobs with one of these tags; all others wait for
+    another ``Jobs``. Where several processes use the directory, these settings are those of the
+    process that came first, until it goes.
 
-    ``recovery`` says what becomes of a job that a failure has interrupted, a reboot for example,
-    where nobody knows how it ended: it is ``"lost"``, or it failed (``"fail"``), or it takes its
-    turn once more (``"pending"``), unless its own retry policy says so anyway. Each time is noted
-    in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
-    ``recovery_timeout`` matters where machines share a store, each a host: when one has not been
-    heard of for so many seconds, the others declare what it had running lost, with what follows
-    from that. Should it come back, it ends these processes. Other stores take no note of it.
+    ``recovery`` says what becomes of a job that was interrupted, by a reboot for example, so that
+    nobody knows how it ended: it is ``"lost"``, or it has failed (``"fail"``), or it takes its turn
+    once more (``"pending"``), unless its own retry policy starts it again anyway. Each time is
+    noted in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
+    ``recovery_timeout`` is for machines that share a store, each a host: when one has not been
+    heard of for so many seconds, the others declare the jobs that it had running lost, and these
+    go on as ``recovery`` and their retry policies say. Should the host come back, it ends the
+    processes. With other stores it has no effect.
 
-    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that do not say.
+    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that have none of their own.
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
-    case, since nobody would be left to read their output. A log file of ``log_max_bytes`` is set
-    aside, and ``log_backups`` such files are kept. ``durability="power"`` syncs every commit to the
-    disk.
+    case, since nobody would be left to read their output. A log file that has reached
+    ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
+    syncs every commit to the disk.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -552,7 +553,11 @@ class Jobs:
         return await self._links.add(job_id, depends_on)
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
-        """Let a job that has not started wait for that one no more, if it did; as the above."""
+        """Let a job that has not started no longer wait for ``depends_on``; return it.
+
+        Where it did not wait for that, nothing changes. Raises JobNotFound, and InvalidTransition
+        where it has started.
+        """
         check_text("depends_on", depends_on)
         await self._known(job_id)
         return await self._links.remove(job_id, depends_on)
@@ -645,15 +650,16 @@ class Jobs:
         at: datetime | str | None = None,
         **schedule: Unpack[ScheduleOptions],
     ) -> Scheduled:
-        """Have a job submitted again and again, at times that ``cron`` or ``every`` tell, or once.
+        """Have a job submitted again and again, by ``cron`` or ``every`` so many seconds, or once.
 
-        ``spec`` is a command, or the arguments of ``submit`` by name. ``name`` is that of the
-        schedule (by default the spec's ``job_id``, or a random one). A schedule of that name is
-        replaced; one that says the same goes on, so an application may say it at every start. A
-        job's id is the name, ``@`` and the moment. ``schedule`` takes the other fields of
-        ``Schedule``: ``tz``, ``misfire``, ``grace``, ``overlap``, ``start``, ``end``. With
-        ``every``, the first job comes at ``start``, or at once. The environment is the
-        application's present one. Raises InvalidJob, also where it would never fire.
+        ``at`` is the one moment: a datetime, or one in ISO 8601. ``spec`` is a command, or the
+        arguments of ``submit`` by name. ``name`` is that of the schedule (by default the spec's
+        ``job_id``, or a random one). A schedule of that name is replaced; one that says the same
+        goes on, so an application may say it at every start. A job's id is the name, ``@`` and the
+        moment. ``schedule`` takes the other fields of ``Schedule``: ``tz``, ``misfire``, ``grace``,
+        ``overlap``, ``start``, ``end``. With ``every``, the first job comes at ``start``, or at
+        once. The environment is the application's present one. Raises InvalidJob, also where it
+        would never fire.
         """
         checked = spec_of(spec if isinstance(spec, Mapping) else {"command": spec})
         given = {"cron": cron, "every": every, "at": at, **schedule}
@@ -829,8 +835,8 @@ class Jobs:
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.
 
-        Jobs that wait for it do so no more where it has finished; else it has failed them. Raises
-        JobActive where it has not ended.
+        Where it has finished, jobs that depend on it no longer wait for it; else it counts for them
+        as one that has failed. Raises JobActive where it has not ended.
         """
         watcher, _ = await self._open_for(job_id)
         return await watcher.owned(self._delete, job_id)
@@ -857,7 +863,7 @@ class Jobs:
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
 
-        By default ``retention_days`` ago. Kept is what jobs wait for that have not started.
+        By default ``retention_days`` ago. A job that others still wait for is kept.
         """
         days = checked_days("older_than_days", older_than_days)
         days = self._retention_days if days is None else days
@@ -911,8 +917,9 @@ class Jobs:
     ) -> list[JobRecord]:
         """Return a page of records; ``filter`` takes the fields of ``JobFilter``.
 
-        ``after`` is the id of the last job of the page before. It finds the next page as fast at
-        the end of a million records as at their beginning, while ``offset`` counts its way.
+        ``after`` is the id of the last job of the page before. With it the next page is found as
+        fast at the end of a million records as at their beginning; with ``offset``, all records
+        before the page are counted.
 
         Raises InvalidJob, and JobNotFound where ``after`` names no job.
         """
@@ -940,7 +947,7 @@ class Jobs:
         return {status: found.get(status, 0) for status in Status}
 
     async def metrics(self) -> Metrics:
-        """Return how many jobs there are of what, how long they ran and how many wait.
+        """Return the numbers of jobs by status, tag, queue and priority, and how long they ran.
 
         It costs a look at every record: a fifth of a second for 100,000 of them.
         """
@@ -950,7 +957,7 @@ class Jobs:
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first: when, from, to and why.
 
-        For an unknown id there is none.
+        For an unknown id the list is empty.
         """
         await self._open_for(job_id)
         return await self._jobdb.history(job_id)
@@ -981,8 +988,9 @@ class Jobs:
     ) -> tuple[str, str]:
         """Return what the job wrote, ``(stdout, stderr)``, or the last ``tail`` bytes of each.
 
-        Of its last attempt, or of the one with a number. The text is UTF-8 with undecodable bytes
-        replaced. Raises JobNotFound, and ExecutorError where a log cannot be read.
+        That is what its last attempt wrote, or the one whose number is ``attempt`` (from 1). The
+        text is UTF-8 with undecodable bytes replaced. Raises JobNotFound,
+        and ExecutorError where a log cannot be read.
         """
         check_count("tail", tail, least=0)
         check_count("attempt", attempt, least=1)
@@ -1040,9 +1048,9 @@ class Jobs:
     ) -> AsyncGenerator[JobEvent, None]:
         """Give what happens to the job, or to all: changes of status, growth of logs, progress.
 
-        From now on, or from after the event with ``seq`` ``after``; 0 is the very beginning. With
-        ``heartbeat`` an event of that kind comes whenever nothing else did for so many seconds.
-        Never ends by itself.
+        It begins with what happens from now on, or with the first event after the one whose ``seq``
+        is ``after`` (0: with the very first). With ``heartbeat`` an event of that kind comes
+        whenever there was no other for so many seconds. It never ends by itself.
         """
         if heartbeat is not None:
             check_seconds("heartbeat", heartbeat)
@@ -1076,7 +1084,8 @@ class Jobs:
 
         ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
         job. The callback may be a coroutine function; it is awaited before the next call, in the
-        order of what happened, and what it raises is logged. The record may be further on by then.
+        order of what happened, and what it raises is logged. By then the record may already have a
+        later status.
 
         Returns a function that ends it; closing does, too.
         """

@@ -201,15 +201,16 @@ class JobRecord(Model):
     error: str | None = None
     """One line on what went wrong."""
     cpu_seconds: float | None = None
-    """User and system time of the last attempt that has ended: of its main process and all
-    descendants that were waited for, or of all its processes at one look, whichever is more. So it
-    is exact but for what was left behind, which is seen only at a look; in a cgroup of its own it
-    is exact. None where nobody saw the end, or only the kernel did."""
+    """User and system time of the last attempt that has ended, in seconds: that of its main process
+    and of all descendants that were waited for, or of all its processes when they were looked at,
+    whichever is more. Of what outlived the main process some may be missing; in a cgroup of its own
+    it is exact. None where nobody saw the end, or only the kernel did."""
     peak_memory_bytes: int | None = None
-    """The most memory it had: the largest of its processes at its highest, or all together at one
-    look, whichever is more; in a cgroup of its own what that counts, cached files included. There
-    is a look after a second, then ever more seldom, and when it is stopped. None where there was
-    none and no process was larger than the supervisor, or nobody saw the end."""
+    """The most memory that attempt had, in bytes: the peak of its largest process, or what all had
+    together when they were looked at, whichever is more; in a cgroup of its own what that counts,
+    cached files included. They are looked at after a second, then ever less often, and when the job
+    is stopped. None where they never were and none was larger than the supervisor, or where nobody
+    saw the end."""
     host: str = ""
     reached: list[_Status] = []
     """Every status the attempt has had so far, in order."""
