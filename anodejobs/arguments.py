@@ -11,7 +11,7 @@ from typing import Any, Literal
 from anodejobs.errors import InvalidJob, WaitTimeout
 from anodejobs.events import utc_now
 from anodejobs.executors.base import STREAMS, Stream
-from anodejobs.fields import check_seconds
+from anodejobs.fields import check_seconds, check_text
 from anodejobs.records import JobFilter, JobRecord, Status
 
 AnyFilter = JobFilter | Mapping[str, Any]
@@ -77,9 +77,14 @@ def statuses(status: AnyStatus | Iterable[AnyStatus] | None) -> frozenset[Status
     return wanted
 
 
-def unique_ids(job_ids: Iterable[str]) -> list[str]:
+def unique_ids(field: str, job_ids: Iterable[str]) -> list[str]:
     """Return the ids, each once; a single one is a list of one."""
-    return list(dict.fromkeys([job_ids] if isinstance(job_ids, str) else job_ids))
+    if not isinstance(job_ids, Iterable):
+        raise InvalidJob(field, "must be the ids of jobs")
+    listed = [job_ids] if isinstance(job_ids, str) else list(job_ids)
+    for job_id in listed:
+        check_text(field, job_id)
+    return list(dict.fromkeys(listed))
 
 
 def checked_filter(filter: AnyFilter | None) -> JobFilter:

@@ -29,6 +29,21 @@ def check_seconds(field: str, value: float) -> float:
         raise InvalidJob(field, "must be a finite number of seconds, zero or more") from None
 
 
+def check_text(field: str, value: str) -> None:
+    """Raise ``InvalidJob`` where that is no text: nothing can be called so."""
+    if not isinstance(value, str):
+        raise InvalidJob(field, f"must be a string, not {type(value).__name__}")
+
+
+def check_name(field: str, value: str) -> None:
+    """Raise ``InvalidJob`` where no job, and no queue, can be called so."""
+    check_text(field, value)
+    try:
+        _job_id(value)
+    except ValueError as error:
+        raise InvalidJob(field, str(error)) from None
+
+
 def _as_utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         return moment.replace(tzinfo=UTC)

@@ -62,7 +62,7 @@ from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
-from anodejobs.fields import check_seconds
+from anodejobs.fields import check_name, check_seconds, check_text
 from anodejobs.follower import Follower
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
@@ -282,6 +282,11 @@ class Jobs:
         self._parts = await asyncio.shield(self._opened)
         return self._parts
 
+    async def _open_for(self, job_id: str) -> tuple[Watcher, Executor]:
+        """Open, for what is asked of one job. Raises InvalidJob where that is no id."""
+        check_text("job_id", job_id)
+        return await self._open()
+
     async def _serve(self, opened: asyncio.Future[tuple[Watcher, Executor]]) -> None:
         """Be the one owner of all tasks, from opening to closing."""
         executor = self._executor()
@@ -492,7 +497,7 @@ class Jobs:
         One that has ended is run anew, as it was. One that was submitted already is returned as it
         is. Raises JobNotFound, and JobActive where it has started.
         """
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.is_done:
@@ -518,11 +523,13 @@ class Jobs:
 
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start nothing more from a queue; what runs goes on. It stays so until it is resumed."""
+        check_name("queue", queue)
         await self._open()
         await self._jobdb.put_document(PAUSED, queue, json.dumps(queue))
 
     async def resume_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start jobs from the queue again."""
+        check_name("queue", queue)
         await self._open()
         await self._jobdb.put_document(PAUSED, queue, None)
 
@@ -539,11 +546,13 @@ class Jobs:
         Raises JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
         ``depends_on``, DependencyCycle.
         """
+        check_text("depends_on", depends_on)
         await self._known(job_id)
         return await self._links.add(job_id, depends_on)
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for that one no more, if it did; as the above."""
+        check_text("depends_on", depends_on)
         await self._known(job_id)
         return await self._links.remove(job_id, depends_on)
 
@@ -557,7 +566,7 @@ class Jobs:
         return await self._jobdb.dependents(job_id)
 
     async def _known(self, job_id: str) -> JobRecord:
-        await self._open()
+        await self._open_for(job_id)
         return (await self._jobdb.stored(job_id)).record
 
     # Batches.
@@ -594,6 +603,7 @@ class Jobs:
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
         """Return the jobs of a batch as they are now, in order. Raises JobNotFound."""
+        check_text("batch_id", batch_id)
         records = await self.list_status({"batch_id": batch_id})
         if not records:
             raise JobNotFound(batch_id, "batch")
@@ -614,6 +624,7 @@ class Jobs:
 
     async def batch_progress(self, batch_id: str) -> BatchProgress:
         """Return how far a batch is. Raises JobNotFound."""
+        check_text("batch_id", batch_id)
         counts = await self.counts({"batch_id": batch_id})
         total = sum(counts.values())
         if not total:
@@ -654,6 +665,7 @@ class Jobs:
 
     async def unschedule(self, name: str) -> bool:
         """Forget a schedule; return whether there was one. The jobs that it has made go on."""
+        check_text("name", name)
         await self._open()
         return await self._timetable.remove(name)
 
@@ -674,6 +686,7 @@ class Jobs:
 
     async def remove_template(self, name: str) -> bool:
         """Forget a template; return whether there was one."""
+        check_text("name", name)
         await self._open()
         return await self._catalogue.remove(name)
 
@@ -688,11 +701,13 @@ class Jobs:
         Raises JobNotFound where there is no such template, and InvalidJob naming a parameter that
         is unknown, missing, or has a value that it does not take.
         """
+        check_text("name", name)
         await self._open()
         return await self.run(**render(await self._catalogue.get(name), params))
 
     async def submit_template(self, name: str, /, **params: object) -> JobRecord:
         """As ``run_template``, but the job takes its turn."""
+        check_text("name", name)
         await self._open()
         return await self.submit(**render(await self._catalogue.get(name), params))
 
@@ -713,7 +728,7 @@ class Jobs:
         job ends without the status. Cancelling costs nothing.
         """
         wanted = statuses(status)
-        await self._open()
+        await self._open_for(job_id)
         if timeout is None:
             return await self._jobdb.wait_for(job_id, wanted)
         async with time_limit(f"job {job_id!r}", timeout):
@@ -732,7 +747,7 @@ class Jobs:
             isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
         ):
             jobs = await self.list_status(jobs)
-        job_ids = unique_ids(jobs)
+        job_ids = unique_ids("jobs", jobs)
         async with (
             time_limit("1 job" if len(job_ids) == 1 else f"{len(job_ids)} jobs", timeout),
             aclosing(self._as_ended(job_ids)) as records,
@@ -743,7 +758,7 @@ class Jobs:
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._open()
-        async with aclosing(self._as_ended(unique_ids(job_ids))) as records:
+        async with aclosing(self._as_ended(unique_ids("job_ids", job_ids))) as records:
             async for record in records:
                 yield record
 
@@ -771,7 +786,7 @@ class Jobs:
         """
         if grace is not None:
             check_seconds("grace", grace)
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         if await self._jobdb.get(job_id) is None:
             return None
         return await watcher.owned(watcher.stop, job_id, grace, None)
@@ -781,12 +796,12 @@ class Jobs:
 
         Raises JobNotFound, InvalidTransition where it is not running.
         """
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         return await watcher.owned(watcher.pause, job_id)
 
     async def resume(self, job_id: str) -> JobRecord:
         """Let a paused job go on. Raises JobNotFound, InvalidTransition where it is not paused."""
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         return await watcher.owned(watcher.resume, job_id)
 
     async def signal(self, job_id: str, sig: int | str) -> JobRecord:
@@ -796,7 +811,7 @@ class Jobs:
         no processes.
         """
         signum = signal_number(sig)
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         return await watcher.owned(watcher.signal, job_id, signum)
 
     async def restart(self, job_id: str, grace: float | None = None) -> JobRecord:
@@ -805,7 +820,7 @@ class Jobs:
         Raises JobNotFound, and JobActive where somebody else was quicker or it cannot be stopped.
         """
         await self.stop(job_id, grace)
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
         return await watcher.start(plan, lambda old: True)
@@ -816,7 +831,7 @@ class Jobs:
         Jobs that wait for it do so no more where it has finished; else it has failed them. Raises
         JobActive where it has not ended.
         """
-        watcher, _ = await self._open()
+        watcher, _ = await self._open_for(job_id)
         return await watcher.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
@@ -858,7 +873,7 @@ class Jobs:
 
     async def get_status(self, job_id: str) -> JobRecord | None:
         """Return the job's record as it is now, None for an unknown id."""
-        await self._open()
+        await self._open_for(job_id)
         record = await self._jobdb.get(job_id)
         return record and self._as_of_now(record)
 
@@ -936,7 +951,7 @@ class Jobs:
 
         For an unknown id there is none.
         """
-        await self._open()
+        await self._open_for(job_id)
         return await self._jobdb.history(job_id)
 
     async def attempts(self, job_id: str) -> list[AttemptRecord]:
@@ -947,7 +962,7 @@ class Jobs:
 
     async def usage(self, job_id: str) -> Usage:
         """Return what the job's processes use now; zeros once it has ended. Raises JobNotFound."""
-        _, executor = await self._open()
+        _, executor = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         if stored.record.is_done:
             return Usage(processes=0, cpu_seconds=0.0, memory_bytes=0)
@@ -970,7 +985,7 @@ class Jobs:
         """
         check_count("tail", tail, least=0)
         check_count("attempt", attempt, least=1)
-        await self._open()
+        await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         logs = stored.launch.logs.of_attempt(attempt or begun_attempt(stored.record))
 
@@ -997,7 +1012,7 @@ class Jobs:
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
         offsets = checked_offsets(offset, wanted)
-        _, executor = await self._open()
+        _, executor = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.status in WAITING:
@@ -1027,6 +1042,8 @@ class Jobs:
         if heartbeat is not None:
             check_seconds("heartbeat", heartbeat)
         check_count("after", after, least=0)
+        if job_id is not None:
+            check_text("job_id", job_id)
         watcher, executor = await self._open()
         executor.report_growth(self._jobdb.grown)
         if self._progress is None:
@@ -1061,6 +1078,8 @@ class Jobs:
         if not callable(callback):
             raise InvalidJob("callback", "must be a function that takes a record")
         wanted = statuses(status)
+        if job_id is not None:
+            check_text("job_id", job_id)
         watcher, _ = await self._open()
         events = self._jobdb.events(job_id, self._jobdb.cursor, None)
 

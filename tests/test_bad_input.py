@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from anodejobs import InvalidJob, JobFilter, JobNotFound, Jobs
+from tests.servers import MYSQL, POSTGRES, own_database
 
 SECRET = "hunter2-is-no-password"
 NO_SECONDS: list[Any] = [-1, -0.001, float("nan"), float("inf"), "1", True, 10**400, [1]]
@@ -263,17 +265,107 @@ async def test_a_filter_with_bad_input_is_refused_everywhere(
         JobFilter(wrong)
 
 
+async def first(generator: AsyncGenerator[object, None]) -> object:
+    """Return the first that it gives."""
+    async with aclosing(generator):
+        return await anext(generator, None)
+
+
+CALLS_BY_ID: dict[str, tuple[str, Callable[[Jobs, Any], Awaitable[object]], object]] = {
+    # The field that it names, and what comes of an id that nobody has.
+    "start": ("job_id", lambda jobs, i: jobs.start(i), JobNotFound),
+    "cancel": ("job_id", lambda jobs, i: jobs.cancel(i), None),
+    "stop": ("job_id", lambda jobs, i: jobs.stop(i), None),
+    "pause": ("job_id", lambda jobs, i: jobs.pause(i), JobNotFound),
+    "resume": ("job_id", lambda jobs, i: jobs.resume(i), JobNotFound),
+    "signal": ("job_id", lambda jobs, i: jobs.signal(i, "TERM"), JobNotFound),
+    "restart": ("job_id", lambda jobs, i: jobs.restart(i), JobNotFound),
+    "delete": ("job_id", lambda jobs, i: jobs.delete(i), False),
+    "get_status": ("job_id", lambda jobs, i: jobs.get_status(i), None),
+    "get_results": ("job_id", lambda jobs, i: jobs.get_results(i), JobNotFound),
+    "history": ("job_id", lambda jobs, i: jobs.history(i), []),
+    "attempts": ("job_id", lambda jobs, i: jobs.attempts(i), JobNotFound),
+    "usage": ("job_id", lambda jobs, i: jobs.usage(i), JobNotFound),
+    "job_logs": ("job_id", lambda jobs, i: jobs.job_logs(i), JobNotFound),
+    "follow": ("job_id", lambda jobs, i: first(jobs.follow(i)), JobNotFound),
+    "wait": ("job_id", lambda jobs, i: jobs.wait(i), JobNotFound),
+    "wait, limited": ("job_id", lambda jobs, i: jobs.wait(i, timeout=9), JobNotFound),
+    "wait_all": ("jobs", lambda jobs, i: jobs.wait_all([i]), JobNotFound),
+    "as_completed": ("job_ids", lambda jobs, i: first(jobs.as_completed([i])), JobNotFound),
+    "add_dependency": ("job_id", lambda jobs, i: jobs.add_dependency(i, "a"), JobNotFound),
+    "remove_dependency": ("job_id", lambda jobs, i: jobs.remove_dependency(i, "a"), JobNotFound),
+    "get_dependencies": ("job_id", lambda jobs, i: jobs.get_dependencies(i), JobNotFound),
+    "get_dependents": ("job_id", lambda jobs, i: jobs.get_dependents(i), JobNotFound),
+    "get_batch": ("batch_id", lambda jobs, i: jobs.get_batch(i), JobNotFound),
+    "wait_batch": ("batch_id", lambda jobs, i: jobs.wait_batch(i), JobNotFound),
+    "cancel_batch": ("batch_id", lambda jobs, i: jobs.cancel_batch(i), JobNotFound),
+    "batch_progress": ("batch_id", lambda jobs, i: jobs.batch_progress(i), JobNotFound),
+    "unschedule": ("name", lambda jobs, i: jobs.unschedule(i), False),
+    "remove_template": ("name", lambda jobs, i: jobs.remove_template(i), False),
+    "run_template": ("name", lambda jobs, i: jobs.run_template(i), JobNotFound),
+    "submit_template": ("name", lambda jobs, i: jobs.submit_template(i), JobNotFound),
+}
+NO_IDS: list[Any] = [5, None, True, 1.5, b"a", ["a"], ("a",), {"a"}, {"a": 1}, str]
+
+
+@pytest.mark.parametrize("name", CALLS_BY_ID)
+async def test_what_is_no_text_is_no_id(jobs: Jobs, name: str) -> None:
+    field, call, _ = CALLS_BY_ID[name]
+    for no_id in NO_IDS:
+        await refuse(field, call(jobs, no_id))
+
+
+@pytest.mark.parametrize("no_id", [n for n in NO_IDS if n is not None], ids=repr)
+async def test_what_is_no_text_is_no_id_of_whose_events_are_told(jobs: Jobs, no_id: Any) -> None:
+    await refuse("job_id", first(jobs.events(no_id)))
+    await refuse("job_id", jobs.on(print, job_id=no_id))
+
+
+@pytest.mark.parametrize("no_ids", [5, None, str], ids=repr)
+async def test_what_is_no_several_are_no_ids(jobs: Jobs, no_ids: Any) -> None:
+    await refuse("jobs", jobs.wait_all(no_ids))
+    await refuse("job_ids", first(jobs.as_completed(no_ids)))
+
+
+@pytest.mark.parametrize(
+    "queue", [*NO_IDS, "", "a\0b", "\udcff", "x" * 201], ids=lambda q: ascii(q)[:9]
+)
+async def test_what_no_queue_can_be_called_is_not_paused(jobs: Jobs, queue: Any) -> None:
+    await refuse("queue", jobs.pause_queue(queue))
+    await refuse("queue", jobs.resume_queue(queue))
+    assert await jobs.paused_queues() == []
+
+
+@pytest.fixture(
+    params=["memory", "file", "sqlite", POSTGRES, MYSQL], ids=lambda p: getattr(p, "name", p)
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store."""
+    match request.param:
+        case "memory":
+            yield "memory://"
+        case "file":
+            yield f"file://{tmp_path}/store"
+        case "sqlite":
+            yield f"sqlite:///{tmp_path}/store"
+        case kind:
+            with own_database(kind) as database:
+                yield database.url
+
+
 STRANGE_IDS = ["a\0b", "\n", "", "\udcff", "x" * 100_000, "' OR 1=1 --"]
 
 
-@pytest.mark.parametrize("job_id", STRANGE_IDS, ids=[ascii(i)[:20] for i in STRANGE_IDS])
-async def test_an_id_that_no_job_can_have_is_unknown(tmp_path: Path, job_id: str) -> None:
-    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
-        assert await jobs.get_status(job_id) is None
-        assert await jobs.stop(job_id) is None
-        assert await jobs.delete(job_id) is False
-        assert await jobs.history(job_id) == []
-        assert await jobs.list_status({"self_id": job_id}) == {}
-        for call in (jobs.wait, jobs.pause, jobs.restart, jobs.job_logs, jobs.usage):
-            with pytest.raises(JobNotFound):
-                await call(job_id)
+async def test_an_id_that_no_job_can_have_is_unknown(tmp_path: Path, url: str) -> None:
+    async with Jobs(db_path=tmp_path / "db", store=url, executor="inline") as jobs:
+        await jobs.create("true", "a")
+        for job_id in STRANGE_IDS:
+            for _, call, expected in CALLS_BY_ID.values():
+                if expected is JobNotFound:
+                    with pytest.raises(JobNotFound):
+                        await call(jobs, job_id)
+                else:
+                    assert await call(jobs, job_id) == expected
+            assert await jobs.list_status({"self_id": job_id}) == {}
+            await refuse("depends_on", jobs.add_dependency("a", job_id))
+            assert (await jobs.remove_dependency("a", job_id)).depends_on == []
