@@ -587,6 +587,8 @@ class Jobs:
 
         Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
         """
+        if not isinstance(specs, Iterable):
+            raise InvalidJob("specs", "must be several specs, as in a list")
         checked = [spec_of(spec) for spec in specs]
         if not checked:
             raise InvalidJob("specs", "names no job")
@@ -685,6 +687,8 @@ class Jobs:
 
     async def add_template(self, template: Template | Mapping[str, Any]) -> Template:
         """Keep a template, in place of one of that name. Raises InvalidJob."""
+        if not isinstance(template, (Template, Mapping)):
+            raise InvalidJob("template", "must be a Template, or a mapping of its fields")
         checked = template if isinstance(template, Template) else Template(template)
         self._planner.plan(checked, "submit")  # which says what is wrong with it as a job
         await self._open()

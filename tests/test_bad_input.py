@@ -218,6 +218,14 @@ BAD_CALLS: list[tuple[str, str, Callable[[Jobs], Awaitable[object]]]] = [
         ("spec", f"create_batch of {spec!r}", lambda jobs, spec=spec: jobs.create_batch([spec]))
         for spec in ("true", ["true"], None)
     ),
+    *(
+        ("specs", f"create_batch {specs!r}", lambda jobs, specs=specs: jobs.create_batch(specs))
+        for specs in (5, None, [], "")
+    ),
+    *(
+        ("template", f"add_template {t!r}", lambda jobs, t=t: jobs.add_template(t))
+        for t in (5, None, "greet", ["greet"])
+    ),
     ("callback", "on None", lambda jobs: jobs.on(None)),
     *(
         ("after", f"list_jobs after {after!r}", lambda jobs, a=after: jobs.list_jobs(after=a))
@@ -344,8 +352,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     match request.param:
         case "memory":
             yield "memory://"
-        case "file" | "sqlite":
-            yield f"{request.param}://{tmp_path}/store"
+        case "file":
+            yield f"file://{tmp_path}/store"
+        case "sqlite":
+            yield f"sqlite:///{tmp_path}/store"
         case kind:
             with own_database(kind) as database:
                 yield database.url

@@ -986,6 +986,53 @@ async def end(process: Process) -> None:
     assert (process.returncode, errors.decode()) == (0, "")
 
 
+INTERRUPTED = """
+import asyncio, signal
+from anodejobs import Jobs
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+
+async def main():
+    async with Jobs("db", executor="inline", stop_grace=0.3) as jobs:
+        command = "trap 'echo > asked' TERM; echo up; while :; do sleep 0.01; done"
+        record = await jobs.run(command, "a")
+        await jobs.submit("true", "b", depends_on=["a"])
+        async for chunk in jobs.follow("a"):
+            print(record.last_pid, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_that_is_interrupted_twice_leaves_no_job_and_no_complaint(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "asked")
+    pipe = os.open(tmp_path / "asked", os.O_RDWR | os.O_NONBLOCK)
+    was_asked = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe, was_asked.set)
+    command = (sys.executable, "-X", "dev", "-c", INTERRUPTED)
+    program = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, stdout=PIPE, stderr=PIPE)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert program.stdout is not None
+            pid = int(await program.stdout.readline())
+            program.send_signal(signal.SIGINT)
+            await was_asked.wait()
+            program.send_signal(signal.SIGINT)
+            _, complaints = await program.communicate()
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
+        asyncio.get_running_loop().remove_reader(pipe)
+        os.close(pipe)
+    assert program.returncode == -signal.SIGINT
+    assert not psutil.pid_exists(pid)
+    for word in (b"never", b"destroyed", b"ResourceWarning", b"Exception ignored"):
+        assert word not in complaints
+
+
 async def test_a_program_that_forgets_to_close_does_not_hang(tmp_path: Path) -> None:
     forgetful = """
 import asyncio, sys

@@ -316,6 +316,46 @@ async def test_a_folder_in_place_of_the_file_is_a_store_error(tmp_path):
             pass
 
 
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def remove_the_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def replace_by_a_backup(path: Path) -> None:
+    backup = path.with_name("backup.db")
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(backup)) as new:
+        old.backup(new)
+    backup.replace(path)
+
+
+@pytest.mark.parametrize("lose", [remove, remove_the_folder, replace_by_a_backup])
+async def test_nothing_is_written_to_a_file_that_is_there_no_more(tmp_path, lose):
+    path = tmp_path / "db" / "jobs.db"
+    async with opened(path) as store:
+        await put(store, "a")
+        lose(path)
+        for write in (put(store, "b"), store.put_document("kind", "name", "body")):
+            with pytest.raises(StoreError, match="was removed or replaced"):
+                await write
+    async with opened(path) as store:
+        await put(store, "c")
+        assert await ids_in(store) == (["a", "c"] if lose is replace_by_a_backup else ["c"])
+
+
+async def test_a_file_that_has_another_name_for_a_while_is_written_to_again(tmp_path):
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        path.rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreError, match="was removed or replaced"):
+            await put(store, "a")
+        (tmp_path / "elsewhere").rename(path)
+        await put(store, "b")
+        assert await ids_in(store) == ["b"]
+
+
 async def test_a_file_in_place_of_the_folder_is_a_store_error(tmp_path):
     (tmp_path / "folder").write_text("in the way")
     with pytest.raises(StoreError, match="cannot open"):

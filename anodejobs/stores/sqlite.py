@@ -400,6 +400,7 @@ class SqliteJobStore(JobStore):
         """Prepare the file, or apply the batch in one transaction; in the writer's thread."""
         if not connection.is_prepared:
             _prepare(connection, self.path, self._synchronous)
+            connection.file = _file_at(self.path)
             connection.is_prepared = True
             return
         batch, self._batch = self._batch, None
@@ -408,6 +409,11 @@ class SqliteJobStore(JobStore):
         try:
             connection.execute("BEGIN IMMEDIATE")
             batch.apply(connection)
+            if _file_at(self.path) != connection.file:  # SQLite would write on, to no avail
+                raise StoreError(
+                    f"{self.path} was removed or replaced while it was in use: nothing can be"
+                    " recorded until it is opened again"
+                )
             connection.execute("COMMIT")
         except BaseException as error:
             batch.failure = error
@@ -436,6 +442,7 @@ class _Writer(sqlite3.Connection):
 
     store: SqliteJobStore
     is_prepared = False
+    file: tuple[int, int] | None = None
 
     def commit(self) -> None:
         self.store.apply_next(self)
@@ -467,6 +474,15 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
     connection.execute("ROLLBACK")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Return which file that is, whatever its name; None: none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
