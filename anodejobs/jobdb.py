@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from anodejobs.errors import (
     AnodeJobsError,
@@ -66,6 +66,8 @@ _MOST_WRITES = 500
 """The most writes in one commit: more gains nothing, and makes the first of them wait."""
 _MOST_RECENT = 10_000
 """How many events are at hand for listeners; one that is further behind reads the store."""
+_MOST_UNREAD = 10_000
+"""Of how many logs, and of how many jobs' progress, a reader that is behind is told the latest."""
 _MOST_ENDED = 1_000
 """How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
 _MOST_WAITING = 1_000
@@ -73,6 +75,9 @@ _MOST_WAITING = 1_000
 _PAGE = 500
 _RETRY_S = 0.2
 """How long a store that could not be read is left alone."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Waiter:
@@ -108,25 +113,37 @@ def _is_same(one: JobRecord, other: JobRecord) -> bool:
 
 
 class Listener:
-    """One reader of events: woken when there is more for it."""
+    """One reader of the events of a job, or of all: woken when there is more for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str | None) -> None:
+        self._job_id = job_id
         self.woken = asyncio.Event()
-        self.growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
-        self.progress: dict[str, tuple[int, float, str]] = {}
+        self._growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
+        self._progress: dict[str, tuple[int, float, str]] = {}
 
-    def take_growth(self, job_id: str | None, seq: int) -> list[JobEvent]:
-        """Return how the logs of the job have grown since the last call."""
-        growth, self.growth = self.growth, {}
+    def hear_growth(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
+        """Have it told that a log has grown."""
+        if self._job_id in (None, job_id):
+            _note(self._growth, (job_id, stream), offset)
+            self.woken.set()
+
+    def hear_progress(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
+        """Have it told how far a job says it is."""
+        if self._job_id in (None, job_id):
+            _note(self._progress, job_id, (attempt, fraction, text))
+            self.woken.set()
+
+    def take_growth(self, seq: int) -> list[JobEvent]:
+        """Return how logs have grown since the last call."""
+        growth, self._growth = self._growth, {}
         return [
             JobEvent(seq=seq, kind="log", at=utc_now(), job_id=job, stream=stream, offset=offset)
             for (job, stream), offset in growth.items()
-            if job_id in (None, job)
         ]
 
-    def take_progress(self, job_id: str | None, seq: int) -> list[JobEvent]:
-        """Return what the job has said of its progress since the last call."""
-        progress, self.progress = self.progress, {}
+    def take_progress(self, seq: int) -> list[JobEvent]:
+        """Return what jobs have said of their progress since the last call."""
+        progress, self._progress = self._progress, {}
         return [
             JobEvent(
                 seq=seq,
@@ -138,8 +155,15 @@ class Listener:
                 text=text or None,
             )
             for job, (attempt, fraction, text) in progress.items()
-            if job_id in (None, job)
         ]
+
+
+def _note(news: dict[Key, Value], key: Key, value: Value) -> None:
+    """Keep the latest word, of the last keys only: a reader may hang while jobs come and go."""
+    news.pop(key, None)
+    news[key] = value
+    if len(news) > _MOST_UNREAD:
+        del news[next(iter(news))]
 
 
 class JobDB:
@@ -699,7 +723,7 @@ class JobDB:
         self, job_id: str | None, after: int | None, heartbeat: float | None
     ) -> AsyncGenerator[JobEvent, None]:
         """Give every status event after ``after`` (None: from now on), and log growth as it is."""
-        listener = Listener()
+        listener = Listener(job_id)
         self._listeners.add(listener)
         position = self._cursor if after is None else after
         quiet_since = time.monotonic()
@@ -707,8 +731,8 @@ class JobDB:
             while self._failure is None:
                 listener.woken.clear()
                 fresh, position = await self._after(position, job_id)
-                fresh += listener.take_growth(job_id, position)
-                fresh += listener.take_progress(job_id, position)
+                fresh += listener.take_growth(position)
+                fresh += listener.take_progress(position)
                 for event in fresh:
                     yield event
                     quiet_since = time.monotonic()
@@ -735,14 +759,12 @@ class JobDB:
     def grown(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
         """Tell the listeners that a log has grown."""
         for listener in self._listeners:
-            listener.growth[job_id, stream] = offset
-            listener.woken.set()
+            listener.hear_growth(job_id, stream, offset)
 
     def progressed(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
         """Tell the listeners how far a job says it is."""
         for listener in self._listeners:
-            listener.progress[job_id] = attempt, fraction, text
-            listener.woken.set()
+            listener.hear_progress(job_id, attempt, fraction, text)
 
     async def _after(self, position: int, job_id: str | None) -> tuple[list[JobEvent], int]:
         """Return the next events of the job after a position, and the position after them."""

@@ -226,6 +226,41 @@ async def test_an_earlier_job_can_be_listened_to_by_a_later_jobs(jobs: Jobs) -> 
 # Logs.
 
 
+async def test_a_reader_that_is_behind_is_told_of_the_last_logs_only(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hang for ever, and would keep a word on every job that there is meanwhile."""
+    monkeypatch.setattr(jobdb, "_MOST_UNREAD", 3)
+    async with aclosing(jobs.events()) as events:
+        first = asyncio.ensure_future(anext(events))
+        await jobs.count()
+        await jobs.create("true", "here")
+        await first
+        for number in (1, 2, 3, 4, 5, 3):
+            jobs._jobdb.grown(f"job-{number}", "stdout", number)
+            jobs._jobdb.progressed(f"job-{number}", 1, 0.5, "")
+        told = await take(events, 6)
+    assert [event.job_id for event in told if event.kind == "log"] == ["job-4", "job-5", "job-3"]
+    assert [event.job_id for event in told if event.kind == "progress"] == [
+        "job-4",
+        "job-5",
+        "job-3",
+    ]
+
+
+async def test_a_reader_of_one_job_is_not_woken_by_the_logs_of_others(jobs: Jobs) -> None:
+    async with aclosing(jobs.events("here")) as events:
+        first = asyncio.ensure_future(anext(events))
+        await jobs.count()
+        (listener,) = jobs._jobdb._listeners
+        listener.woken.clear()
+        jobs._jobdb.grown("other", "stdout", 1)
+        jobs._jobdb.progressed("other", 1, 0.5, "")
+        assert not listener.woken.is_set()
+        jobs._jobdb.grown("here", "stdout", 1)
+        assert (await first).offset == 1
+
+
 async def test_the_growth_of_logs_is_told(jobs: Jobs, tmp_path: Path) -> None:
     grown: dict[str | None, int | None] = {}
     async with aclosing(jobs.events("talks")) as events, asyncio.timeout(LIMIT_S):
