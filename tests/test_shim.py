@@ -947,6 +947,30 @@ async def test_what_keeps_a_shim_from_starting_is_in_the_error(
         assert (await ran(jobs, "exit 3", "a")).exit_code == 3
 
 
+@pytest.mark.parametrize("name", ["journal", "journal.new"])
+async def test_a_pipe_in_its_folder_does_not_keep_a_shim_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(shim, "_MOST_ATTEMPTS", 2)
+    async with opened(tmp_path) as jobs:
+        await jobs.list_status()
+        os.mkfifo(tmp_path / "job_db" / "shim" / name)
+        record = await jobs.run("true", "a")
+        assert record.status is Status.failed_start
+        (tmp_path / "job_db" / "shim" / name).unlink()
+        assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+
+
+async def test_a_pipe_in_the_place_of_its_name_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "job_db" / "shim"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "id")
+    jobs = opened(tmp_path)
+    with pytest.raises(ExecutorError, match="not a regular file"):
+        await jobs.list_status()
+    await jobs.close()
+
+
 async def test_where_the_journal_cannot_be_written_nothing_is_started_and_the_error_says_why(
     tmp_path: Path, jobs: Jobs
 ) -> None:

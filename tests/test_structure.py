@@ -308,7 +308,7 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
             # The package itself: it tells the interpreter that it starts where that lies.
             is_said = module == "executors.shim" and known in ("", "shim.peers", "shim.protocol")
             assert is_below or is_said or known.startswith("executors"), (module, known)
@@ -318,7 +318,7 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
     """It is of its own version: what it knows of others is what is said over its socket."""
     for module in _modules("shim"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
             is_executor = known.startswith("executors") and known != "executors.shim"
             assert is_below or is_executor or known.startswith("shim"), (module, known)
 

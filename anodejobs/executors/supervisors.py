@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anodejobs.executors import tree
 from anodejobs.executors.deaths import all_gone
+from anodejobs.regular import open_regular
 
 _LIVING: set[str] = set()
 """The supervisors in this process that have not been closed."""
@@ -50,7 +51,8 @@ def identity(path: Path, start: str = "") -> str:
         with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
             os.link(beside, path)
         beside.unlink()
-    return path.read_text().strip()
+    with open(open_regular(path, os.O_RDONLY), encoding="utf-8") as file:
+        return file.read().strip()
 
 
 def is_alive(supervisor: str) -> bool:

@@ -8,7 +8,6 @@ application can at least see an older shim through.
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -59,7 +58,6 @@ REQUESTS: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
     "drain": {"id": int},
 }
 """What an application may ask for, and what must be said with it."""
-_TOKEN = re.compile(r"[0-9A-Za-z]+")
 
 
 class TooLong(ValueError):
@@ -143,10 +141,12 @@ def check_request(message: Message) -> None:
 
 def check_begin(message: Message) -> None:
     """Raise as ``check_request`` where an attempt that begins could not be seen to its end."""
-    launch = message["launch"]
+    token, launch = message["begin"]["token"], message["launch"]
     most = launch["logs"]["max_bytes"]
     if not (
-        _TOKEN.fullmatch(message["begin"]["token"])
+        isinstance(token, str)
+        and token.isascii()
+        and token.isalnum()
         and isinstance(launch["job_id"], str)
         and isinstance(launch["logs"]["backups"], int)
         and (most is None or most > 0)
