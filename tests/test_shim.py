@@ -72,6 +72,41 @@ async def test_the_next_shim_may_begin_where_the_last_one_left_its_files(tmp_pat
         assert (tmp_path / "job_db" / "shim" / "socket").exists()
 
 
+async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(
+    tmp_path: Path, jobs: Jobs, gate: Gate
+) -> None:
+    record = await jobs.run(f"{gate.wait}; echo mine", "a")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copied = ["cp", "-a", tmp_path / "job_db", copy]
+    await asyncio.to_thread(subprocess.run, copied, check=True)
+    async with opened(copy) as other:
+        await ran(other, "true", "b")
+        async with connected(copy) as client:
+            await client.hello()
+            assert tree.read_token(record.last_pid) not in (await client.ask("held"))["held"]
+        gate.open()
+        assert (await jobs.wait("a")).evidence == "observed"
+        assert await jobs.job_logs("a") == ("mine\n", "")
+
+
+async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
+    tmp_path: Path, jobs: Jobs
+) -> None:
+    await ran(jobs, "true", "a")
+    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
+    copy.mkdir()
+    (copy / "lock").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    link = tmp_path / "link" / "job_db" / "shim"
+    assert supervisors.is_elsewhere(f"shim:x:{folder}", copy)
+    assert not supervisors.is_elsewhere(f"shim:x:{folder}", folder)
+    assert not supervisors.is_elsewhere(f"shim:x:{link}", folder)
+    assert not supervisors.is_elsewhere(f"shim:x:{copy}", folder)  # nobody is there
+    assert not supervisors.is_elsewhere("shim:", folder)
+    assert not supervisors.is_elsewhere("boot:1:2.0:x", folder)
+
+
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
     async with opened(tmp_path) as jobs:
         await ran(jobs, "echo out", "a")

@@ -65,6 +65,16 @@ def is_alive(supervisor: str) -> bool:
     return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
 
 
+def is_elsewhere(supervisor: str, folder: Path) -> bool:
+    """Return whether a shim looks after its attempts in another folder, of which this is a copy."""
+    parts = supervisor.split(":", 2)
+    if not supervisor.startswith(_SHIM) or len(parts) < 3 or not is_alive(supervisor):
+        return False
+    with contextlib.suppress(OSError):  # it has left this moment
+        return not os.path.samefile(Path(parts[2]) / "lock", folder / "lock")
+    return False
+
+
 async def outlive(supervisor: str) -> None:
     """Return when the supervisor has gone; for a shim never: another one takes its place."""
     if supervisor.startswith(_SHIM):

@@ -22,9 +22,9 @@ from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import is_possible
 from anodejobs.logs import LogFile
-from anodejobs.shim.journal import Entry, load
+from anodejobs.shim.journal import Entry
 from anodejobs.shim.orphans import become_reaper
-from anodejobs.shim.server import Server, draining
+from anodejobs.shim.server import Server, draining, inherited
 
 LOG = logging.getLogger("anodejobs")
 
@@ -51,7 +51,7 @@ def main() -> None:
         _log_to(folder / "log")
         become_reaper()
         listener = _listening()
-        entries = load(folder / "journal")
+        entries = inherited(folder / "journal")
     except Exception as error:
         _tell(tell, f"the shim cannot start: {error}")
         raise

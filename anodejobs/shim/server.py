@@ -24,7 +24,7 @@ from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFaile
 from anodejobs.executors import tree
 from anodejobs.executors.base import Launch, Stream
 from anodejobs.executors.processes import Processes
-from anodejobs.executors.supervisors import is_locked
+from anodejobs.executors.supervisors import is_elsewhere, is_locked
 from anodejobs.shim.clients import Client, LogReader
 from anodejobs.shim.journal import Entry, Journal, load
 from anodejobs.shim.orphans import OrphanReaper
@@ -673,13 +673,19 @@ def _latest(entry: Entry) -> Attempt:
     return replace(next(told, entry.attempt), token=entry.attempt.token)
 
 
+def inherited(journal: Path) -> list[Entry]:
+    """Return the attempts in a journal, but for those of a folder that this one is a copy of."""
+    entries = load(journal)
+    return [e for e in entries if not is_elsewhere(e.attempt.supervisor, journal.parent)]
+
+
 def _drained(folder: Path) -> tuple[list[Entry], list[Path]]:
     """Return what shims have left that died while they were draining, and the files it is in."""
     entries: list[Entry] = []
     files: list[Path] = []
     for journal in folder.glob("draining-*.journal"):
         if not is_locked(journal.with_suffix(".lock")):
-            entries += load(journal)
+            entries += inherited(journal)
             files += (journal.with_suffix(f".{what}") for what in ("socket", "lock", "journal"))
     return entries, files
 
