@@ -321,7 +321,7 @@ async def test_an_attempt_that_could_not_be_seen_to_its_end_does_not_begin(
 async def test_nothing_is_done_for_who_has_not_said_hello(tmp_path: Path, jobs: Jobs) -> None:
     await ran(jobs, "true", "a")
     async with connected(tmp_path) as client:
-        assert await client.is_cut_off_by(b'{"do":"held","id":1}\n')
+        assert await client.is_cut_off_by(b'{"do":"drain","id":1}\n')
 
 
 async def test_who_does_not_read_answers_is_not_asked_for_more(tmp_path: Path, jobs: Jobs) -> None:
