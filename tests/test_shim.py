@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -70,6 +71,20 @@ async def test_the_next_shim_may_begin_where_the_last_one_left_its_files(tmp_pat
             pid = shim_of(tmp_path)
         assert has_died(pid, LIMIT_S)
         assert (tmp_path / "job_db" / "shim" / "socket").exists()
+
+
+async def test_a_socket_that_was_removed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(monkeypatch, "import anodejobs.shim.server as s; s._SWEEP_EVERY_S = 0.05")
+    async with opened(tmp_path) as jobs:
+        await ran(jobs, "true", "a")
+        pid = shim_of(tmp_path)
+        socket_of(tmp_path).unlink()
+        async with opened(tmp_path) as other:
+            assert (await ran(other, "exit 3", "b")).exit_code == 3
+        assert shim_of(tmp_path) == pid
+        assert stat.S_IMODE(socket_of(tmp_path).stat().st_mode) == 0o600
 
 
 async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(

@@ -24,12 +24,11 @@ from anodejobs.executors.spawner import is_possible
 from anodejobs.logs import LogFile
 from anodejobs.shim.journal import Entry
 from anodejobs.shim.orphans import become_reaper
-from anodejobs.shim.server import Server, draining, inherited
+from anodejobs.shim.server import Server, draining, inherited, listening
 
 LOG = logging.getLogger("anodejobs")
 
 _LOG_BYTES = 256 * 1024
-_BACKLOG = 128
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors here; a job has them as they were meant."""
 
@@ -50,7 +49,7 @@ def main() -> None:
         os.chdir(folder)
         _log_to(folder / "log")
         become_reaper()
-        listener = _listening()
+        listener = listening()
         entries = inherited(folder / "journal")
     except Exception as error:
         _tell(tell, f"the shim cannot start: {error}")
@@ -95,18 +94,6 @@ def _locked(folder: Path) -> int | None:
     os.truncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
     return fd
-
-
-def _listening() -> socket.socket:
-    """Return a socket that applications can connect to; it replaces one that was left behind."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink("socket")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    umask = os.umask(0o177)
-    listener.bind("socket")
-    os.umask(umask)  # it is the jobs' too
-    listener.listen(_BACKLOG)
-    return listener
 
 
 async def _serve(
