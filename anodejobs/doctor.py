@@ -17,6 +17,7 @@ import pwd
 import re
 import resource
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_systemd(us / "cgroup", os.environ, run=_run, linger=Path("/var/lib/systemd/linger"))
     yield check_file_system(place, us / "mountinfo")
     yield check_folder(place, _TRIALS)
+    yield check_owner([db_path, db_path / "shim", db_path / "job_logs"], os.geteuid())
     yield check_space(place, os.statvfs)
     yield check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield check_pipes(proc / "sys/fs/pipe-user-pages-soft", us / "status")
@@ -301,6 +303,25 @@ _TRIALS: Mapping[str, Callable[[Path], None]] = {
 def _nearest(path: Path) -> Path:
     """Return the path, or what is there of it."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
+@_check("owner")
+def check_owner(folders: Sequence[Path], user: int) -> Verdict:
+    """Whether another user could put there what a shim believes, or a link to be written to."""
+    for folder in folders:
+        try:
+            there = os.stat(folder)
+        except FileNotFoundError:
+            continue
+        name = repr(os.fspath(folder))
+        if there.st_mode & stat.S_IWOTH:
+            return "problem", f"every user can write in {name}", f"chmod go-w {name}"
+        if there.st_mode & stat.S_IWGRP:
+            return "warning", f"a group can write in {name}", f"chmod go-w {name}"
+        if there.st_uid not in (user, 0):
+            found = f"{name} belongs to user {there.st_uid}, and this is user {user}"
+            return "warning", found, "run the application and this as one user"
+    return "ok", "no other user can write in the folder", ""
 
 
 @_check("space")

@@ -44,6 +44,7 @@ from anodejobs.events import (
     StartFailed,
     StopFailed,
     StopRequested,
+    Submitted,
     Withdrawn,
 )
 from anodejobs.executors.base import STREAMS, Executor, Host, Launch, new_token
@@ -56,7 +57,7 @@ from anodejobs.progress import last_progress
 from anodejobs.records import WAITING, JobRecord, Status
 from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import Lease, Stored, TooLarge, Unfinished
-from anodejobs.transitions import SIGNALLABLE, transition
+from anodejobs.transitions import SIGNALLABLE, renewed, transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -171,10 +172,12 @@ class Watcher:
         async def opened(attempt: Attempt) -> JobRecord | None:
             faults.reached("host: a run was asked for")
             refused = await self._executor.prepare()
-            kept = await self._record_first(plan, attempt, may_replace)
+            kept, problem = await self._record_first(plan, attempt, may_replace)
             if kept is not None:
                 _resolve(answer, kept)
                 return None
+            if problem is not None:
+                refused = StartFailed(error=problem)
             return await self._begun(plan.record, plan.launch, attempt, answer, refused)
 
         life = self._life(plan.launch, opened, answer)
@@ -182,8 +185,21 @@ class Watcher:
 
     async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
         """Return the record of a new run that is not to be started now; else as ``start``."""
-        kept = await self._record_first(plan, unstarted(), may_replace)
-        return plan.record if kept is None else kept
+        record = plan.record
+        if await self._jobdb.create(record, plan.launch, unstarted(), replace=None) is not None:
+            return record
+        # It must not start before the files of the earlier run are gone.
+        waiting = renewed(record, "create").changed({"due_at": record.due_at})
+        held = replace(plan, record=waiting)
+        kept, problem = await self._record_first(held, unstarted(), may_replace)
+        if kept is not None:
+            return kept
+        if problem is not None:
+            return await self._jobdb.apply(record.self_id, Withdrawn(error=problem))
+        if record.submitted_at is None:
+            return held.record
+        is_ready = not record.depends_on and record.due_at is None
+        return await self._jobdb.apply(record.self_id, Submitted(is_ready=is_ready))
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
@@ -313,8 +329,11 @@ class Watcher:
 
     async def _record_first(
         self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
-    ) -> JobRecord | None:
-        """Commit the first record of a run, or return the record that stays in its place."""
+    ) -> tuple[JobRecord | None, str | None]:
+        """Commit the first record of a run, or return the record that stays in its place.
+
+        With it comes why the run must not begin, where an earlier one's files cannot be removed.
+        """
         old: JobRecord | None = None
         record, launch = plan.record, plan.launch
         while await self._jobdb.create(record, launch, attempt, replace=old) is None:
@@ -322,12 +341,15 @@ class Watcher:
             if old is not None and not old.is_done:
                 raise JobActive(old.self_id, old.status)
             if old is not None and not may_replace(old):
-                return old
+                return old, None
             if old is not None:
                 await self._links.settle(old)
-        if old is not None:
-            await asyncio.to_thread(remove_attempts, launch, old)
-        return None
+        try:
+            if old is not None:
+                await asyncio.to_thread(remove_attempts, launch, old)
+        except OSError as error:  # its result would be taken for that of this run
+            return None, f"what an earlier run left cannot be removed: {error}"
+        return None, None
 
     async def _start(
         self, record: JobRecord, launch: Launch, attempt: Attempt

@@ -24,8 +24,18 @@ from .conftest import has_died, locker, python
 pytestmark = pytest.mark.outer
 
 CHECKS = [
-    *("system", "systemd", "file system", "folder", "space", "descriptors", "pipes", "processes"),
-    *("cgroups", "proc", "orphans", "subreaper", "pidfds", "shell", "interpreter", "shim"),
+    *("system", "systemd", "file system", "folder", "owner", "space", "descriptors", "pipes"),
+    *(
+        "processes",
+        "cgroups",
+        "proc",
+        "orphans",
+        "subreaper",
+        "pidfds",
+        "shell",
+        "interpreter",
+        "shim",
+    ),
 ]
 ORDINARY = "CapEff:\t0000000000000000\n"
 """Of /proc/self/status, for a user without privileges."""
@@ -354,6 +364,28 @@ def test_locks_that_do_not_lock_are_a_problem(tmp_path, monkeypatch):
     finding = doctor.check_folder(tmp_path, doctor._TRIALS)
     assert finding.level == "problem"
     assert "no locks (two can hold one)" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("mode", "level"),
+    [(0o700, "ok"), (0o755, "ok"), (0o775, "warning"), (0o777, "problem"), (0o1777, "problem")],
+)
+def test_a_folder_in_which_others_can_write_is_no_good(tmp_path, mode, level):
+    folder = tmp_path / "shim"
+    folder.mkdir()
+    folder.chmod(mode)
+    finding = doctor.check_owner([tmp_path, tmp_path / "none", folder], os.geteuid())
+    assert finding.level == level
+    assert (repr(str(folder)) in finding.found) == (level != "ok")
+
+
+def test_a_folder_of_another_user_is_a_warning(tmp_path):
+    owner = SimpleNamespace(st_mode=0o40700, st_uid=1234)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "stat", lambda path: owner)
+        assert doctor.check_owner([tmp_path], 1234).level == "ok"
+        finding = doctor.check_owner([tmp_path], 1235)
+    assert (finding.level, "user 1234" in finding.found) == ("warning", True)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
     arguments,
+    watcher,
 )
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.processes import Processes
+from anodejobs.logs import remove_logs
 from anodejobs.planner import Plan
 from tests.conftest import python
 
@@ -230,6 +232,44 @@ async def test_error_refuses_an_ended_id(jobs: Jobs) -> None:
 async def test_error_runs_a_new_id(jobs: Jobs) -> None:
     record = await jobs.run("true", "new", if_exists="error")
     assert record.status is Status.running
+
+
+@pytest.mark.parametrize("way", ["run", "submit"])
+async def test_a_job_whose_earlier_run_cannot_be_removed_is_not_run_anew(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    await ended(jobs, "echo first", "a")
+
+    def refuse(paths: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watcher, "remove_logs", refuse)
+        record = await getattr(jobs, way)("echo second", "a")
+    assert record.status is (Status.failed_start if way == "run" else Status.cancelled)
+    assert record.error is not None and "cannot be removed" in record.error
+    assert (await ended(jobs, "echo third", "a")).status is Status.finished
+    assert await jobs.job_logs("a") == ("third\n", "")
+
+
+async def test_a_job_that_takes_its_turn_anew_does_not_start_before_the_earlier_run_is_removed(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(jobs, "echo first", "a")
+    loop, seen = asyncio.get_running_loop(), []
+
+    def look_and_remove(paths: Any) -> None:
+        # Long enough for whatever may start to start, and be over.
+        with suppress(WaitTimeout):
+            asyncio.run_coroutine_threadsafe(jobs.wait("a", timeout=0.5), loop).result()
+            seen.append("over")
+        remove_logs(paths)
+
+    monkeypatch.setattr(watcher, "remove_logs", look_and_remove)
+    record = await jobs.submit("echo second", "a")
+    assert record.status in (Status.queued, Status.starting, Status.running)
+    await jobs.wait("a")
+    assert (seen, await jobs.job_logs("a")) == ([], ("second\n", ""))
 
 
 async def test_a_result_that_is_fresh_is_not_made_again(jobs: Jobs) -> None:

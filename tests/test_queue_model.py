@@ -172,8 +172,10 @@ class Model:
         self._settle(job_id)
         self.jobs[job_id] = job
         job.is_submitted = how != "create"
-        waits = how == "submit" and not job.depends_on
-        self.expect(job_id, *([Status.queued] if waits else FIRST.get(how, [Status.pending])))
+        first = FIRST.get(how, [Status.pending if job.depends_on else Status.queued])
+        if how == "submit" and job.status is not None:  # the files of the run before are removed
+            first = [Status.pending, *first]
+        self.expect(job_id, *first)
 
     def _settle(self, job_id: str) -> None:
         """Have nobody wait any more to whom the end of a job, if it has ended, was good."""

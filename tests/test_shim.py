@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -73,6 +74,55 @@ async def test_the_next_shim_may_begin_where_the_last_one_left_its_files(tmp_pat
             pid = shim_of(tmp_path)
         assert has_died(pid, LIMIT_S)
         assert (tmp_path / "job_db" / "shim" / "socket").exists()
+
+
+async def test_a_socket_that_was_removed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(monkeypatch, "import anodejobs.shim.server as s; s._SWEEP_EVERY_S = 0.05")
+    async with opened(tmp_path) as jobs:
+        await ran(jobs, "true", "a")
+        pid = shim_of(tmp_path)
+        socket_of(tmp_path).unlink()
+        async with opened(tmp_path) as other:
+            assert (await ran(other, "exit 3", "b")).exit_code == 3
+        assert shim_of(tmp_path) == pid
+        assert stat.S_IMODE(socket_of(tmp_path).stat().st_mode) == 0o600
+
+
+async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(
+    tmp_path: Path, jobs: Jobs, gate: Gate
+) -> None:
+    record = await jobs.run(f"{gate.wait}; echo mine", "a")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copied = ["cp", "-a", tmp_path / "job_db", copy]
+    await asyncio.to_thread(subprocess.run, copied, check=True)
+    async with opened(copy) as other:
+        await ran(other, "true", "b")
+        async with connected(copy) as client:
+            await client.hello()
+            assert tree.read_token(record.last_pid) not in (await client.ask("held"))["held"]
+        gate.open()
+        assert (await jobs.wait("a")).evidence == "observed"
+        assert await jobs.job_logs("a") == ("mine\n", "")
+
+
+async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
+    tmp_path: Path, jobs: Jobs
+) -> None:
+    await ran(jobs, "true", "a")
+    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
+    copy.mkdir()
+    (copy / "lock").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    link = tmp_path / "link" / "job_db" / "shim"
+    assert supervisors.is_elsewhere(f"shim:x:{folder}", copy)
+    assert not supervisors.is_elsewhere(f"shim:x:{folder}", folder)
+    assert not supervisors.is_elsewhere(f"shim:x:{link}", folder)
+    assert not supervisors.is_elsewhere(f"shim:x:{copy}", folder)  # nobody is there
+    assert not supervisors.is_elsewhere("shim:", folder)
+    assert not supervisors.is_elsewhere("boot:1:2.0:x", folder)
 
 
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
@@ -289,7 +339,7 @@ async def test_an_attempt_that_could_not_be_seen_to_its_end_does_not_begin(
 async def test_nothing_is_done_for_who_has_not_said_hello(tmp_path: Path, jobs: Jobs) -> None:
     await ran(jobs, "true", "a")
     async with connected(tmp_path) as client:
-        assert await client.is_cut_off_by(b'{"do":"held","id":1}\n')
+        assert await client.is_cut_off_by(b'{"do":"drain","id":1}\n')
 
 
 async def test_who_does_not_read_answers_is_not_asked_for_more(tmp_path: Path, jobs: Jobs) -> None:
@@ -969,6 +1019,30 @@ async def test_what_keeps_a_shim_from_starting_is_in_the_error(
         assert "Is a directory" in str(record.error)
         (tmp_path / "job_db" / "shim" / "lock").rmdir()
         assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["journal", "journal.new"])
+async def test_a_pipe_in_its_folder_does_not_keep_a_shim_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(shim, "_MOST_ATTEMPTS", 2)
+    async with opened(tmp_path) as jobs:
+        await jobs.list_status()
+        os.mkfifo(tmp_path / "job_db" / "shim" / name)
+        record = await jobs.run("true", "a")
+        assert record.status is Status.failed_start
+        (tmp_path / "job_db" / "shim" / name).unlink()
+        assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+
+
+async def test_a_pipe_in_the_place_of_its_name_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "job_db" / "shim"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "id")
+    jobs = opened(tmp_path)
+    with pytest.raises(ExecutorError, match="not a regular file"):
+        await jobs.list_status()
+    await jobs.close()
 
 
 async def test_where_the_journal_cannot_be_written_nothing_is_started_and_the_error_says_why(

@@ -313,7 +313,7 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
             # The package itself: the interpreter that is started is told where that lies.
             is_said = known in ("", "shim.draining", "shim.peers", "shim.protocol")
             is_said = is_said and module.startswith("executors.shim")
@@ -324,7 +324,7 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
     """It is of its own version: what it knows of others is what is said over its socket."""
     for module in _modules("shim"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults")
+            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
             is_executor = known.startswith("executors") and "shim" not in known
             assert is_below or is_executor or known.startswith("shim"), (module, known)
 

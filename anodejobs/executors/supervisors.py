@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anodejobs.executors import tree
 from anodejobs.executors.deaths import all_gone
+from anodejobs.regular import open_regular
 
 _LIVING: set[str] = set()
 """The supervisors in this process that have not been closed."""
@@ -50,7 +51,8 @@ def identity(path: Path, start: str = "") -> str:
         with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
             os.link(beside, path)
         beside.unlink()
-    return path.read_text().strip()
+    with open(open_regular(path, os.O_RDONLY), encoding="utf-8") as file:
+        return file.read().strip()
 
 
 def is_alive(supervisor: str) -> bool:
@@ -61,6 +63,16 @@ def is_alive(supervisor: str) -> bool:
     if int(pid) == os.getpid():
         return supervisor in _LIVING
     return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+
+
+def is_elsewhere(supervisor: str, folder: Path) -> bool:
+    """Return whether a shim looks after its attempts in another folder, of which this is a copy."""
+    parts = supervisor.split(":", 2)
+    if not supervisor.startswith(_SHIM) or len(parts) < 3 or not is_alive(supervisor):
+        return False
+    with contextlib.suppress(OSError):  # it has left this moment
+        return not os.path.samefile(Path(parts[2]) / "lock", folder / "lock")
+    return False
 
 
 async def outlive(supervisor: str) -> None:

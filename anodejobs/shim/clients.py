@@ -69,7 +69,8 @@ class Client(asyncio.Protocol):
             lines = self._lines.feed(data)
             for line, message in zip(lines, decoded(lines), strict=True):
                 check_request(message)
-                if not (self.is_greeted or message["do"] == "hello"):
+                # A look is free: the doctor takes one, and nobody's jobs are given to it.
+                if not (self.is_greeted or message["do"] in ("hello", "held")):
                     raise ValueError("it has not said who it is")
                 if "begin" in message:
                     message["line"] = begin_of(line)

@@ -20,6 +20,7 @@ from threading import Lock
 
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch
+from anodejobs.regular import open_regular
 from anodejobs.shim.protocol import (
     Message,
     Told,
@@ -85,7 +86,7 @@ class Journal:
             entry.line = b""
             lines += (_told(entry.attempt.token, event_to_text(told)) for told in entry.events)
         beside = self.path.with_name(f"{self.path.name}.new")
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = open_regular(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             data = b"".join(lines)
             if os.write(fd, data) < len(data):
@@ -162,7 +163,8 @@ def load(path: Path) -> list[Entry]:
     """
     entries: dict[str, Entry] = {}
     try:
-        data = path.read_bytes()
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            data = file.read()
     except FileNotFoundError:
         return []
     for line in data.split(b"\n"):

@@ -23,14 +23,13 @@ from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import PYTHON_IGNORES, is_possible
 from anodejobs.logs import LogFile
 from anodejobs.shim.draining import draining
-from anodejobs.shim.journal import Entry, load
+from anodejobs.shim.journal import Entry
 from anodejobs.shim.orphans import become_reaper
-from anodejobs.shim.server import Server
+from anodejobs.shim.server import Server, inherited, listening
 
 LOG = logging.getLogger("anodejobs")
 
 _LOG_BYTES = 256 * 1024
-_BACKLOG = 128
 
 
 def main() -> None:
@@ -49,8 +48,8 @@ def main() -> None:
         os.chdir(folder)
         _log_to(folder / "log")
         become_reaper()
-        listener = _listening()
-        entries = load(folder / "journal")
+        listener = listening()
+        entries = inherited(folder / "journal")
     except Exception as error:
         _tell(tell, f"the shim cannot start: {error}")
         raise
@@ -94,18 +93,6 @@ def _locked(folder: Path) -> int | None:
     os.truncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
     return fd
-
-
-def _listening() -> socket.socket:
-    """Return a socket that applications can connect to; it replaces one that was left behind."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink("socket")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    umask = os.umask(0o177)
-    listener.bind("socket")
-    os.umask(umask)  # it is the jobs' too
-    listener.listen(_BACKLOG)
-    return listener
 
 
 async def _serve(

@@ -146,7 +146,7 @@ def check_request(message: Message) -> None:
 
 def check_begin(message: Message) -> None:
     """Raise as ``check_request`` where an attempt that begins could not be seen to its end."""
-    launch = message["launch"]
+    token, launch = message["begin"]["token"], message["launch"]
     most = launch["logs"]["max_bytes"]
     token = message["begin"]["token"]
     if not (

@@ -8,6 +8,7 @@ the next that comes. Everything is in the journal before it is told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -23,6 +24,7 @@ from anodejobs.events import Adopted, Attempt, Lost, Started, StartFailed, StopR
 from anodejobs.executors import tree
 from anodejobs.executors.base import Stream
 from anodejobs.executors.processes import Processes
+from anodejobs.executors.supervisors import is_elsewhere
 from anodejobs.shim.clients import Client, LogReader
 from anodejobs.shim.draining import draining, files_of, left_journals
 from anodejobs.shim.journal import Entry, Journal, load
@@ -38,6 +40,9 @@ from anodejobs.shim.protocol import (
 
 LOG = logging.getLogger("anodejobs")
 
+SOCKET = "socket"
+"""In the shim's folder, which it works in: the path of a socket must be short."""
+_BACKLOG = 128
 _MOST_STARTS = 32
 """How many processes may be on their way at once: so many are in doubt when the shim is killed."""
 _SWEEP_EVERY_S = 5.0
@@ -92,13 +97,7 @@ class Server:
             async with self._tasks:
                 await self._recover(entries)
                 await self._take_over()
-                # The path stays: when this ends it may be another shim's.
-                kept: dict[str, Any] = (
-                    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-                )
-                self._listener = await self._loop.create_unix_server(
-                    lambda: Client(self), sock=listener, **kept
-                )
+                await self._listen(listener)
                 self._tasks.create_task(self._keep_house())
                 self._leave_soon()
                 await self._is_left.wait()
@@ -116,6 +115,21 @@ class Server:
         """Leave as soon as possible; jobs run on, and wait for the next shim."""
         self._is_left.set()
 
+    async def _listen(self, listener: socket.socket) -> None:
+        # The path stays: when this ends it may be another shim's.
+        kept: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._listener = await self._loop.create_unix_server(
+            lambda: Client(self), sock=listener, **kept
+        )
+
+    async def _listen_again(self) -> None:
+        """Be there for new applications though somebody has removed the socket."""
+        if not self._is_draining and not os.path.lexists(SOCKET):
+            with contextlib.suppress(OSError):  # the folder has gone, too
+                listener = listening()
+                self._stop_listening()
+                await self._listen(listener)
+
     def _stop_listening(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
@@ -125,7 +139,7 @@ class Server:
         """Take on what shims have left that died while they were draining."""
         journals = left_journals(self._folder)
         if journals:
-            entries = [entry for journal in journals for entry in load(journal)]
+            entries = [entry for journal in journals for entry in inherited(journal)]
             await self._recover([e for e in entries if not self._is_known(e.attempt.token)])
             for journal in journals:
                 for file in files_of(journal):
@@ -180,6 +194,7 @@ class Server:
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
             self._orphans.sweep()
+            await self._listen_again()
             if self._loop.time() >= next_forgetting:
                 next_forgetting = self._loop.time() + _FORGET_EVERY_S
                 self._forget_tombs()
@@ -611,5 +626,26 @@ _ACTIONS: dict[str, Callable[[Server, Client, Message], None]] = {
 }
 
 
+def listening() -> socket.socket:
+    """Return a socket that applications can connect to; it replaces one that was left behind."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(SOCKET)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(SOCKET)
+        os.chmod(SOCKET, 0o600)  # no umask: that is the jobs', which are spawned meanwhile
+        listener.listen(_BACKLOG)  # nobody could connect before
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 class _Left(Exception):  # no error: how a task group is ended
     """Ends the tasks that never end by themselves."""
+
+
+def inherited(journal: Path) -> list[Entry]:
+    """Return the attempts in a journal, but for those of a folder that this one is a copy of."""
+    entries = load(journal)
+    return [e for e in entries if not is_elsewhere(e.attempt.supervisor, journal.parent)]
