@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -219,6 +222,17 @@ async def test_a_store_that_fails_is_the_callers_error(tmp_path: Path) -> None:
         assert await ids(jobs) == {"old"}
 
 
+@pytest.fixture
+def no_folder_can_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root can remove any."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+
+
+@pytest.mark.usefixtures("no_folder_can_be_removed")
 async def test_logs_that_cannot_be_removed_are_told_of_as_the_stores_error(jobs: Jobs) -> None:
     await jobs.run("echo hi", "stubborn")
     record = await jobs.wait("stubborn")
@@ -231,6 +245,7 @@ async def test_logs_that_cannot_be_removed_are_told_of_as_the_stores_error(jobs:
     log.rmdir()
 
 
+@pytest.mark.usefixtures("no_folder_can_be_removed")
 async def test_logs_that_cannot_be_removed_keep_no_others(jobs: Jobs) -> None:
     for job_id in ("a", "b", "c"):
         await jobs.run("echo hi", job_id)
