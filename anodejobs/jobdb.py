@@ -192,7 +192,7 @@ class JobDB:
         self._ended: OrderedDict[str, JobRecord] = OrderedDict()
         self._waiters: dict[str, dict[Waiter, None]] = {}
         self._listeners: set[Listener] = set()
-        # Events up to `_cursor` are known here, in order; `_recent` holds the last of them. An own
+        # Events up to `_cursor` are known here, in order; `_recent` has the last of them. An own
         # write with a higher number is known, but another process's may lie between.
         self._cursor = 0
         self._newer: set[str] | None = None
@@ -457,10 +457,17 @@ class JobDB:
         if self.on_record is not None:
             self.on_record(record)
         if seq == self._cursor + 1:
-            self._cursor = seq
-            self._recent.append((seq, write))
+            self._note(seq, write)
         else:
             self._has_foreign.set()
+
+    def _note(self, seq: int, entry: Insert | Save | JobEvent) -> None:
+        """Know of the next event. It is at hand for those who listen now; others read the store."""
+        self._cursor = seq
+        if self._listeners:
+            self._recent.append((seq, entry))
+        else:
+            self._recent.clear()
 
     def _remember(self, write: Insert | Save) -> None:
         """Keep at hand what will be asked for again, above all by those who supervise it."""
@@ -520,8 +527,7 @@ class JobDB:
                 await self._tell_records(job_ids)
             for entry in entries:
                 if entry.seq > self._cursor:
-                    self._cursor = entry.seq
-                    self._recent.append((entry.seq, entry))
+                    self._note(entry.seq, entry)
             self._wake_listeners()
 
     async def _tell_records(self, job_ids: list[str]) -> None:

@@ -57,6 +57,8 @@ class Model(BaseModel, metaclass=_NamesFields):
     def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         if isinstance(data, Model):
             data = data.model_dump(exclude_unset=True)
+        elif data is not None and not isinstance(data, Mapping):
+            raise InvalidJob(type(self).__name__, "is made from a mapping of its fields")
         fields = {**(data or {}), **fields}
         for name in fields:
             if not isinstance(name, str):

@@ -90,10 +90,6 @@ class ProgressWatch:
             self._source = Listing(self._folder)
         self._await_changes()
 
-    def look(self, logfile: str, attempt_number: int) -> None:
-        """Tell now what an attempt said last: before its end is recorded, or after an adoption."""
-        self._look_at(f"{logfile}.{attempt_number}")
-
     def close(self) -> None:
         """Tell nothing any more. Idempotent."""
         if self._source is None:

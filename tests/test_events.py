@@ -173,6 +173,19 @@ async def test_a_listener_far_behind_is_told_from_the_store(
             assert mine == [event for event in told if event.job_id == job_id]
 
 
+async def test_what_nobody_listened_to_is_told_later_from_the_store(jobs: Jobs) -> None:
+    async with aclosing(jobs.events(after=0)) as events:
+        await run_all(jobs, "a")
+        seen = await take(events, 2)
+    await run_all(jobs, *"bc")
+    assert not jobs._jobdb._recent  # memory for nobody
+    async with aclosing(jobs.events(after=seen[-1].seq)) as events:
+        seen += await take(events, 4)
+        await run_all(jobs, "d")
+        seen += await take(events, 6)
+    assert [event.seq for event in seen] == list(range(1, 13))
+
+
 async def test_a_slow_listener_misses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

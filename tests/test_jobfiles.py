@@ -410,21 +410,6 @@ async def test_a_watch_can_be_closed_while_it_looks_through_the_folder(files, mo
         await closing.hears("job0", 1, 0.1, "x")
 
 
-async def test_looking_tells_at_once_and_what_was_said_before(files):
-    (files.progress_folder / "job.1").write_text("0.5 before\n")
-    ear = Ear()
-    watch = ProgressWatch(files.progress_folder, ear)
-    watch.open()
-    try:
-        watch.look("job", 1)
-        assert ear.told == [("job", 1, 0.5, "before")]
-        watch.look("job", 1)
-        watch.look("nobody", 1)
-        assert len(ear.told) == 1
-    finally:
-        watch.close()
-
-
 async def test_what_was_told_is_known_of_the_last_files_only(files, monkeypatch):
     """It would grow with every job that there has ever been."""
     monkeypatch.setattr(progress, "_MOST_TOLD", 3)
@@ -432,7 +417,7 @@ async def test_what_was_told_is_known_of_the_last_files_only(files, monkeypatch)
     for n in range(1, 6):
         (files.progress_folder / f"job.{n}").write_text("0.5\n")
     for n in (1, 2, 3, 4, 5, 5, 3, 1):
-        watch.look("job", n)
+        watch._look_at(f"job.{n}")
     assert [attempt for _, attempt, _, _ in ear.told] == [1, 2, 3, 4, 5, 1]
     assert len(watch._told) == 3
 

@@ -819,3 +819,11 @@ def test_the_priorities_stand_in_their_order():
     assert by_rank.index(Priority.low) < by_rank.index(Priority.medium)
     assert by_rank.index(Priority.medium) < by_rank.index(Priority.high)
     assert record().priority == Priority.medium.value
+
+
+@pytest.mark.parametrize("model", [JobRecord, JobFilter, JobSpec])
+@pytest.mark.parametrize("data", [5, "text", ["self_id"], b"x"], ids=repr)
+def test_a_model_is_made_from_a_mapping_and_nothing_else(model, data):
+    with pytest.raises(InvalidJob, match="is made from a mapping of its fields") as caught:
+        model(data)
+    assert caught.value.field == model.__name__

@@ -230,7 +230,7 @@ class SqliteJobStore(JobStore):
             # The first commit of an empty batch prepares the file, in the writer's own thread.
             await self._writer.commit()
             self._reader = await aiosqlite.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw",
+                _existing(self.path),
                 uri=True,
                 isolation_level=None,
                 timeout=_BUSY_TIMEOUT_S,
@@ -476,6 +476,11 @@ def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> No
     connection.execute("PRAGMA wal_autocheckpoint = 0")
 
 
+def _existing(path: Path) -> str:
+    """Return the URI by which the file is opened where there is one, and never made."""
+    return f"{path.as_uri()}?mode=rw"
+
+
 def _file_at(path: Path) -> tuple[int, int] | None:
     """Return which file that is, whatever its name; None: none."""
     try:
@@ -538,7 +543,9 @@ class _Checkpoints:
                 return
             # A database that cannot be written fails the commits, which say so to somebody.
             with contextlib.suppress(sqlite3.Error):
-                connection = sqlite3.connect(self._path, isolation_level=None, timeout=10.0)
+                connection = sqlite3.connect(
+                    _existing(self._path), uri=True, isolation_level=None, timeout=10.0
+                )
                 with contextlib.closing(connection):
                     connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
 
