@@ -83,7 +83,7 @@ async def main():
     null = os.open("/dev/null", os.O_RDONLY)
     out = os.open({str(tmp_path / "out")!r}, os.O_WRONLY | os.O_CREAT)
     err = os.open({str(tmp_path / "err")!r}, os.O_WRONLY | os.O_CREAT)
-    spawner, children = Spawner(None), Children()
+    spawner, children = Spawner(None, lambda: 0), Children()
     argv = ["/bin/sh", "-c", "cat; echo out; echo err >&2"]
     pid = await spawner.spawn(Order(
         argv=argv, cwd="/", base_env={{}}, own_env={{}}, stdin=null, stdout=out, stderr=err,
@@ -248,7 +248,7 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     monkeypatch.setattr(spawner_module, "kill_and_reap", ended)
 
     async def main() -> Spawner:
-        spawner = Spawner(None)
+        spawner = Spawner(None, lambda: 0)
         asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
         with pytest.raises(asyncio.CancelledError):
             await spawner.spawn(sleeping(0))
@@ -296,7 +296,7 @@ async def test_of_what_is_given_up_no_stranger_gets_the_output(
 
 
 async def test_what_is_given_up_and_reaped_by_somebody_else_keeps_nobody_waiting() -> None:
-    spawner, may_go = Spawner(None), threading.Event()
+    spawner, may_go = Spawner(None, lambda: 0), threading.Event()
     fd = os.open(os.devnull, os.O_RDWR)
     orders = [
         dataclasses.replace(sleeping(fd), about_to=lambda: wait_for(may_go)) for _ in range(20)
@@ -429,7 +429,7 @@ Run = Callable[..., Awaitable[tuple[int, int | None, str]]]
 
 @pytest.fixture
 async def spawner() -> AsyncIterator[Spawner]:
-    spawner = Spawner(None)
+    spawner = Spawner(None, lambda: 0)
     yield spawner
     await spawner.close()
 

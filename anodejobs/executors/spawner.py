@@ -36,10 +36,10 @@ PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
-_AT_ONCE = 4, 16
+_AT_ONCE = 4, 32
 """How many pids, at least and at most, wait to be told together while more is ordered: each telling
 wakes the loop, and all that follows a start (writing, sending, committing) is done for all at once.
-Half of what is under way is best: the other half is spawned meanwhile."""
+Half of what is alive or on its way is best: the other half is spawned, or ends, meanwhile."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -67,14 +67,16 @@ class Order:
 class Spawner:
     """Starts programs, one after the other as they are ordered.
 
+    ``living`` says how many of those that were started have not ended; it is asked in the thread.
     Raises RuntimeError where there can be no thread.
     """
 
-    def __init__(self, marking: Marking | None) -> None:
+    def __init__(self, marking: Marking | None, living: Callable[[], int]) -> None:
         libc = _libc()
         assert libc is not None, "asked for where it is not possible"
         self._libc = libc
         self._marking = marking
+        self._living = living
         self._loop = asyncio.get_running_loop()
         self._environment = EnvironmentBlock()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
@@ -153,7 +155,7 @@ class Spawner:
 
     def _is_enough(self) -> bool:
         least, most = _AT_ONCE
-        enough = min(max(least, self._under_way // 2), most)
+        enough = min(max(least, (self._under_way + self._living()) // 2), most)
         return self._orders.empty() or len(self._outcomes) >= enough
 
     def _next(self) -> tuple[Order, asyncio.Future[int]] | None:
