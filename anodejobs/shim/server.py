@@ -648,4 +648,7 @@ class _Left(Exception):  # no error: how a task group is ended
 def inherited(journal: Path) -> list[Entry]:
     """Return the attempts in a journal, but for those of a folder that this one is a copy of."""
     entries = load(journal)
-    return [e for e in entries if not is_elsewhere(e.attempt.supervisor, journal.parent)]
+    # Of thousands the same: each is asked for once.
+    supervisors = {entry.attempt.supervisor for entry in entries}
+    others = {name for name in supervisors if is_elsewhere(name, journal.parent)}
+    return [entry for entry in entries if entry.attempt.supervisor not in others]
