@@ -1096,8 +1096,8 @@ async def test_asked_to_end_while_a_process_is_on_its_way_it_does_not_kill_that(
         import os, signal, time
         from anodejobs.executors.spawner import Spawner
         spawned = Spawner._spawned
-        def spawned_and_asked_to_end(self, order):
-            pid = spawned(self, order)
+        def spawned_and_asked_to_end(self, order, block):
+            pid = spawned(self, order, block)
             if os.path.exists({str(flag)!r}):
                 os.unlink({str(flag)!r})
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from anodejobs.events import Attempt
 from anodejobs.executors import spawner as spawner_module
 from anodejobs.executors.base import Launch, LogPlan, new_token
 from anodejobs.executors.children import Child, Children
+from anodejobs.executors.environment import EnvironmentBlock
+from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
-from anodejobs.executors.spawner import Order, Spawner, is_possible
+from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
 
 pytestmark = [
     pytest.mark.smoke,
@@ -83,7 +86,7 @@ async def main():
     null = os.open("/dev/null", os.O_RDONLY)
     out = os.open({str(tmp_path / "out")!r}, os.O_WRONLY | os.O_CREAT)
     err = os.open({str(tmp_path / "err")!r}, os.O_WRONLY | os.O_CREAT)
-    spawner, children = Spawner(None, lambda: 0), Children()
+    spawner, children = Spawner(None), Children()
     argv = ["/bin/sh", "-c", "cat; echo out; echo err >&2"]
     pid = await spawner.spawn(Order(
         argv=argv, cwd="/", base_env={{}}, own_env={{}}, stdin=null, stdout=out, stderr=err,
@@ -208,8 +211,8 @@ async def test_what_is_under_way_when_it_is_cancelled_is_killed_and_reaped(
     spawned = Spawner._spawned
     pids: list[int] = []
 
-    def spawned_late(self: Spawner, order: Order) -> int:
-        pids.append(spawned(self, order))
+    def spawned_late(self: Spawner, order: Order, block: EnvironmentBlock) -> int:
+        pids.append(spawned(self, order, block))
         is_there.set()
         may_go.wait(LIMIT_S)
         return pids[0]
@@ -233,22 +236,22 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     may_go, has_ended, pids = threading.Event(), threading.Event(), list[int]()
-    spawned, end = Spawner._spawned, spawner_module.kill_and_reap
+    spawned = Spawner._spawned
 
-    def spawned_late(self: Spawner, order: Order) -> int:
+    def spawned_late(self: Spawner, order: Order, block: EnvironmentBlock) -> int:
         may_go.wait(LIMIT_S)
-        pids.append(spawned(self, order))
+        pids.append(spawned(self, order, block))
         return pids[0]
 
     def ended(pid: int) -> None:
-        end(pid)
+        kill_and_reap(pid)
         has_ended.set()
 
     monkeypatch.setattr(Spawner, "_spawned", spawned_late)
     monkeypatch.setattr(spawner_module, "kill_and_reap", ended)
 
     async def main() -> Spawner:
-        spawner = Spawner(None, lambda: 0)
+        spawner = Spawner(None)
         asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
         with pytest.raises(asyncio.CancelledError):
             await spawner.spawn(sleeping(0))
@@ -257,9 +260,10 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     spawner = asyncio.run(main())
     may_go.set()
     assert has_ended.wait(LIMIT_S)
-    spawner._orders.put(None)
-    assert spawner._thread is not None
-    spawner._thread.join(LIMIT_S)
+    for _ in spawner._threads:
+        spawner._orders.put(None)
+    for thread in spawner._threads:
+        thread.join(LIMIT_S)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -296,7 +300,7 @@ async def test_of_what_is_given_up_no_stranger_gets_the_output(
 
 
 async def test_what_is_given_up_and_reaped_by_somebody_else_keeps_nobody_waiting() -> None:
-    spawner, may_go = Spawner(None, lambda: 0), threading.Event()
+    spawner, may_go = Spawner(None), threading.Event()
     fd = os.open(os.devnull, os.O_RDWR)
     orders = [
         dataclasses.replace(sleeping(fd), about_to=lambda: wait_for(may_go)) for _ in range(20)
@@ -313,6 +317,82 @@ async def test_what_is_given_up_and_reaped_by_somebody_else_keeps_nobody_waiting
             await spawner.close()
     finally:
         signal.signal(signal.SIGCHLD, before)
+        os.close(fd)
+
+
+async def test_a_start_that_hangs_does_not_hold_up_the_one_beside_it(spawner: Spawner) -> None:
+    fd, may_go = os.open(os.devnull, os.O_RDWR), threading.Event()
+    hanging = dataclasses.replace(sleeping(fd), about_to=lambda: wait_for(may_go))
+    first = asyncio.create_task(spawner.spawn(hanging))
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            kill_and_reap(await spawner.spawn(sleeping(fd)))
+        assert not first.done()
+    finally:
+        may_go.set()
+        kill_and_reap(await first)
+        os.close(fd)
+
+
+class _Marks(Marking):
+    """Tells what bears a mark, in its order, and marks nothing."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def mark(self, token: str) -> None:
+        self.told.append(f"mark {token}")
+
+    def unmark(self) -> None:
+        pass
+
+
+async def test_what_is_marked_is_started_one_after_the_other() -> None:
+    marking = _Marks()
+    spawner = Spawner(marking)
+    fd = os.open(os.devnull, os.O_RDWR)
+    tokens = [f"{n}" for n in range(8)]
+    try:
+        pids = await asyncio.gather(
+            *(
+                spawner.spawn(
+                    dataclasses.replace(
+                        sleeping(fd),
+                        token=token,
+                        about_to=partial(marking.told.append, f"start {token}"),
+                    )
+                )
+                for token in tokens
+            )
+        )
+    finally:
+        await spawner.close()
+        os.close(fd)
+    for pid in pids:
+        kill_and_reap(pid)
+    assert marking.told == [f"{what} {token}" for token in tokens for what in ("mark", "start")]
+
+
+async def test_where_there_can_be_no_second_thread_one_does_it_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def start_first(self: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_first)
+    spawner = Spawner(None)
+    fd = os.open(os.devnull, os.O_RDWR)
+    try:
+        for pid in await asyncio.gather(*(spawner.spawn(sleeping(fd)) for _ in range(3))):
+            kill_and_reap(pid)
+    finally:
+        await spawner.close()
         os.close(fd)
 
 
@@ -429,7 +509,7 @@ Run = Callable[..., Awaitable[tuple[int, int | None, str]]]
 
 @pytest.fixture
 async def spawner() -> AsyncIterator[Spawner]:
-    spawner = Spawner(None, lambda: 0)
+    spawner = Spawner(None)
     yield spawner
     await spawner.close()
 

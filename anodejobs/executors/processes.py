@@ -239,7 +239,7 @@ class Processes(Executor):
         if self._children is None:
             self._children = Children()
         if self._spawner is None:
-            self._spawner = Spawner(self._marking, lambda: len(self._held))
+            self._spawner = Spawner(self._marking)
         pid = await self._spawner.spawn(
             Order(
                 argv=argv,

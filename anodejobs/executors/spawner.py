@@ -1,4 +1,4 @@
-"""Starting programs without holding up the event loop: posix_spawn, in a thread of its own.
+"""Starting programs without holding up the event loop: posix_spawn, in threads of its own.
 
 Who spawns waits until the child has become its program, longer than all that Python does for a
 short job. The ways of the standard library keep the interpreter all that time; called through
@@ -36,10 +36,15 @@ PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
-_AT_ONCE = 4, 32
-"""How many pids, at least and at most, wait to be told together while more is ordered: each telling
-wakes the loop, and all that follows a start (writing, sending, committing) is done for all at once.
-Half of what is alive or on its way is best: the other half is spawned, or ends, meanwhile."""
+_MOST_UNTOLD = 32
+"""How many pids wait to be told together while more is started: each telling wakes the loop, and
+all that follows a start (writing, sending, committing) is done for all at once."""
+_PATIENCE_S = 0.01
+"""How long they wait at most where nothing more is ordered: a start may hang, on a dead network
+filesystem for example."""
+_THREADS = 2
+"""How many programs are started at once where nothing is marked: who waits for one to be exec'd
+uses no processor. With three the interpreter is fought for."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -65,29 +70,33 @@ class Order:
 
 
 class Spawner:
-    """Starts programs, one after the other as they are ordered.
+    """Starts programs in the order in which they are ordered.
 
-    ``living`` says how many of those that were started have not ended; it is asked in the thread.
-    Raises RuntimeError where there can be no thread.
+    With ``marking`` one at a time: a mark is the whole process's. Raises RuntimeError where there
+    can be no thread.
     """
 
-    def __init__(self, marking: Marking | None, living: Callable[[], int]) -> None:
+    def __init__(self, marking: Marking | None) -> None:
         libc = _libc()
         assert libc is not None, "asked for where it is not possible"
         self._libc = libc
         self._marking = marking
-        self._living = living
         self._loop = asyncio.get_running_loop()
-        self._environment = EnvironmentBlock()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
         self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
         self._has_rung = False
         self._under_way = 0
         self._has_delivered = asyncio.Event()
-        self._thread: Thread | None = Thread(
-            target=self._work, name="anodejobs spawner", daemon=True
-        )
-        self._thread.start()
+        self._threads: list[Thread] = []
+        for _ in range(_THREADS if marking is None else 1):
+            thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
 
     async def spawn(self, order: Order) -> int:
         """Return the pid once the program is exec'd; it is a child of this process.
@@ -106,13 +115,14 @@ class Spawner:
             raise
 
     async def close(self) -> None:
-        """Return when nothing is under way and the thread has ended. Idempotent."""
+        """Return when nothing is under way and the threads have ended. Idempotent."""
         while self._under_way:
             self._has_delivered.clear()
             await self._has_delivered.wait()
-        thread, self._thread = self._thread, None
-        if thread is not None:
+        threads, self._threads = self._threads, []
+        for _ in threads:
             self._orders.put(None)
+        for thread in threads:
             thread.join()  # it has nothing else to do
 
     def _deliver(self) -> None:
@@ -129,55 +139,63 @@ class Spawner:
                 future.set_exception(outcome)
         self._has_delivered.set()
 
-    # In the thread.
+    # In the threads.
 
     def _work(self) -> None:
+        block = EnvironmentBlock()
         while (ordered := self._next()) is not None:
             order, future = ordered
             outcome: int | Exception
             try:
-                outcome = self._spawned(order)
+                outcome = self._spawned(order, block)
             except Exception as error:  # who has ordered it is told, and the thread goes on
                 outcome = error
             self._outcomes.append((future, outcome))
-            if not self._has_rung and self._is_enough():
-                self._has_rung = True
-                try:
-                    self._loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:  # the loop was closed before us: nobody can be told
-                    self._end_untold()
+            if len(self._outcomes) >= min(self._under_way, _MOST_UNTOLD):
+                self._tell()
+
+    def _tell(self) -> None:
+        if self._has_rung:
+            return
+        self._has_rung = True
+        try:
+            self._loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:  # the loop was closed before us: nobody can be told
+            self._end_untold()
 
     def _end_untold(self) -> None:
-        while self._outcomes:
-            _, outcome = self._outcomes.popleft()
-            if isinstance(outcome, int):
-                kill_and_reap(outcome)
-
-    def _is_enough(self) -> bool:
-        least, most = _AT_ONCE
-        enough = min(max(least, (self._under_way + self._living()) // 2), most)
-        return self._orders.empty() or len(self._outcomes) >= enough
+        with contextlib.suppress(IndexError):  # the other thread may have taken the last one
+            while True:
+                _, outcome = self._outcomes.popleft()
+                if isinstance(outcome, int):
+                    kill_and_reap(outcome)
 
     def _next(self) -> tuple[Order, asyncio.Future[int]] | None:
         with contextlib.suppress(Empty):
             return self._orders.get_nowait()
         if self._marking is not None:
             self._marking.unmark()
+        if (
+            self._outcomes and not self._has_rung
+        ):  # the other thread will tell them, unless it hangs
+            with contextlib.suppress(Empty):
+                return self._orders.get(timeout=_PATIENCE_S)
+            self._tell()
         return self._orders.get()
 
-    def _spawned(self, order: Order) -> int:
+    def _spawned(self, order: Order, block: EnvironmentBlock) -> int:
         try:
-            return self._tried(order)
+            return self._tried(order, block)
         finally:
             os.close(order.stdout)
             os.close(order.stderr)
 
-    def _tried(self, order: Order) -> int:
+    def _tried(self, order: Order, block: EnvironmentBlock) -> int:
         argv = [os.fsencode(argument) for argument in order.argv]
         if any(b"\0" in argument for argument in argv):
             raise ValueError("embedded null byte")
         arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv)
-        environment = self._environment.holding(order.base_env, order.own_env)
+        environment = block.holding(order.base_env, order.own_env)
         if self._marking is not None:
             self._marking.mark(order.token)
         refusal, code = 0, errno.ENOENT
