@@ -42,9 +42,9 @@ all that follows a start (writing, sending, committing) is done for all at once.
 _PATIENCE_S = 0.01
 """How long they wait at most where nothing more is ordered: a start may hang, on a dead network
 filesystem for example."""
-_THREADS = 2
+_MOST_THREADS = 2
 """How many programs are started at once where nothing is marked: who waits for one to be exec'd
-uses no processor. With three the interpreter is fought for."""
+uses no processor. More threads would be in each other's way, and one alone starts sooner."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -88,15 +88,13 @@ class Spawner:
         self._under_way = 0
         self._has_delivered = asyncio.Event()
         self._threads: list[Thread] = []
-        for _ in range(_THREADS if marking is None else 1):
-            thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                if not self._threads:
-                    raise
-            else:
-                self._threads.append(thread)
+        self._most_threads = _MOST_THREADS if marking is None else 1
+        self._add_thread()
+
+    def _add_thread(self) -> None:
+        thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     async def spawn(self, order: Order) -> int:
         """Return the pid once the program is exec'd; it is a child of this process.
@@ -107,6 +105,11 @@ class Spawner:
         pid: asyncio.Future[int] = self._loop.create_future()
         self._under_way += 1
         self._orders.put((order, pid))
+        if self._under_way > len(self._threads) < self._most_threads:
+            try:
+                self._add_thread()
+            except RuntimeError:  # the one will do
+                self._most_threads = len(self._threads)
         try:
             return await pid
         except asyncio.CancelledError:
