@@ -235,37 +235,42 @@ async def test_what_is_under_way_when_it_is_cancelled_is_killed_and_reaped(
 def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    may_go, has_ended, pids = threading.Event(), threading.Event(), list[int]()
-    spawned = Spawner._spawned
+    may_go, has_ended, pids = threading.Event(), threading.Semaphore(0), list[int]()
+    spawned, many = Spawner._spawned, 100  # more than are told together
 
     def spawned_late(self: Spawner, order: Order, block: EnvironmentBlock) -> int:
         may_go.wait(LIMIT_S)
-        pids.append(spawned(self, order, block))
-        return pids[0]
+        pid = spawned(self, order, block)
+        pids.append(pid)
+        return pid
 
     def ended(pid: int) -> None:
         kill_and_reap(pid)
-        has_ended.set()
+        has_ended.release()
 
     monkeypatch.setattr(Spawner, "_spawned", spawned_late)
     monkeypatch.setattr(spawner_module, "kill_and_reap", ended)
 
     async def main() -> Spawner:
         spawner = Spawner(None)
-        asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)  # type: ignore[union-attr]
-        with pytest.raises(asyncio.CancelledError):
-            await spawner.spawn(sleeping(0))
+        spawns = [asyncio.create_task(spawner.spawn(sleeping(0))) for _ in range(many)]
+        await asyncio.sleep(0)
+        for spawn in spawns:
+            spawn.cancel()
+        await asyncio.wait(spawns)
         return spawner
 
     spawner = asyncio.run(main())
     may_go.set()
-    assert has_ended.wait(LIMIT_S)
+    assert all(has_ended.acquire(timeout=LIMIT_S) for _ in range(many))
     for _ in spawner._threads:
         spawner._orders.put(None)
     for thread in spawner._threads:
         thread.join(LIMIT_S)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pids[0], 0)
+    assert len(pids) == many
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 async def test_of_what_is_given_up_no_stranger_gets_the_output(

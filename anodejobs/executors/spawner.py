@@ -164,6 +164,7 @@ class Spawner:
         try:
             self._loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:  # the loop was closed before us: nobody can be told
+            self._has_rung = False
             self._end_untold()
 
     def _end_untold(self) -> None:
