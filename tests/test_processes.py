@@ -132,6 +132,26 @@ async def test_a_child_without_marks_that_ignores_sigterm_is_killed_though_its_p
     assert not living(processes)
 
 
+async def test_what_a_child_without_marks_starts_after_its_parent_obeyed_is_killed(
+    jobs: Jobs,
+) -> None:
+    code = """
+    main = os.getpid()
+    if not os.fork():
+        os.setsid()
+        lines = f"trap '' TERM; echo $$; while [ -d /proc/{main} ]; do :; done; sleep 600 & echo $!"
+        os.execve("/bin/sh", ["sh", "-c", f"{lines}; wait"], {})
+    here()
+    """
+    await jobs.run(script(code), job_id="a")
+    await told(jobs, "a", 2)
+    assert (await stopped(jobs, "a", grace=1)).exit_code == -15
+    stdout, _ = await jobs.job_logs("a")
+    pids = [int(pid) for pid in stdout.split()]
+    assert len(pids) == 3
+    assert not [pid for pid in pids if runs(pid)]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start what another user owns")
 async def test_a_process_of_another_user_does_not_keep_the_job_from_being_stopped(
     jobs: Jobs,

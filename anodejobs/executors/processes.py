@@ -450,10 +450,8 @@ class Processes(Executor):
         known: dict[tuple[int, float], tree.Process] = {}
         while True:
             snapshot = await self._looks.take()
-            found = snapshot.members(attempt, has_just_ended=has_just_ended)
-            known.update((member.key, member) for member in found)
-            # What was a member stays one, though its parent has ended by which alone it was found.
-            members = [m for m in known.values() if snapshot.holds(m)]
+            members = snapshot.members(attempt, has_just_ended=has_just_ended, known=known.values())
+            known.update((member.key, member) for member in members)
             if not members:
                 return await _has_emptied(attempt)
             if not asked and self._samples is not None:  # what it has used goes with it

@@ -188,14 +188,18 @@ class Snapshot:
             if process.tag:
                 self._by_tag[process.tag].append(process)
 
-    def members(self, attempt: Attempt, *, has_just_ended: bool = False) -> list[Process]:
+    def members(
+        self, attempt: Attempt, *, has_just_ended: bool = False, known: Iterable[Process] = ()
+    ) -> list[Process]:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
         Found are those that bear its marks, those in its session or its cgroup, and all their
         descendants. A session is known by the main process's pid, so it counts only while that
-        process lives or ``has_just_ended``, before the number can be used again.
+        process lives or ``has_just_ended``, before the number can be used again. What was ``known``
+        as a member stays one, though the parent has ended by which alone it was found.
         """
         found = self._bearers(attempt.token)
+        found += (self.processes[process.pid] for process in known if self.holds(process))
         if attempt.cgroup is not None:
             found += self._in(attempt.cgroup)
         main = self.processes.get(attempt.pid) if attempt.pid is not None else None
