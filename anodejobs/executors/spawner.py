@@ -179,9 +179,8 @@ class Spawner:
             return self._orders.get_nowait()
         if self._marking is not None:
             self._marking.unmark()
-        if (
-            self._outcomes and not self._has_rung
-        ):  # the other thread will tell them, unless it hangs
+        # What another thread's start holds back is told by that thread, unless it hangs.
+        if self._outcomes and not self._has_rung:
             with contextlib.suppress(Empty):
                 return self._orders.get(timeout=_PATIENCE_S)
             self._tell()
