@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -55,8 +55,10 @@ from anodejobs.stores.base import (
     Turn,
     Unfinished,
     Write,
+    as_one,
     changes_of,
     history_entry,
+    steps_of,
 )
 from anodejobs.transitions import ended_attempt, has_reached, reopened, transition
 
@@ -272,6 +274,32 @@ class JobDB:
         """
         return (await self._changed(job_id, event, token)).record
 
+    async def apply_both(
+        self, job_id: str, first: Event, second: Event, *, token: str
+    ) -> JobRecord | None:
+        """Make what is at hand of the job what it is after both events, in one write.
+
+        Returns the record as the first one made it, of which all are told before the other. None,
+        and nothing is written, where it is not at hand as that attempt, or does not allow it.
+        """
+        stored = self._active.get(job_id)
+        if stored is None or stored.attempt.token != token:
+            return None
+        try:
+            between = transition(stored.record, first)
+            record = transition(between, second)
+        except InvalidTransition:
+            return None
+        if between is stored.record or record is between:
+            return None
+        one = _save(stored.record, first, between, None)
+        both = as_one(one, _save(between, second, record, None))
+        if not await self._write(both):
+            self._forget(job_id)
+            return None
+        self._log(both)
+        return between
+
     async def admit(
         self,
         job_id: str,
@@ -390,10 +418,10 @@ class JobDB:
     def _log(self, write: Insert | Save) -> None:
         if not LOG.isEnabledFor(logging.INFO):
             return
-        record = write.record
-        old = write.previous if isinstance(write, Save) else "new"
-        why = f" ({write.why})" if write.why else ""
-        LOG.info("job %s: %s -> %s%s", record.self_id, old, record.status, why)
+        for step in steps_of(write):
+            record, old = step.record, step.previous or "new"
+            why = f" ({step.why})" if step.why else ""
+            LOG.info("job %s: %s -> %s%s", record.self_id, old, record.status, why)
 
     async def serve(self) -> None:
         """Commit what is queued, batch after batch, until cancelled."""
@@ -426,9 +454,9 @@ class JobDB:
             return
         for (write, done), seq in zip(batch, results, strict=True):
             if seq is not None:
-                changes = changes_of(write)
-                for earlier, change in enumerate(changes, start=1 - len(changes)):
-                    self._ring(seq + earlier, change)
+                steps = list(chain.from_iterable(map(steps_of, changes_of(write))))
+                for earlier, step in enumerate(steps, start=1 - len(steps)):
+                    self._ring(seq + earlier, step)
             if not done.done():
                 done.set_result(seq is not None)
         self._wake_listeners()

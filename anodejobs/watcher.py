@@ -302,14 +302,35 @@ class Watcher:
         """Start what is on record as about to be, and answer; None where nothing runs."""
         faults.reached("host: the start is on record")
         event = refused or await self._start(record, launch, attempt)
+        if isinstance(event, Started) and self._executor.has_ended(attempt.token):
+            await self._pass_over(record, event, answer)
+            return None
         running = await self._record_started(record, event, attempt)
-        faults.reached("host: the process is on record")
         _resolve(answer, running)
         if not isinstance(event, Started):
             return None
         if self._errands is not None and await self._was_given_up(record.self_id, attempt.token):
             self.own(self._give_up(event.attempt, launch.stop_grace), record.self_id)
         return running
+
+    async def _pass_over(self, record: JobRecord, started: Started, answer: Answer) -> None:
+        """Record the start of what has ended by now together with its end: one commit for both."""
+        job_id, token = record.self_id, started.attempt.token
+        try:
+            end = await self._executor.wait(token, _unheard)
+        except Exception as error:
+            end = _unwatched(job_id, error)
+        try:
+            known = await self._with_sequel(transition(record, started), end)
+            running = await self._jobdb.apply_both(job_id, started, known, token=token)
+        except (InvalidTransition, StoreError):
+            running = None
+        if running is None:  # one after the other it can be done, or it is said why not
+            running = await self._record_started(record, started, started.attempt, end)
+            _resolve(answer, running)
+            await self._record(job_id, end, token)
+        _resolve(answer, running)
+        self._watched.pop(token, None)
 
     async def _was_given_up(self, job_id: str, token: str) -> bool:
         """Return whether another host has declared the attempt lost, as it heard nothing of us."""
@@ -371,11 +392,15 @@ class Watcher:
         record: JobRecord,
         event: Started | StartFailed | Lost,
         attempt: Attempt,
+        end: Exited | Lost | None = None,
     ) -> JobRecord:
+        """Commit how the start went; ``end`` is that of the attempt where it is known by now."""
         job_id = record.self_id
         try:
             known = event if isinstance(event, Started) else await self._with_sequel(record, event)
-            return await self._jobdb.apply(job_id, known, token=attempt.token)
+            started = await self._jobdb.apply(job_id, known, token=attempt.token)
+            faults.reached("host: the process is on record")
+            return started
         except InvalidTransition:
             # Another application has asked for the same start, and was quicker to record it.
             return (await self._jobdb.stored(job_id)).record
@@ -385,7 +410,7 @@ class Watcher:
                 # The caller hears that it failed, so nothing of it may go on. Should the start be
                 # on record all the same, then so must the end.
                 await self._executor.stop(event.attempt, 0)
-                events.append(await self._executor.wait(attempt.token, _unheard))
+                events.append(end or await self._executor.wait(attempt.token, _unheard))
                 await self._executor.clean(attempt.token)
             self.own(self._record_all(job_id, events, attempt.token), job_id)
             raise
@@ -399,8 +424,7 @@ class Watcher:
         try:
             await self._follow(job_id, token)
         except Exception as error:  # a fault here must not take the other jobs along
-            LOG.exception("job %s is no longer watched", job_id)
-            await self._record(job_id, Lost(error=f"its watcher failed: {error!r}"), token)
+            await self._record(job_id, _unwatched(job_id, error), token)
 
     async def _follow(self, job_id: str, token: str) -> None:
         exit = await self._executor.wait(token, partial(self._hear, job_id, token))
@@ -809,6 +833,11 @@ def remove_attempts(launch: Launch, record: JobRecord) -> None:
 def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:
     """Return the record after an attempt, None where another one of the same run follows."""
     return after if after.is_done or after.created_at != record.created_at else None
+
+
+def _unwatched(job_id: str, error: Exception) -> Lost:
+    LOG.error("job %s is no longer watched", job_id, exc_info=error)
+    return Lost(error=f"its watcher failed: {error!r}")
 
 
 async def _unheard(event: Event) -> None:

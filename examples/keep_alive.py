@@ -57,9 +57,11 @@ async def main(db_path: str, command: str, backoff: Backoff, restarts: int | Non
 async def keep_alive(jobs: Jobs, command: str, backoff: Backoff, restarts: int | None) -> None:
     """Run the service again whenever it has ended; return when no restart is left."""
     for restarted in itertools.count():
-        with suppress(JobActive):  # one that runs already is kept alive as well
-            await jobs.run(command=command, job_id=JOB_ID)
-        record = await jobs.get_status(job_id=JOB_ID)
+        record: JobRecord | None
+        try:
+            record = await jobs.run(command=command, job_id=JOB_ID)
+        except JobActive:  # one that runs already is kept alive as well
+            record = await jobs.get_status(job_id=JOB_ID)
         assert record is not None
         LOG.info("the service is %s, process %s", record.status, record.last_pid)
 

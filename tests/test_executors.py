@@ -394,6 +394,20 @@ class ExecutorContract:
         gate.open()
         assert_is_end(await app.end(attempt), 3)
 
+    async def test_what_has_ended_is_known_to_have_ended_and_tells_but_its_end(
+        self, app: Application, gate: Gate
+    ) -> None:
+        attempt = await app.run(f"{gate.wait}; exit 3")
+        assert not app.executor.has_ended(attempt.token)
+        gate.open()
+        async with asyncio.timeout(LIMIT_S):
+            if not app.executor.outlives_host:  # nobody else looks
+                assert_is_end(await app.end(attempt), 3)
+            while not app.executor.has_ended(attempt.token):  # noqa: ASYNC110  # nobody is told
+                await asyncio.sleep(0.01)
+        assert_is_end(await app.over(attempt), 3)
+        assert app.told.empty()
+
     # Cleaning up.
 
     async def test_what_was_left_behind_is_ended(self, app: Application) -> None:

@@ -17,7 +17,9 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,18 +41,22 @@ from anodejobs import (
 from anodejobs.events import (
     Admitted,
     Attempt,
+    Event,
     Exited,
     Lost,
     Paused,
     Readied,
     Relinked,
     Started,
+    StartFailed,
     StopRequested,
     utc_now,
 )
+from anodejobs.executors.base import Tell
+from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
 from anodejobs.records import ALIVE
-from anodejobs.stores.base import JobStore, Query, Stored, Write, changes_of
+from anodejobs.stores.base import JobStore, Query, Stored, Write, changes_of, steps_of
 from anodejobs.testing import make_attempt, make_launch, make_record
 
 LIMIT_S = 60.0
@@ -88,7 +94,8 @@ class FaultyStore(MemoryJobStore):
         self.began.set()
         await asyncio.sleep(0)
         await self.may_go_on.wait()
-        statuses = [change.record.status for w in writes for change in changes_of(w)]
+        changes = chain.from_iterable(map(changes_of, writes))
+        statuses = [step.record.status for change in changes for step in steps_of(change)]
         if self.failures or self.failing_status in statuses:
             self.failures = max(0, self.failures - 1)
             if self.keeps_what_fails:
@@ -277,6 +284,75 @@ async def test_a_deletion_gives_what_was_kept_of_the_job() -> None:
         assert await jobdb.delete("a-job") == stored
         assert await jobdb.delete("a-job") is None
         assert await jobdb.get("a-job") is None
+
+
+# Two events in one write.
+
+
+async def test_two_events_are_one_write_and_both_are_told() -> None:
+    store = FaultyStore()
+    async with served(store) as jobdb, asyncio.timeout(LIMIT_S):
+        attempt = await create(jobdb)
+        told = telling(jobdb)
+        running = asyncio.create_task(jobdb.wait_for("a-job", frozenset({Status.running})))
+        end = asyncio.create_task(jobdb.wait_for("a-job"))
+        await asyncio.sleep(0)
+        started = await jobdb.apply_both(
+            "a-job", Started(attempt=attempt), exited(3), token=attempt.token
+        )
+        assert started is not None and started.status is Status.running
+        assert await running == started
+        assert (await end).exit_code == 3
+        assert told == [started, await end]
+        assert store.batches == [1, 1]
+        async with aclosing(jobdb.events(None, 0, None)) as events:
+            statuses = [(await anext(events)).status for _ in range(3)]
+        assert statuses == [Status.starting, Status.running, Status.failed]
+        stored = await jobdb.stored("a-job")
+        assert (stored.record, stored.attempt) == (await end, attempt)
+
+
+async def test_two_events_of_which_a_retry_comes_leave_the_job_to_its_next_attempt() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        attempt = await create(jobdb)
+        again = dataclasses.replace(exited(3), retry_at=utc_now())
+        await jobdb.apply_both("a-job", Started(attempt=attempt), again, token=attempt.token)
+        stored = await jobdb.stored("a-job")
+        assert stored.record.status is Status.pending
+        assert stored.attempt.token != attempt.token
+        (ended,) = [e.ended for e in await jobdb.history("a-job") if e.ended is not None]
+        assert (ended.exit_code, ended.pid) == (3, attempt.pid)
+
+
+async def test_two_events_that_do_not_fit_what_is_at_hand_are_not_written() -> None:
+    async with served(MemoryJobStore()) as jobdb:
+        attempt = await create(jobdb)
+        started = Started(attempt=attempt)
+
+        async def is_refused(first: Event, second: Event, token: str) -> bool:
+            return await jobdb.apply_both("a-job", first, second, token=token) is None
+
+        assert await is_refused(started, exited(), make_attempt().token)
+        assert await is_refused(started, Readied(), attempt.token)
+        assert await is_refused(Paused(), exited(), attempt.token)
+        assert len(await jobdb.history("a-job")) == 1
+        await jobdb.apply("a-job", started)
+        assert await is_refused(started, exited(), attempt.token)
+        await jobdb.apply("a-job", exited())
+        assert await is_refused(started, exited(), attempt.token)
+        assert len(await jobdb.history("a-job")) == 3
+
+
+async def test_two_events_are_not_written_where_another_process_was_quicker(
+    tmp_path: Path,
+) -> None:
+    async with rivals("sqlite", tmp_path) as (one, other):
+        attempt = await create(one)
+        started = Started(attempt=attempt)
+        record = await other.apply("a-job", started)
+        answer = await one.apply_both("a-job", started, exited(), token=attempt.token)
+        assert answer is None
+        assert await one.get("a-job") == record
 
 
 # Several records at once.
@@ -783,6 +859,126 @@ async def test_a_cancelled_run_whose_start_cannot_be_recorded_harms_no_other(
     assert (await end_of(jobs, "undone")).status in (Status.failed_start, Status.failed)
     (tmp_path / "go").touch()
     assert (await end_of(jobs, "other")).exit_code == 3
+
+
+# What has ended when its start is told, as many have where many are started at once.
+
+
+class LateToTell(Processes):
+    """Tells of a start when what was started has ended."""
+
+    fails = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cleaned = asyncio.Event()
+
+    async def start(self, *args: Any, **options: Any) -> Started | StartFailed | Lost:
+        event = await super().start(*args, **options)
+        if isinstance(event, Started):
+            child = self._held[event.attempt.token].child
+            assert child is not None
+            await child.wait()
+        return event
+
+    async def wait(self, token: str, tell: Tell) -> Exited | Lost:
+        if self.fails:
+            raise RuntimeError("a bug")
+        return await super().wait(token, tell)
+
+    async def clean(self, token: str) -> None:
+        await super().clean(token)
+        self.cleaned.set()
+
+
+@pytest.fixture
+def late() -> LateToTell:
+    return LateToTell()
+
+
+@pytest.fixture
+async def late_jobs(tmp_path: Path, store: FaultyStore, late: LateToTell) -> AsyncIterator[Jobs]:
+    async with Jobs(db_path=tmp_path, store=store, stop_grace=1, executor=late) as jobs:
+        yield jobs
+
+
+async def test_a_start_that_is_told_late_is_recorded_with_its_end(
+    late_jobs: Jobs, store: FaultyStore, late: LateToTell
+) -> None:
+    record = await late_jobs.run("echo said; exit 3", "short")
+    assert (record.status, record.exit_code) == (Status.running, None)
+    assert store.batches == [1, 1]
+    end = await end_of(late_jobs, "short")
+    assert (end.status, end.exit_code, end.last_pid) == (Status.failed, 3, record.last_pid)
+    assert await late_jobs.job_logs("short") == ("said\n", "")
+    statuses = [event.status for event in await late_jobs.history("short")]
+    assert statuses == [Status.starting, Status.running, Status.failed]
+    await late.cleaned.wait()
+    assert await late.held() == set()
+
+
+async def test_what_is_told_late_ends_what_it_has_left_behind(
+    late_jobs: Jobs, late: LateToTell
+) -> None:
+    record = await late_jobs.run("sleep 1000 & echo $!", "short")
+    assert (await end_of(late_jobs, "short")).exit_code == 0
+    left = int((await late_jobs.job_logs("short"))[0])
+    assert record.last_pid != left
+    async with asyncio.timeout(LIMIT_S):
+        await late.cleaned.wait()
+    assert not psutil.pid_exists(left) or not is_alive(psutil.Process(left))
+
+
+async def test_what_is_told_late_is_retried(late_jobs: Jobs, tmp_path: Path) -> None:
+    command = f"[ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; exit 3; }}"
+    await late_jobs.run(command, "short", max_retries=1, retry_delay=0)
+    assert (await end_of(late_jobs, "short")).exit_code == 0
+    assert [a.exit_code for a in await late_jobs.attempts("short")] == [3, 0]
+
+
+async def test_an_end_that_cannot_be_recorded_with_its_start_is_recorded_after_it(
+    late_jobs: Jobs, store: FaultyStore
+) -> None:
+    store.failing_status = Status.failed
+    running = asyncio.create_task(late_jobs.run("exit 3", "short"))
+    await store.failed.wait()
+    record = await running
+    assert record.status is Status.running
+    assert await late_jobs.get_status("short") == record
+    store.failing_status = None
+    assert (await end_of(late_jobs, "short")).exit_code == 3
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["not kept", "answer lost"])
+async def test_a_late_start_that_cannot_be_recorded_is_an_error(
+    late_jobs: Jobs, store: FaultyStore, late: LateToTell, keeps: bool
+) -> None:
+    store.failing_status, store.keeps_what_fails = Status.running, keeps
+    if keeps:  # it is on record all the same, with its end
+        assert (await late_jobs.run("exit 3", "short")).exit_code == 3
+    else:
+        with pytest.raises(StoreError, match="the disk is full"):
+            await late_jobs.run("exit 3", "short")
+    store.failing_status = None
+    record = await end_of(late_jobs, "short")
+    assert record.status is (Status.failed if keeps else Status.failed_start)
+    async with asyncio.timeout(LIMIT_S):
+        await late.cleaned.wait()
+    assert await late.held() == set()
+    assert (await late_jobs.run("true", "short")).status is Status.running
+
+
+async def test_a_bug_in_waiting_for_what_was_told_late_loses_that_job_alone(
+    late_jobs: Jobs, late: LateToTell, caplog: pytest.LogCaptureFixture
+) -> None:
+    late.fails = True
+    assert (await late_jobs.run("true", "short")).status is Status.running
+    record = await end_of(late_jobs, "short")
+    assert record.status is Status.lost
+    assert record.error is not None and "a bug" in record.error
+    late.fails = False
+    await late_jobs.run("exit 3", "other")
+    assert (await end_of(late_jobs, "other")).exit_code == 3
 
 
 async def test_a_stop_that_cannot_be_recorded_is_refused_and_can_be_asked_again(

@@ -244,6 +244,14 @@ class Executor(ABC):
         outlives its hosts, asking again for the same token starts nothing and answers the same.
         """
 
+    def has_ended(self, token: str) -> bool:
+        """Return whether an attempt that was just started is known to have ended.
+
+        With True its end is recorded in one write with its start: nothing but the end is told by
+        ``wait``, which returns soon.
+        """
+        return False
+
     @abstractmethod
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         """Take on a process whose supervisor has gone, if it is still there.

@@ -7,6 +7,7 @@ then what the kernel tells through a pidfd, or unknown.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import select
@@ -59,6 +60,12 @@ class Children:
         Any other OSError means that there is no descriptor for it: it runs, and is not watched.
         """
         child = _OwnChild(pid)
+        with contextlib.suppress(ChildProcessError):
+            # Many have ended by now, where many are started at once.
+            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped:
+                child.end(os.waitstatus_to_exitcode(status), rusage)
+                return child
         pidfd = os.pidfd_open(pid)
         try:
             self._epoll.register(pidfd, select.EPOLLIN)
@@ -71,15 +78,16 @@ class Children:
     def _look(self) -> None:
         for pidfd, _ in self._epoll.poll(0):
             child = self._alive.pop(pidfd)
+            rusage: resource.struct_rusage | None = None
             try:
-                _, status, child.rusage = os.wait4(child.pid, 0)
+                _, status, rusage = os.wait4(child.pid, 0)
                 code: int | None = os.waitstatus_to_exitcode(status)
             except ChildProcessError:
                 code = exit_code(pidfd)
             # Closing alone would not do: a child that is being spawned still has a copy.
             self._epoll.unregister(pidfd)
             os.close(pidfd)
-            child.end(code)
+            child.end(code, rusage)
 
     def close(self) -> None:
         """Stop watching, the children that still run included. Idempotent."""
@@ -117,8 +125,8 @@ class _OwnChild(Child):
     def let_go(self) -> None:
         """Do nothing: its pidfd is closed when it has ended, or with those of all."""
 
-    def end(self, code: int | None) -> None:
-        self._code, self._has_ended = code, True
+    def end(self, code: int | None, rusage: resource.struct_rusage | None) -> None:
+        self._code, self.rusage, self._has_ended = code, rusage, True
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)

@@ -193,7 +193,7 @@ class Processes(Executor):
             supervisor=attempt.supervisor,
             pid=child.pid,
             # None where it has ended already: then there is nothing that could be signalled.
-            start_time=tree.start_time(child.pid),
+            start_time=tree.start_time(child.pid) if child.is_alive else None,
             boot_id=tree.boot_id(),
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
@@ -284,6 +284,9 @@ class Processes(Executor):
         if self._samples is None:
             self._samples = Samples()
         self._samples.watch(attempt)
+
+    def has_ended(self, token: str) -> bool:
+        return not self._held[token].is_alive
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:

@@ -154,6 +154,10 @@ class Shim(Executor):
         assert isinstance(event, Started | StartFailed | Lost)
         return event
 
+    def has_ended(self, token: str) -> bool:
+        news = self._watched[token].news
+        return bool(news) and isinstance(news[0], Exited)
+
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         watched = self._watch(attempt.token, launch, attempt, 1)
         event = await self._adopted(watched)

@@ -36,7 +36,7 @@ PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """These are errors in Python; a program has them as they were meant."""
 
 
-_MOST_UNTOLD = 32
+_MOST_UNTOLD = 16
 """How many pids wait to be told together while more is started: each telling wakes the loop, and
 all that follows a start (writing, sending, committing) is done for all at once."""
 _PATIENCE_S = 0.01

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from anodejobs.errors import InvalidJob, JobNotFound, StoreError
 from anodejobs.events import Attempt, utc_now
@@ -71,6 +71,9 @@ class Save:
     ``launch`` and ``attempt`` stay as they are where None. With a launch it is another run: only
     then may what filters look at change, beside the status. With ``is_respecified`` its
     dependencies, its metadata or its result may have changed; else only what happens to every job.
+
+    With ``before`` it is two steps, or more, in one write: that save, from whose record this one
+    was made, is not there by itself. It has all that is to be kept; the history tells of both.
     """
 
     record: JobRecord
@@ -81,6 +84,12 @@ class Save:
     ended: AttemptRecord | None = None
     """For the history: the attempt that ended with this."""
     is_respecified: bool = False
+    before: Save | None = None
+
+    @property
+    def made_from(self) -> int:
+        """The revision that the job has to have."""
+        return self.record.revision - len(steps_of(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +100,30 @@ class Delete:
 
 
 Write = Insert | InsertAll | Save | Delete
+Change = TypeVar("Change", bound=Insert | Save | Delete)
 
 
 def changes_of(write: Write) -> tuple[Insert | Save | Delete, ...]:
     """Return what a write changes, each of one record."""
     return write.inserts if isinstance(write, InsertAll) else (write,)
+
+
+def as_one(first: Save, second: Save) -> Save:
+    """Return two saves of a job, the second one made from the first, as the steps of one."""
+    assert second.launch is None and second.before is None
+    return replace(
+        second,
+        before=first,
+        launch=first.launch,
+        attempt=second.attempt or first.attempt,
+        is_respecified=first.is_respecified or second.is_respecified,
+    )
+
+
+def steps_of(change: Change) -> tuple[Change | Save, ...]:
+    """Return the change after those that it has with it, each of which the history tells of."""
+    before = change.before if isinstance(change, Save) else None
+    return (change,) if before is None else (*steps_of(before), change)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +228,8 @@ class JobStore(ABC):
 
         Gives, in their order, the ``seq`` of an applied Insert or Save in the history (it ascends
         over all jobs, and is never used again), 0 for an applied Delete, None for a refused write.
-        Those of an InsertAll follow each other, and the last one is given. Raises TooLarge where
-        one of the writes is.
+        Those of an InsertAll, or of the steps of a Save, follow each other, and the last one is
+        given. Raises TooLarge where one of the writes is.
         """
 
     @abstractmethod

@@ -26,6 +26,7 @@ from anodejobs.stores.base import (
     Write,
     check_restored,
     history_entry,
+    steps_of,
 )
 from anodejobs.stores.tally import group_of, metrics_of
 
@@ -204,7 +205,7 @@ class _Decision:
                     return None
                 new = Stored(record=write.record, launch=write.launch, attempt=write.attempt)
             case Save():
-                if old is None or old.record.revision != write.record.revision - 1:
+                if old is None or old.record.revision != write.made_from:
                     return None
                 new = Stored(
                     record=write.record,
@@ -218,8 +219,10 @@ class _Decision:
                 self.changes.append(Gone(write.record.self_id))
                 return 0
         self._pending[write.record.self_id] = new
-        self._seq += 1
-        self.changes += [Told(history_entry(self._seq, write)), Kept(new)]
+        for step in steps_of(write):
+            self._seq += 1
+            self.changes.append(Told(history_entry(self._seq, step)))
+        self.changes.append(Kept(new))
         return self._seq
 
     def _job(self, job_id: str) -> Stored | None:

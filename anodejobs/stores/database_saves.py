@@ -8,17 +8,18 @@ the statement began.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final
 
-from anodejobs.stores.base import Save, Write
+from anodejobs.stores.base import Save, Write, steps_of
 from anodejobs.stores.database_sql import FRACTIONS, Statement
 from anodejobs.stores.rows import RECORD_COLUMNS, Row, fact_columns
 from anodejobs.stores.write_rows import attempt_text, history_row
 
 _FACTS: Final = tuple(RECORD_COLUMNS.partition(" priority, ")[2].split(", "))
-_GIVEN: Final = ("job_id", *_FACTS, "attempt", "told", "previous", "why", "ended")
+_TOLD: Final = ("attempt", "told", "previous", "why", "ended")
+_GIVEN: Final = ("nth", "made_from", "job_id", *_FACTS, *_TOLD)
 _TEXTS: Final = {"job_id", "status", "evidence", "error", "reached", "attempt"} | {
     *("previous", "why", "ended"),
 }
@@ -38,21 +39,26 @@ def _is_plain(save: Save) -> bool:
 def saves_statement(saves: Sequence[Save], ring: Statement) -> Statement:
     """Return the statement, which gives ``nth`` and ``seq`` of each save that it applied.
 
-    ``nth`` is 1 for the first.
+    ``nth`` is 1 for the first. Of one with several steps it gives them all, the last one last.
     """
+    rows = [row for nth, save in enumerate(saves, start=1) for row in _given(nth, save)]
     # What is missing everywhere, as most is, costs nothing: unnest gives NULLs for no array, too.
     columns = [
         None if values.count(None) == len(values) else list(values)
-        for values in zip(*map(_given, saves), strict=True)
+        for values in zip(*rows, strict=True)
     ]
     sql, parameters = ring
     return _sql(sql), (*columns, *parameters)
 
 
-def _given(save: Save) -> Row:
-    job_id, told, _, previous, _, why, ended = history_row(save)
-    attempt = attempt_text(save)
-    return (job_id, *fact_columns(save.record), attempt, told, previous, why, ended)
+def _given(nth: int, save: Save) -> Iterator[Row]:
+    """Give a row for each step; that of the last one, which is to be kept, says from what."""
+    for step in steps_of(save):
+        made_from = save.made_from if step is save else None
+        job_id, told, _, previous, _, why, ended = history_row(step)
+        attempt = attempt_text(step)
+        facts = fact_columns(step.record)
+        yield (nth, made_from, job_id, *facts, attempt, told, previous, why, ended)
 
 
 @cache
@@ -63,15 +69,15 @@ def _sql(ring: str) -> str:
     WITH clock AS MATERIALIZED (
         SELECT value FROM anodejobs_counters WHERE name = 'seq' FOR UPDATE
     ), given AS MATERIALIZED (
-        SELECT * FROM unnest({arrays}) WITH ORDINALITY AS given ({", ".join(_GIVEN)}, nth)
+        SELECT * FROM unnest({arrays}) WITH ORDINALITY AS given ({", ".join(_GIVEN)}, step)
     ), saved AS (
         UPDATE anodejobs_jobs AS job
         SET {changes}, attempt = coalesce(given.attempt, job.attempt)
         FROM given, clock
-        WHERE job.job_id = given.job_id AND job.revision = given.revision - 1
+        WHERE job.job_id = given.job_id AND job.revision = given.made_from
         RETURNING nth
     ), applied AS MATERIALIZED (
-        SELECT given.*, clock.value + row_number() OVER (ORDER BY nth) AS seq
+        SELECT given.*, clock.value + row_number() OVER (ORDER BY step) AS seq
         FROM saved JOIN given USING (nth), clock
     ), entered AS (
         INSERT INTO anodejobs_history (seq, job_id, attempt, at, previous, status, why, ended)
@@ -87,7 +93,7 @@ def _sql(ring: str) -> str:
         GROUP BY name HAVING sum(n) <> 0
         ON CONFLICT (name) DO UPDATE SET value = anodejobs_counters.value + excluded.value
     )
-    SELECT nth, seq{ring} FROM applied"""
+    SELECT nth, seq{ring} FROM applied ORDER BY seq"""
 
 
 def _type(column: str) -> str:

@@ -24,6 +24,7 @@ from anodejobs.stores.base import (
     Write,
     changes_of,
     check_restored,
+    steps_of,
 )
 from anodejobs.stores.database_leases import Member, has_expired, remove, renew
 from anodejobs.stores.database_saves import plain_saves, saved_before, saves_statement
@@ -123,7 +124,7 @@ class Batch:
 
     def note_done_at_once(self, rows: Sequence[Row]) -> None:
         """Take note of what the one statement gave."""
-        seqs = {int(nth): int(seq) for nth, seq, *_ in rows}
+        seqs = {int(nth): int(seq) for nth, seq, *_ in rows}  # of several the last
         self.results = [seqs.get(nth) for nth in range(1, len(self._writes) + 1)]
 
     def do(self, session: Session) -> None:
@@ -328,7 +329,7 @@ def _decide(write: Write, revisions: dict[str, int]) -> bool:
     elif isinstance(write, Insert):
         is_applied = write.record.self_id not in revisions
     else:
-        made_from = write.record.revision - isinstance(write, Save)
+        made_from = write.made_from if isinstance(write, Save) else write.record.revision
         is_applied = revisions.get(write.record.self_id) == made_from
     for change in changes_of(write) if is_applied else ():
         if isinstance(change, Delete):
@@ -371,8 +372,9 @@ def _record_row(change: Insert | Save) -> Row:
 def _entries(changes: Sequence[Change], seq: int) -> Iterator[Row]:
     for change in changes:
         if not isinstance(change, Delete):
-            seq += 1
-            yield (seq, *history_row(change))
+            for step in steps_of(change):
+                seq += 1
+                yield (seq, *history_row(step))
 
 
 def _counts(changes: Sequence[Change]) -> list[Row]:
@@ -382,10 +384,11 @@ def _counts(changes: Sequence[Change]) -> list[Row]:
         if isinstance(change, Delete):
             counters[status] -= 1
             continue
-        counters["seq"] += 1
+        steps = steps_of(change)
+        counters["seq"] += len(steps)
         counters[status] += 1
-        if isinstance(change, Save):
-            counters[change.previous.value] -= 1
+        if steps[0].previous is not None:
+            counters[steps[0].previous.value] -= 1
     return sorted((name, n) for name, n in counters.items() if n)
 
 
@@ -396,7 +399,7 @@ def _results(writes: Sequence[Write], is_applied: Sequence[bool], seq: int) -> I
         elif isinstance(write, Delete):
             yield 0
         else:
-            seq += len(changes_of(write))
+            seq += sum(len(steps_of(change)) for change in changes_of(write))
             yield seq
 
 

@@ -20,6 +20,7 @@ from anodejobs.stores.base import (
     Write,
     changes_of,
     check_restored,
+    steps_of,
 )
 from anodejobs.stores.rows import (
     RECORD_COLUMNS,
@@ -72,7 +73,7 @@ _LAST_SEQ = "SELECT value FROM counters WHERE name = 'seq'"
 # is changed after this.
 _ADD_HISTORY = """
     INSERT INTO entries (seq, before, job_id, attempt, at, previous, status, why, ended)
-    VALUES (?, (SELECT entry FROM jobs WHERE job_id = ?), ?, ?, ?, ?, ?, ?, ?)"""
+    VALUES (?, coalesce(?, (SELECT entry FROM jobs WHERE job_id = ?)), ?, ?, ?, ?, ?, ?, ?)"""
 _SET_ENTRY = "UPDATE jobs SET entry = ? WHERE job_id = ?"
 _FORGET_HISTORY = """
     DELETE FROM entries WHERE seq IN (
@@ -136,7 +137,10 @@ class _Together:
 
     def __init__(self, writes: Sequence[Write], specs: Mapping[int, Row]) -> None:
         self._history: list[Row] = []
-        """The entries, but for their ``seq``."""
+        """The entries, but for their ``seq`` and the one before."""
+        self._second_steps: set[int] = set()
+        """The numbers of entries that come right after another one of the same job."""
+        self._job_ids: list[str] = []
         self._changed: dict[str, list[tuple[int, Row]]] = {_INSERT: [], _RENEW: [], _SAVE: []}
         """The rows of each statement, each with the number of its entry: 1 for the first here."""
         self._deleted: list[Row] = []
@@ -152,12 +156,17 @@ class _Together:
             self._up_to.append(0 if isinstance(write, Delete) else self.entries)
 
     def _take(self, change: Insert | Save | Delete, specs: Mapping[int, Row]) -> None:
+        self._job_ids.append(change.record.self_id)
         if isinstance(change, Delete):
             self._deleted.append((change.record.self_id, change.record.revision))
             self._lost.append(change.record.status)
             self._linked.append(change)
             return
-        self._history.append(history_row(change))
+        first, *others = steps_of(change)
+        self._history.append(history_row(first))
+        for step in others:
+            self._history.append(history_row(step))
+            self._second_steps.add(len(self._history))
         entry = len(self._history)
         if isinstance(change, Insert):
             self._changed[_INSERT].append((entry, insert_row(change)))
@@ -192,12 +201,14 @@ class _Together:
 
     def _are_of_different_jobs(self) -> bool:
         """Return whether the order of the kinds is of no account, nor that of the entries."""
-        job_ids = [row[0] for row in self._history + self._deleted]
-        return len(set(job_ids)) == len(job_ids)
+        return len(set(self._job_ids)) == len(self._job_ids)
 
     def _execute(self, connection: sqlite3.Connection, seq: int) -> bool:
         """Return whether each row was changed; else what was executed is to be undone."""
-        history = [(seq + n, row[0], *row) for n, row in enumerate(self._history, start=1)]
+        history = [
+            (seq + n, seq + n - 1 if n in self._second_steps else None, row[0], *row)
+            for n, row in enumerate(self._history, start=1)
+        ]
         _execute(connection, _ADD_HISTORY, history)
         for sql, rows in self._changed.items():
             if _execute(connection, sql, [(seq + n, *row) for n, row in rows]) < len(rows):
@@ -251,7 +262,7 @@ class Restoration:
         _keep_links(connection, self._inserts)
         for event in self._history:
             seq, job_id, *rest = event_row(event)
-            connection.execute(_ADD_HISTORY, (seq, job_id, job_id, *rest))
+            connection.execute(_ADD_HISTORY, (seq, None, job_id, job_id, *rest))
             connection.execute(_SET_ENTRY, (seq, job_id))
         counters = Counter(insert.record.status.value for insert in self._inserts)
         counters["seq"] = self._last_seq - last_seq
@@ -292,7 +303,7 @@ def _renewal_row(write: Save) -> Row:
 
 
 def _which(write: Save) -> Row:
-    return (attempt_text(write), write.record.self_id, write.record.revision - 1)
+    return (attempt_text(write), write.record.self_id, write.made_from)
 
 
 def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:

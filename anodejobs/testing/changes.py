@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from anodejobs.records import JobFilter, Status
-from anodejobs.stores.base import Delete, JobStore, Query, Save, Stored
+from anodejobs.stores.base import Delete, JobStore, Query, Save, Stored, Write, as_one
 from anodejobs.testing.made import (
     NOON,
     full_record,
@@ -17,7 +17,7 @@ from anodejobs.testing.made import (
     make_record,
     make_save,
 )
-from anodejobs.testing.suite import StoreSuite, as_stored, get_record, put
+from anodejobs.testing.suite import StoreSuite, as_stored, get_counts, get_record, put
 
 
 class ChangeContract(StoreSuite):
@@ -129,6 +129,92 @@ class ChangeContract(StoreSuite):
         save = make_save(respecified.record, status=Status.finished, progress=1.0)
         await store.commit([save])
         assert await get_record(store) == save.record
+
+    # Saves of two steps.
+
+    async def test_of_two_steps_the_second_is_kept_and_both_are_told(self, store: JobStore) -> None:
+        insert = make_insert(make_record(status="starting"))
+        await store.commit([insert])
+        started = dataclasses.replace(insert.attempt, pid=4711, pipes=(3, 4))
+        later = NOON + timedelta(seconds=1)
+        one = make_save(insert.record, status=Status.running, attempt=started)
+        other = make_save(
+            one.record, status=Status.failed, exit_code=3, last_update=later, why="exit code 3"
+        )
+        assert await store.commit([as_one(one, other)]) == [3]
+        assert await store.last_seq() == 3
+        assert await store.get("a-job") == as_stored(insert, record=other.record, attempt=started)
+        told = [(e.seq, e.previous, e.status, e.at, e.why) for e in await store.history()][1:]
+        assert told == [
+            (2, Status.starting, Status.running, NOON, None),
+            (3, Status.running, Status.failed, later, "exit code 3"),
+        ]
+        assert await store.history(job_id="a-job") == await store.history()
+        assert await get_counts(store, JobFilter()) == {Status.failed: 1}
+
+    async def test_two_steps_made_from_an_old_record_are_both_refused(
+        self, store: JobStore
+    ) -> None:
+        record = await put(store, make_record(status="starting"))
+        one = make_save(record, status=Status.running)
+        both = as_one(one, make_save(one.record, status=Status.finished))
+        for newer in (make_save(record, error="newer"), make_save(one.record, error="newest")):
+            await store.commit([newer])
+            assert await store.commit([both]) == [None]
+            assert await get_record(store) == newer.record
+        assert await store.last_seq() == 3
+
+    async def test_two_steps_among_other_writes_are_one_of_them(self, store: JobStore) -> None:
+        a, b, c = [await put(store, make_record(i, status="starting")) for i in "abc"]
+        saves = {record.self_id: make_save(record, status=Status.running) for record in (a, b, c)}
+        ends = {i: make_save(save.record, status=Status.finished) for i, save in saves.items()}
+        writes: list[Write] = [
+            as_one(saves["a"], ends["a"]),
+            make_save(make_record("unknown")),
+            saves["b"],
+            as_one(saves["c"], ends["c"]),
+            make_insert(make_record("d")),
+        ]
+        assert await store.commit(writes) == [5, None, 6, 8, 9]
+        told = [(e.job_id, e.status) for e in await store.history(after=3)]
+        running, finished = Status.running, Status.finished
+        expected = [("a", running), ("a", finished), ("b", running), ("c", running)]
+        assert told == [*expected, ("c", finished), ("d", running)]
+        assert [e.seq for e in await store.history(job_id="c")] == [3, 7, 8]
+        records = [ends["a"].record, saves["b"].record, ends["c"].record]
+        assert [await get_record(store, i) for i in "abc"] == records
+
+    async def test_what_follows_two_steps_in_a_batch_sees_both(self, store: JobStore) -> None:
+        record = await put(store, make_record(status="starting"))
+        one = make_save(record, status=Status.running)
+        end = make_save(one.record, status=Status.finished)
+        again = make_save(end.record, launch=make_launch(), tags=["again"])
+        assert await store.commit([as_one(one, end), end, again]) == [3, None, 4]
+        assert await get_record(store) == again.record
+        assert [e.seq for e in await store.history(job_id="a-job")] == [1, 2, 3, 4]
+        assert await store.commit([Delete(record=again.record)]) == [0]
+        assert await store.history() == []
+
+    async def test_two_steps_of_which_one_respecifies_do_so(self, store: JobStore) -> None:
+        record = await put(store, make_record(status="running", depends_on=["a"]))
+        one = make_save(record, is_respecified=True, depends_on=["b"], metadata={"a": 1})
+        end = make_save(one.record, status=Status.finished)
+        await store.commit([as_one(one, end)])
+        assert await get_record(store) == end.record
+        assert await store.dependents("a") == []
+        assert await store.dependents("b") == ["a-job"]
+
+    async def test_many_jobs_may_have_two_steps_in_a_batch(self, store: JobStore) -> None:
+        inserts = [make_insert(make_record(f"{n:03}", status="starting")) for n in range(300)]
+        await store.commit(inserts)
+        saves = [make_save(insert.record, status=Status.running) for insert in inserts]
+        both = [as_one(save, make_save(save.record, status=Status.finished)) for save in saves]
+        assert await store.commit(both) == list(range(302, 902, 2))
+        assert await get_counts(store, JobFilter()) == {Status.finished: 300}
+        assert [e.status for e in await store.history(job_id="299")][1:] == [
+            Status.running,
+            Status.finished,
+        ]
 
     # Who depends on whom.
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from anodejobs.records import ALIVE, Durations, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import Delete, JobStore, Query, Write
+from anodejobs.stores.base import Delete, JobStore, Query, Write, as_one
 from anodejobs.testing.made import NOON, make_insert, make_launch, make_record, make_save
 
 _TICKS = [NOON + timedelta(microseconds=n) for n in (-1, 0, 1)] + [NOON + timedelta(days=1)]
@@ -161,11 +161,14 @@ def expected_metrics(records: Iterable[JobRecord]) -> Metrics:
 
 
 def random_write(rng: random.Random, record: JobRecord) -> Write:
-    """Return a delete, a renewal or a change of the record."""
+    """Return a delete, a renewal or a change of the record, in one step or two."""
     status = rng.choice(list(Status))
     if rng.random() < 0.1:
         return Delete(record=record)
     if rng.random() < 0.4:
         launch = make_launch(record.self_id)
         return make_save(record, status=status, launch=launch, **random_fields(rng))
-    return make_save(record, status=status, finished_at=rng.choice(_TICKS))
+    save = make_save(record, status=status, finished_at=rng.choice(_TICKS))
+    if rng.random() < 0.5:
+        return save
+    return as_one(save, make_save(save.record, status=rng.choice(list(Status))))
