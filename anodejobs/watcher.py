@@ -68,6 +68,7 @@ _CLOSING_S = 10.0
 
 Result = TypeVar("Result")
 Answer = asyncio.Future[JobRecord]
+StartOutcome = Started | StartFailed | Lost
 Ended = Exited | StartFailed | Lost
 
 
@@ -302,35 +303,42 @@ class Watcher:
         """Start what is on record as about to be, and answer; None where nothing runs."""
         faults.reached("host: the start is on record")
         event = refused or await self._start(record, launch, attempt)
-        if isinstance(event, Started) and self._executor.has_ended(attempt.token):
-            await self._pass_over(record, event, answer)
-            return None
-        running = await self._record_started(record, event, attempt)
+        end = await self._end_by_now(record.self_id, event)
+        both = end and await self._record_both(record, event, end)
+        running = both or await self._record_started(record, event, attempt, end)
+        faults.reached("host: the process is on record")
         _resolve(answer, running)
         if not isinstance(event, Started):
+            return None
+        if end is not None:
+            if both is None:
+                await self._record(record.self_id, end, attempt.token)
+            self._watched.pop(attempt.token, None)
             return None
         if self._errands is not None and await self._was_given_up(record.self_id, attempt.token):
             self.own(self._give_up(event.attempt, launch.stop_grace), record.self_id)
         return running
 
-    async def _pass_over(self, record: JobRecord, started: Started, answer: Answer) -> None:
-        """Record the start of what has ended by now together with its end: one commit for both."""
-        job_id, token = record.self_id, started.attempt.token
+    async def _end_by_now(self, job_id: str, event: StartOutcome) -> Exited | Lost | None:
+        """Return how an attempt ended that has ended as its start is told, as short ones may."""
+        if not (isinstance(event, Started) and self._executor.has_ended(event.attempt.token)):
+            return None
         try:
-            end = await self._executor.wait(token, _unheard)
+            return await self._executor.wait(event.attempt.token, _unheard)
         except Exception as error:
-            end = _unwatched(job_id, error)
+            return _unwatched(job_id, error)
+
+    async def _record_both(
+        self, record: JobRecord, event: StartOutcome, end: Exited | Lost
+    ) -> JobRecord | None:
+        """Commit a start together with its end; None where it has to be one after the other."""
+        assert isinstance(event, Started)
         try:
-            known = await self._with_sequel(transition(record, started), end)
-            running = await self._jobdb.apply_both(job_id, started, known, token=token)
+            known = await self._with_sequel(transition(record, event), end)
+            token = event.attempt.token
+            return await self._jobdb.apply_both(record.self_id, event, known, token=token)
         except (InvalidTransition, StoreError):
-            running = None
-        if running is None:  # one after the other it can be done, or it is said why not
-            running = await self._record_started(record, started, started.attempt, end)
-            _resolve(answer, running)
-            await self._record(job_id, end, token)
-        _resolve(answer, running)
-        self._watched.pop(token, None)
+            return None
 
     async def _was_given_up(self, job_id: str, token: str) -> bool:
         """Return whether another host has declared the attempt lost, as it heard nothing of us."""
@@ -372,9 +380,7 @@ class Watcher:
             return None, f"what an earlier run left cannot be removed: {error}"
         return None, None
 
-    async def _start(
-        self, record: JobRecord, launch: Launch, attempt: Attempt
-    ) -> Started | StartFailed | Lost:
+    async def _start(self, record: JobRecord, launch: Launch, attempt: Attempt) -> StartOutcome:
         number = record.attempt
         try:
             if record.payload is not None:
@@ -390,7 +396,7 @@ class Watcher:
     async def _record_started(
         self,
         record: JobRecord,
-        event: Started | StartFailed | Lost,
+        event: StartOutcome,
         attempt: Attempt,
         end: Exited | Lost | None = None,
     ) -> JobRecord:
@@ -398,9 +404,7 @@ class Watcher:
         job_id = record.self_id
         try:
             known = event if isinstance(event, Started) else await self._with_sequel(record, event)
-            started = await self._jobdb.apply(job_id, known, token=attempt.token)
-            faults.reached("host: the process is on record")
-            return started
+            return await self._jobdb.apply(job_id, known, token=attempt.token)
         except InvalidTransition:
             # Another application has asked for the same start, and was quicker to record it.
             return (await self._jobdb.stored(job_id)).record
