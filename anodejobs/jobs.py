@@ -1,25 +1,14 @@
-"""Jobs, what applications hold: it checks what is asked for, joins the parts, owns the root."""
+"""Jobs, what applications hold: it checks what is asked for, and asks the parts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
-import logging
 import os
-import socket
 import uuid
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -45,33 +34,20 @@ from anodejobs.arguments import (
     time_limit,
     unique_ids,
 )
+from anodejobs.callbacks import OnStatus, serve_callback
 from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
-from anodejobs.errands import Errands
-from anodejobs.errors import (
-    AnodeJobsError,
-    ExecutorError,
-    InvalidJob,
-    JobActive,
-    JobNotFound,
-    StatusUnreachable,
-    StoreError,
-)
+from anodejobs.errors import InvalidJob, JobActive, JobNotFound, StatusUnreachable, StoreError
 from anodejobs.events import Event, Submitted
 from anodejobs.executors.base import STREAMS, Executor, Stream
-from anodejobs.executors.processes import Processes
-from anodejobs.executors.shim import Shim
-from anodejobs.executors.supervisors import identity
 from anodejobs.fields import check_name, check_seconds, check_text
 from anodejobs.follower import Follower, unreadable
-from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
 from anodejobs.links import Links
 from anodejobs.logs import LogChunk, read_text
 from anodejobs.planner import Plan, Planner, spec_of
 from anodejobs.progress import last_progress
-from anodejobs.progressfeed import ProgressFeed
 from anodejobs.records import (
     ALIVE,
     WAITING,
@@ -89,24 +65,20 @@ from anodejobs.records import (
     Usage,
 )
 from anodejobs.retention import Retention
-from anodejobs.scheduler import PAUSED, Scheduler
+from anodejobs.root import Parts, Root, Terms
+from anodejobs.scheduler import PAUSED
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey, Stored
-from anodejobs.succession import Succession
 from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
-from anodejobs.watcher import Watcher, remove_attempts
+from anodejobs.watcher import remove_attempts
 
 if TYPE_CHECKING:
     from anodejobs.settings import JobsSettings
-
-LOG = logging.getLogger("anodejobs")
-
-OnStatus = Callable[[JobRecord], Awaitable[object] | object]
 
 
 class Jobs:
@@ -185,16 +157,19 @@ class Jobs:
             log_max_bytes=log_max_bytes,
             log_backups=log_backups,
         )
-        self._max_concurrent_jobs = max_concurrent_jobs
-        self._queues = dict(queues or {})
-        self._aging_s = aging
-        self._choice = Choice(
-            queues=checked_names("only_queues", only_queues),
-            tags=checked_names("only_tags", only_tags),
+        terms = Terms(
+            executor=executor,
+            max_concurrent_jobs=max_concurrent_jobs,
+            queues=dict(queues or {}),
+            aging_s=aging,
+            choice=Choice(
+                queues=checked_names("only_queues", only_queues),
+                tags=checked_names("only_tags", only_tags),
+            ),
+            recovery=recovery,
+            recovery_timeout_s=checked_recovery_timeout(recovery_timeout),
+            on_close=on_close,
         )
-        self._recovery = recovery
-        self._recovery_timeout_s = checked_recovery_timeout(recovery_timeout)
-        self._on_close = on_close
         self._retention_days = checked_days("retention_days", retention_days)
         if store is None:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
@@ -206,15 +181,14 @@ class Jobs:
         self._jobdb.on_foreign.append(self._timetable.attend)
         self._catalogue = Catalogue(self._jobdb)
         self._retention = Retention(self._jobdb, self._delete_old)
-        self._given_executor = executor
-        self._progress: ProgressFeed | None = None
-        self._root: asyncio.Task[None] | None = None
-        self._pid = 0
-        """The process that opened it: a fork of that has the memory, and nothing that works."""
-        self._opened: asyncio.Future[tuple[Watcher, Executor]] | None = None
-        self._parts: tuple[Watcher, Executor] | None = None
-        self._closing = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._root = Root(
+            self.db_path,
+            terms,
+            jobdb=self._jobdb,
+            planner=self._planner,
+            links=self._links,
+            duties=(self._timetable.serve, self._retain),
+        )
 
     @classmethod
     def from_settings(cls, settings: JobsSettings | None = None, **options: Any) -> Self:
@@ -245,7 +219,7 @@ class Jobs:
     # Opening and closing.
 
     async def __aenter__(self) -> Self:
-        await self._open()
+        await self._root.open()
         return self
 
     async def __aexit__(
@@ -262,154 +236,12 @@ class Jobs:
         Returns in the end: processes that do not die of SIGKILL are not waited for. Cancelling
         does not take it back.
         """
-        self._closing.set()
-        # One that ended with an event loop that was closed under it cannot be waited for any more.
-        if self._root is not None and not self._root.done() and self._pid == os.getpid():
-            await asyncio.wait((self._root,))
+        await self._root.close()
 
-    async def _open(self) -> tuple[Watcher, Executor]:
-        if self._root is not None and self._pid != os.getpid():
-            raise ExecutorError("this Jobs was opened before a fork; make one in each process")
-        if self._failure is not None:
-            raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
-        if self._closing.is_set():
-            raise ExecutorError("this Jobs is closed; make another one")
-        if self._parts is not None:
-            return self._parts
-        if self._root is None:
-            self._pid = os.getpid()
-            self._opened = asyncio.get_running_loop().create_future()
-            self._root = asyncio.create_task(self._serve(self._opened), name="anodejobs")
-        assert self._opened is not None
-        self._parts = await asyncio.shield(self._opened)
-        return self._parts
-
-    async def _open_for(self, job_id: str) -> tuple[Watcher, Executor]:
+    async def _open_for(self, job_id: str) -> Parts:
         """Open, for what is asked of one job. Raises InvalidJob where that is no id."""
         check_text("job_id", job_id)
-        return await self._open()
-
-    async def _serve(self, opened: asyncio.Future[tuple[Watcher, Executor]]) -> None:
-        """Be the one owner of all tasks, from opening to closing."""
-        executor = self._executor()
-        try:
-            await self._prepare_directory()
-            await self._jobdb.open()
-            await self._serve_tasks(executor, opened)
-        except BaseException as error:
-            cause = _root_cause(error)
-            if not opened.done():
-                opened.set_exception(_opening_error(cause))
-                opened.exception()  # looked at: who opened may have been cancelled
-            elif not isinstance(cause, asyncio.CancelledError):
-                self._failure = cause
-                LOG.critical("no job of %s is watched any more", self.db_path, exc_info=cause)
-        finally:
-            self._closing.set()
-            self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
-            if self._progress is not None:
-                self._progress.close()
-            try:
-                await executor.close()
-            finally:
-                await self._jobdb.close()
-
-    def _executor(self) -> Executor:
-        match self._given_executor:
-            case "shim":
-                return Shim(self.db_path / "shim")
-            case "inline":
-                return Processes()
-            case executor:
-                return executor
-
-    async def _prepare_directory(self) -> None:
-        def make() -> None:
-            for folder in (self.db_path, self._planner.log_dir):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._planner.files.open()
-            if self._jobdb.is_shared_by_hosts:
-                # A name that two machines may have, or two directories of one, tells nobody apart.
-                host = identity(self.db_path / "host", f"{socket.gethostname()}-")
-                self._planner.place = replace(self._planner.place, host=host)
-
-        try:
-            await asyncio.to_thread(make)
-        except OSError as error:
-            raise StoreError(f"cannot use {self.db_path}: {error}") from error
-
-    async def _serve_tasks(
-        self, executor: Executor, opened: asyncio.Future[tuple[Watcher, Executor]]
-    ) -> None:
-        # asyncio's own group: anyio's costs a tenth of the application's time at full load.
-        tasks = asyncio.TaskGroup()
-        place = self._planner.place
-        errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
-        watcher = Watcher(
-            self._jobdb,
-            executor,
-            tasks,
-            links=self._links,
-            place=place,
-            errands=errands,
-            recovery=self._recovery,
-        )
-        scheduler = self._scheduler(watcher)
-        duties = [self._timetable.serve, self._retain]
-        if errands is not None:
-            timeout_s = self._recovery_timeout_s
-            hosts = Hosts(self._jobdb, watcher, errands, place.host, timeout_s)
-            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
-        try:
-            async with tasks:
-                tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
-                tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
-                if errands is not None:  # before anything is started that others are to miss
-                    await self._jobdb.keep_lease(place.host, self._recovery_timeout_s)
-                await watcher.open()
-                serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
-                opened.set_result((watcher, executor))
-                await self._closing.wait()
-                serving.cancel()  # what waits now waits for another application
-                await asyncio.wait((serving,))
-                await watcher.settle()
-                await self._resign(scheduler)
-                if self._on_close == "stop" or not executor.outlives_host:
-                    await watcher.end_all("the application closed")
-                raise _Closed
-        except* _Closed:
-            pass
-        finally:
-            watcher.refuse_all()
-            await self._resign(scheduler)
-
-    async def _resign(self, scheduler: Scheduler) -> None:
-        with contextlib.suppress(StoreError):  # who comes next looks by itself
-            await scheduler.resign()
-
-    def _scheduler(self, watcher: Watcher) -> Scheduler:
-        lock = self._jobdb.lock_path
-        if lock is None and self._jobdb.is_shared_by_hosts:
-            # One of those that use the directory; each machine has one of its own that acts, and
-            # the store lets the first one have a job.
-            lock = self.db_path / "scheduler"
-        scheduler = Scheduler(
-            self._jobdb,
-            watcher,
-            None if lock is None else Succession(lock),
-            max_concurrent_jobs=self._max_concurrent_jobs,
-            queues=self._queues,
-            aging_s=self._aging_s,
-            choice=self._choice,
-            host=self._host,
-        )
-        self._jobdb.on_foreign.append(scheduler.attend)
-        return scheduler
-
-    @property
-    def _host(self) -> str | None:
-        """The name of this host, None where no other one can have jobs on record."""
-        return self._planner.place.host if self._jobdb.is_shared_by_hosts else None
+        return await self._root.open()
 
     # Running.
 
@@ -440,7 +272,7 @@ class Jobs:
         may_replace = replacement(if_exists, fresh_for)
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, "start")
-        watcher, _ = await self._open()
+        watcher = (await self._root.open()).watcher
         return await watcher.start(plan, may_replace)
 
     # Taking turns.
@@ -489,7 +321,7 @@ class Jobs:
     ) -> JobRecord:
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
-        watcher, _ = await self._open()
+        watcher = (await self._root.open()).watcher
         await self._links.check(plan.record.self_id, plan.record.depends_on)
         return await watcher.owned(watcher.enlist, plan, may_replace)
 
@@ -499,7 +331,7 @@ class Jobs:
         One that has ended is run anew, as it was. One that was submitted already is returned as it
         is. Raises JobNotFound, and JobActive where it has started.
         """
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.is_done:
@@ -526,18 +358,18 @@ class Jobs:
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start nothing more from a queue; what runs goes on. It stays so until it is resumed."""
         check_name("queue", queue)
-        await self._open()
+        await self._root.open()
         await self._jobdb.put_document(PAUSED, queue, json.dumps(queue))
 
     async def resume_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start jobs from the queue again."""
         check_name("queue", queue)
-        await self._open()
+        await self._root.open()
         await self._jobdb.put_document(PAUSED, queue, None)
 
     async def paused_queues(self) -> list[str]:
         """Return the queues that are paused."""
-        await self._open()
+        await self._root.open()
         return list(await self._jobdb.documents(PAUSED))
 
     # Dependencies.
@@ -604,7 +436,7 @@ class Jobs:
             )
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
-        watcher, _ = await self._open()
+        watcher = (await self._root.open()).watcher
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await watcher.owned(watcher.enlist_all, plans)
         return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
@@ -668,19 +500,19 @@ class Jobs:
         when = Schedule({field: value for field, value in given.items() if value is not None})
         if name is None:
             name = checked.job_id or str(uuid.uuid4())
-        await self._open()
+        await self._root.open()
         await self._links.check("", [d for d in checked.depends_on if isinstance(d, str)])
         return await self._timetable.add(name, checked, when)
 
     async def unschedule(self, name: str) -> bool:
         """Forget a schedule; return whether there was one. The jobs that it has made go on."""
         check_text("name", name)
-        await self._open()
+        await self._root.open()
         return await self._timetable.remove(name)
 
     async def schedules(self) -> dict[str, Scheduled]:
         """Return the schedules by name."""
-        await self._open()
+        await self._root.open()
         return await self._timetable.all()
 
     # Templates.
@@ -691,19 +523,19 @@ class Jobs:
             raise InvalidJob("template", "must be a Template, or a mapping of its fields")
         checked = template if isinstance(template, Template) else Template(template)
         self._planner.plan(checked, "submit")  # which says what is wrong with it as a job
-        await self._open()
+        await self._root.open()
         await self._catalogue.add(checked)
         return checked
 
     async def remove_template(self, name: str) -> bool:
         """Forget a template; return whether there was one."""
         check_text("name", name)
-        await self._open()
+        await self._root.open()
         return await self._catalogue.remove(name)
 
     async def templates(self) -> dict[str, Template]:
         """Return the templates by name."""
-        await self._open()
+        await self._root.open()
         return await self._catalogue.all()
 
     async def run_template(self, name: str, /, **params: object) -> JobRecord:
@@ -713,13 +545,13 @@ class Jobs:
         is unknown, missing, or has a value that it does not take.
         """
         check_text("name", name)
-        await self._open()
+        await self._root.open()
         return await self.run(**render(await self._catalogue.get(name), params))
 
     async def submit_template(self, name: str, /, **params: object) -> JobRecord:
         """As ``run_template``, but the job takes its turn."""
         check_text("name", name)
-        await self._open()
+        await self._root.open()
         return await self.submit(**render(await self._catalogue.get(name), params))
 
     # Waiting.
@@ -753,7 +585,7 @@ class Jobs:
         ``jobs`` are ids, or a filter over the jobs there are now. Raises JobNotFound for an unknown
         id, WaitTimeout after ``timeout`` seconds.
         """
-        await self._open()
+        await self._root.open()
         if isinstance(jobs, JobFilter) or (
             isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
         ):
@@ -768,7 +600,7 @@ class Jobs:
 
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
-        await self._open()
+        await self._root.open()
         async with aclosing(self._as_ended(unique_ids("job_ids", job_ids))) as records:
             async for record in records:
                 yield record
@@ -797,7 +629,7 @@ class Jobs:
         """
         if grace is not None:
             check_seconds("grace", grace)
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         if await self._jobdb.get(job_id) is None:
             return None
         return await watcher.owned(watcher.stop, job_id, grace, None)
@@ -807,12 +639,12 @@ class Jobs:
 
         Raises JobNotFound, InvalidTransition where it is not running.
         """
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         return await watcher.owned(watcher.pause, job_id)
 
     async def resume(self, job_id: str) -> JobRecord:
         """Let a paused job go on. Raises JobNotFound, InvalidTransition where it is not paused."""
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         return await watcher.owned(watcher.resume, job_id)
 
     async def signal(self, job_id: str, sig: int | str) -> JobRecord:
@@ -822,7 +654,7 @@ class Jobs:
         no processes.
         """
         signum = signal_number(sig)
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         return await watcher.owned(watcher.signal, job_id, signum)
 
     async def restart(self, job_id: str, grace: float | None = None) -> JobRecord:
@@ -831,7 +663,7 @@ class Jobs:
         Raises JobNotFound, and JobActive where somebody else was quicker or it cannot be stopped.
         """
         await self.stop(job_id, grace)
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
         return await watcher.start(plan, lambda old: True)
@@ -842,7 +674,7 @@ class Jobs:
         Where it has finished, jobs that depend on it no longer wait for it; else it counts for them
         as one that has failed. Raises JobActive where it has not ended.
         """
-        watcher, _ = await self._open_for(job_id)
+        watcher = (await self._open_for(job_id)).watcher
         return await watcher.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
@@ -861,7 +693,7 @@ class Jobs:
             await _remove_files(deleted)
             return len(deleted)
 
-        watcher, _ = await self._open()
+        watcher = (await self._root.open()).watcher
         return await watcher.owned(delete)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
@@ -873,12 +705,12 @@ class Jobs:
         days = self._retention_days if days is None else days
         if days is None:
             raise InvalidJob("older_than_days", "must be said where there is no retention_days")
-        await self._open()
+        await self._root.open()
         return await self._retention.clean_up(days)
 
     async def _retain(self) -> None:
         if self._retention_days is not None:
-            await self._retention.serve(self._retention_days, self._host)
+            await self._retention.serve(self._retention_days, self._root.host)
 
     # Looking.
 
@@ -905,7 +737,7 @@ class Jobs:
 
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""
-        await self._open()
+        await self._root.open()
         records = await self._jobdb.page(Query(filter=checked_filter(filter)))
         return JobRecordDict((record.self_id, self._as_of_now(record)) for record in records)
 
@@ -937,7 +769,7 @@ class Jobs:
             offset=offset,
             after=after,
         )
-        await self._open()
+        await self._root.open()
         return [self._as_of_now(record) for record in await self._jobdb.page(query)]
 
     async def count(self, filter: AnyFilter | None = None) -> int:
@@ -946,7 +778,7 @@ class Jobs:
 
     async def counts(self, filter: AnyFilter | None = None) -> dict[Status, int]:
         """Return how many records match, by status."""
-        await self._open()
+        await self._root.open()
         found = await self._jobdb.count(checked_filter(filter))
         return {status: found.get(status, 0) for status in Status}
 
@@ -955,7 +787,7 @@ class Jobs:
 
         It costs a look at every record: a fifth of a second for 100,000 of them.
         """
-        await self._open()
+        await self._root.open()
         return await self._jobdb.tally()
 
     async def history(self, job_id: str) -> list[JobEvent]:
@@ -974,7 +806,7 @@ class Jobs:
 
     async def usage(self, job_id: str) -> Usage:
         """Return what the job's processes use now; zeros once it has ended. Raises JobNotFound."""
-        _, executor = await self._open_for(job_id)
+        executor = (await self._open_for(job_id)).executor
         stored = await self._jobdb.stored(job_id)
         if stored.record.is_done:
             return Usage(processes=0, cpu_seconds=0.0, memory_bytes=0)
@@ -1029,7 +861,7 @@ class Jobs:
         """
         wanted: list[Stream] = [s for s, on in zip(STREAMS, (stdout, stderr), strict=True) if on]
         offsets = checked_offsets(offset, wanted)
-        _, executor = await self._open_for(job_id)
+        executor = (await self._open_for(job_id)).executor
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.status in WAITING:
@@ -1061,21 +893,18 @@ class Jobs:
         check_count("after", after, least=0)
         if job_id is not None:
             check_text("job_id", job_id)
-        watcher, executor = await self._open()
-        executor.report_growth(self._jobdb.grown)
-        if self._progress is None:
-            folder = self._planner.files.progress_folder
-            self._progress = ProgressFeed(self._jobdb, folder, watcher.own)
-        self._progress.open()
+        parts = await self._root.open()
+        parts.executor.report_growth(self._jobdb.grown)
+        parts.progress.open()
         try:
             async with aclosing(self._jobdb.events(job_id, after, heartbeat)) as events:
                 async for event in events:
                     yield event
         finally:
             if not self._jobdb.has_listeners:
-                self._progress.close()
-                if self._parts and not self._closing.is_set():
-                    executor.report_growth(None)
+                parts.progress.close()
+                if not self._root.is_closing:
+                    parts.executor.report_growth(None)
 
     async def on(
         self,
@@ -1098,41 +927,10 @@ class Jobs:
         wanted = statuses(status)
         if job_id is not None:
             check_text("job_id", job_id)
-        watcher, _ = await self._open()
+        watcher = (await self._root.open()).watcher
         events = self._jobdb.events(job_id, self._jobdb.cursor, None)
-
-        async def serve() -> None:
-            async with aclosing(events):
-                async for event in events:
-                    if event.job_id is None or event.kind != "status":
-                        continue
-                    if wanted is None or event.status in wanted:
-                        record = await self._jobdb.get(event.job_id)
-                        if record is not None:
-                            await _call(callback, record)
-
-        return watcher.own(serve(), "callbacks").cancel
-
-
-async def _call(callback: OnStatus, record: JobRecord) -> None:
-    try:
-        answer = callback(record)
-        if inspect.isawaitable(answer):
-            await answer
-    except Exception:  # the application's own; the other calls are not to suffer
-        LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
-
-
-def _opening_error(cause: BaseException) -> AnodeJobsError:
-    if isinstance(cause, AnodeJobsError):
-        return cause
-    error = ExecutorError(f"this Jobs could not be opened: {cause!r}")
-    error.__cause__ = cause
-    return error
-
-
-class _Closed(Exception):  # no error: how a task group is ended
-    """Ends the tasks that never end by themselves."""
+        calls = serve_callback(callback, self._jobdb, events, wanted=wanted)
+        return watcher.own(calls, "callbacks").cancel
 
 
 async def _remove_files(deleted: Sequence[Stored]) -> None:
@@ -1149,10 +947,3 @@ async def _remove_files(deleted: Sequence[Stored]) -> None:
 
     for job_id, error in (await asyncio.to_thread(remove)).items():
         raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """Return the first error in a group: what the others came from."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

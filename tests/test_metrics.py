@@ -17,7 +17,7 @@ AWKWARD = 'a "b"\\c\nd'
 
 
 async def put(jobs: Jobs, *records: JobRecord) -> None:
-    await jobs._open()
+    await jobs._root.open()
     assert None not in await jobs._jobdb._store.commit([make_insert(r) for r in records])
 
 

@@ -33,7 +33,7 @@ LIMIT_S = 60.0
 
 async def put(jobs: Jobs, *records: JobRecord) -> None:
     """Put records into the store, as if they had come about long ago."""
-    await jobs._open()
+    await jobs._root.open()
     results = await jobs._jobdb._store.commit([make_insert(record) for record in records])
     assert None not in results
 

@@ -911,7 +911,7 @@ async def test_a_start_that_two_applications_ask_for_is_seen_through_by_both(
     ask = shim.Shim.start
 
     async def asks(self, launch, attempt, number):  # type: ignore[no-untyped-def]
-        if launch.job_id == "held" and self is slow._parts[1]:
+        if launch.job_id == "held" and self is (await slow._root.open()).executor:
             await may_ask.wait()
         return await ask(self, launch, attempt, number)
 

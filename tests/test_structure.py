@@ -110,11 +110,12 @@ LAYERS = [
     ],
     [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
-        *("retention", "errands", "stock", "links"),
+        *("retention", "errands", "stock", "links", "callbacks"),
     ],
     ["watcher", "timetable", "catalogue", "progressfeed", "migration"],
     ["settings"],
     ["scheduler", "hosts"],
+    ["root"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus", "migrate"],
     # What tests are made of.
@@ -440,11 +441,11 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
     ]
     groups = {"tasks.create_task", "self._tasks.create_task"}
     assert [call for call in calls if call[1] not in groups] == [
-        ("jobs", "asyncio.create_task"),
+        ("root", "asyncio.create_task"),
         ("stores.database_news", "asyncio.create_task"),
     ]
     assert {module for module, _ in calls} == {
-        *("jobs", "watcher", "scheduler", "succession", "shim.server", "stores.database_news"),
+        *("root", "watcher", "scheduler", "succession", "shim.server", "stores.database_news"),
     }
 
 

@@ -1,0 +1,264 @@
+"""Root: all that is open of a ``Jobs``, and the one task that owns it, from opening to closing.
+
+It makes the parts that live on an event loop, runs them in one task group, and lets go of them in
+order, however it ends. What callers ask of the parts is none of its business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from anodejobs.errands import Errands
+from anodejobs.errors import AnodeJobsError, ExecutorError, StoreError
+from anodejobs.executors.base import Executor
+from anodejobs.executors.processes import Processes
+from anodejobs.executors.shim import Shim
+from anodejobs.executors.supervisors import identity
+from anodejobs.hosts import Hosts
+from anodejobs.jobdb import JobDB
+from anodejobs.links import Links
+from anodejobs.planner import Planner
+from anodejobs.progressfeed import ProgressFeed
+from anodejobs.scheduler import Scheduler
+from anodejobs.sequels import Recovery
+from anodejobs.stock import Choice
+from anodejobs.succession import Succession
+from anodejobs.watcher import Watcher
+
+LOG = logging.getLogger("anodejobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How jobs are to be run: arguments of ``Jobs`` that come into effect when it opens."""
+
+    executor: Literal["shim", "inline"] | Executor
+    max_concurrent_jobs: int | None
+    queues: Mapping[str, int]
+    aging_s: float | None
+    choice: Choice
+    recovery: Recovery
+    recovery_timeout_s: float
+    on_close: Literal["leave", "stop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What callers need of what is there while it is open."""
+
+    watcher: Watcher
+    executor: Executor
+    progress: ProgressFeed
+
+
+class Root:
+    """Opens at the first ``open``, on the running event loop, once; ``close`` ends it for good.
+
+    ``duties`` are done while it is open, in one process of the directory at a time.
+    """
+
+    def __init__(
+        self,
+        db_path: Path,
+        terms: Terms,
+        *,
+        jobdb: JobDB,
+        planner: Planner,
+        links: Links,
+        duties: Sequence[Callable[[], Coroutine[None, None, None]]],
+    ) -> None:
+        self._db_path = db_path
+        self._terms = terms
+        self._jobdb = jobdb
+        self._planner = planner
+        self._links = links
+        self._duties = duties
+        self._task: asyncio.Task[None] | None = None
+        self._pid = 0
+        """The process that opened it: a fork of that has the memory, and nothing that works."""
+        self._opened: asyncio.Future[Parts] | None = None
+        self._parts: Parts | None = None
+        self._closing = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more can be asked for."""
+        return self._closing.is_set()
+
+    @property
+    def host(self) -> str | None:
+        """The name of this host, None where no other one can have jobs on record."""
+        return self._planner.place.host if self._jobdb.is_shared_by_hosts else None
+
+    async def open(self) -> Parts:
+        """Return what is open; the first call opens it. Cancelling gives up the answer only.
+
+        Raises ExecutorError once it is closed or has failed, and what opening failed of.
+        """
+        if self._task is not None and self._pid != os.getpid():
+            raise ExecutorError("this Jobs was opened before a fork; make one in each process")
+        if self._failure is not None:
+            raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
+        if self._closing.is_set():
+            raise ExecutorError("this Jobs is closed; make another one")
+        if self._parts is not None:
+            return self._parts
+        if self._task is None:
+            self._pid = os.getpid()
+            self._opened = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._serve(self._opened), name="anodejobs")
+        assert self._opened is not None
+        return await asyncio.shield(self._opened)
+
+    async def close(self) -> None:
+        """Return once all is let go of. Idempotent; cancelling does not take it back."""
+        self._closing.set()
+        # One that ended with an event loop that was closed under it cannot be waited for any more.
+        if self._task is not None and not self._task.done() and self._pid == os.getpid():
+            await asyncio.wait((self._task,))
+
+    async def _serve(self, opened: asyncio.Future[Parts]) -> None:
+        """Be the one owner of all tasks, from opening to closing."""
+        executor = self._executor()
+        try:
+            await self._prepare_directory()
+            await self._jobdb.open()
+            await self._serve_tasks(executor, opened)
+        except BaseException as error:
+            cause = _root_cause(error)
+            if not opened.done():
+                opened.set_exception(_opening_error(cause))
+                opened.exception()  # looked at: who opened may have been cancelled
+            elif not isinstance(cause, asyncio.CancelledError):
+                self._failure = cause
+                LOG.critical("no job of %s is watched any more", self._db_path, exc_info=cause)
+        finally:
+            self._closing.set()
+            self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
+            if self._parts is not None:
+                self._parts.progress.close()
+            try:
+                await executor.close()
+            finally:
+                await self._jobdb.close()
+
+    def _executor(self) -> Executor:
+        match self._terms.executor:
+            case "shim":
+                return Shim(self._db_path / "shim")
+            case "inline":
+                return Processes()
+            case executor:
+                return executor
+
+    async def _prepare_directory(self) -> None:
+        def make() -> None:
+            for folder in (self._db_path, self._planner.log_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._planner.files.open()
+            if self._jobdb.is_shared_by_hosts:
+                # A name that two machines may have, or two directories of one, tells nobody apart.
+                host = identity(self._db_path / "host", f"{socket.gethostname()}-")
+                self._planner.place = replace(self._planner.place, host=host)
+
+        try:
+            await asyncio.to_thread(make)
+        except OSError as error:
+            raise StoreError(f"cannot use {self._db_path}: {error}") from error
+
+    async def _serve_tasks(self, executor: Executor, opened: asyncio.Future[Parts]) -> None:
+        # asyncio's own group: anyio's costs a tenth of the application's time at full load.
+        tasks = asyncio.TaskGroup()
+        place = self._planner.place
+        lease_s = self._terms.recovery_timeout_s
+        errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
+        watcher = Watcher(
+            self._jobdb,
+            executor,
+            tasks,
+            links=self._links,
+            place=place,
+            errands=errands,
+            recovery=self._terms.recovery,
+        )
+        scheduler = self._scheduler(watcher)
+        duties = list(self._duties)
+        if errands is not None:
+            hosts = Hosts(self._jobdb, watcher, errands, place.host, lease_s)
+            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
+        progress = ProgressFeed(self._jobdb, self._planner.files.progress_folder, watcher.own)
+        try:
+            async with tasks:
+                tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
+                tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
+                if errands is not None:  # before anything is started that others are to miss
+                    await self._jobdb.keep_lease(place.host, lease_s)
+                await watcher.open()
+                serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
+                self._parts = Parts(watcher=watcher, executor=executor, progress=progress)
+                opened.set_result(self._parts)
+                await self._closing.wait()
+                serving.cancel()  # what waits now waits for another application
+                await asyncio.wait((serving,))
+                await watcher.settle()
+                await _resign(scheduler)
+                if self._terms.on_close == "stop" or not executor.outlives_host:
+                    await watcher.end_all("the application closed")
+                raise _Closed
+        except* _Closed:
+            pass
+        finally:
+            watcher.refuse_all()
+            await _resign(scheduler)
+
+    def _scheduler(self, watcher: Watcher) -> Scheduler:
+        lock = self._jobdb.lock_path
+        if lock is None and self._jobdb.is_shared_by_hosts:
+            # One of those that use the directory; each machine has one of its own that acts, and
+            # the store lets the first one have a job.
+            lock = self._db_path / "scheduler"
+        scheduler = Scheduler(
+            self._jobdb,
+            watcher,
+            None if lock is None else Succession(lock),
+            max_concurrent_jobs=self._terms.max_concurrent_jobs,
+            queues=self._terms.queues,
+            aging_s=self._terms.aging_s,
+            choice=self._terms.choice,
+            host=self.host,
+        )
+        self._jobdb.on_foreign.append(scheduler.attend)
+        return scheduler
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the first error in a group: what the others came from."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _opening_error(cause: BaseException) -> AnodeJobsError:
+    if isinstance(cause, AnodeJobsError):
+        return cause
+    error = ExecutorError(f"this Jobs could not be opened: {cause!r}")
+    error.__cause__ = cause
+    return error
+
+
+class _Closed(Exception):  # no error: how a task group is ended
+    """Ends the tasks that never end by themselves."""
+
+
+async def _resign(scheduler: Scheduler) -> None:
+    with contextlib.suppress(StoreError):  # who comes next looks by itself
+        await scheduler.resign()
