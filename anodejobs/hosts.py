@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from anodejobs.control import Control
 from anodejobs.errands import Errand, Errands
 from anodejobs.errors import AnodeJobsError
 from anodejobs.jobdb import JobDB
+from anodejobs.owner import Owner
 from anodejobs.stores.base import uptime
-from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
@@ -32,10 +33,18 @@ class Hosts:
     """
 
     def __init__(
-        self, jobdb: JobDB, watcher: Watcher, errands: Errands, host: str, lasts_s: float
+        self,
+        jobdb: JobDB,
+        owner: Owner,
+        *,
+        control: Control,
+        errands: Errands,
+        host: str,
+        lasts_s: float,
     ) -> None:
         self._jobdb = jobdb
-        self._watcher = watcher
+        self._owner = owner
+        self._control = control
         self._errands = errands
         self._host = host
         self._lasts_s = lasts_s
@@ -68,7 +77,7 @@ class Hosts:
     async def _end_leases(self) -> None:
         for lease in await self._jobdb.expired_leases():
             if lease.host != self._host:
-                await self._watcher.declare_lost(lease)
+                await self._control.declare_lost(lease)
 
     async def serve_errands(self) -> None:
         """Run what other hosts ask for, as they ask for it; until cancelled."""
@@ -79,7 +88,7 @@ class Hosts:
                     for name, errands in (await self._errands.asked()).items():
                         if name not in self._under_way:
                             self._under_way.add(name)
-                            self._watcher.own(self._run(name, errands), f"errand {name}")
+                            self._owner.own(self._run(name, errands), f"errand {name}")
                 except AnodeJobsError as error:
                     LOG.error("what other hosts ask for waits: %s", error)
                     await asyncio.sleep(_LONGEST_RETRY_S)
@@ -96,7 +105,7 @@ class Hosts:
             await asyncio.sleep(_FORGET_EVERY_S)
 
     async def _run(self, name: str, errands: list[Errand]) -> None:
-        works = map(self._watcher.run_errand, errands)
+        works = map(self._control.run_errand, errands)
         try:
             # All of them, whatever becomes of one: it is there still, for when we look again.
             results = await asyncio.gather(*works, return_exceptions=True)

@@ -321,9 +321,9 @@ class Jobs:
     ) -> JobRecord:
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
-        watcher = (await self._root.open()).watcher
+        parts = await self._root.open()
         await self._links.check(plan.record.self_id, plan.record.depends_on)
-        return await watcher.owned(watcher.enlist, plan, may_replace)
+        return await parts.owner.owned(parts.watcher.enlist, plan, may_replace)
 
     async def start(self, job_id: str) -> JobRecord:
         """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
@@ -331,13 +331,13 @@ class Jobs:
         One that has ended is run anew, as it was. One that was submitted already is returned as it
         is. Raises JobNotFound, and JobActive where it has started.
         """
-        watcher = (await self._open_for(job_id)).watcher
+        parts = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
             await self._links.check(job_id, record.depends_on)
-            return await watcher.owned(watcher.enlist, plan, lambda old: True)
+            return await parts.owner.owned(parts.watcher.enlist, plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
             if record.status not in WAITING:
@@ -436,9 +436,9 @@ class Jobs:
             )
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
-        watcher = (await self._root.open()).watcher
+        parts = await self._root.open()
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
-        await watcher.owned(watcher.enlist_all, plans)
+        await parts.owner.owned(parts.watcher.enlist_all, plans)
         return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
@@ -629,23 +629,23 @@ class Jobs:
         """
         if grace is not None:
             check_seconds("grace", grace)
-        watcher = (await self._open_for(job_id)).watcher
+        parts = await self._open_for(job_id)
         if await self._jobdb.get(job_id) is None:
             return None
-        return await watcher.owned(watcher.stop, job_id, grace, None)
+        return await parts.owner.owned(parts.control.stop, job_id, grace, None)
 
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP; its ``timeout`` runs on.
 
         Raises JobNotFound, InvalidTransition where it is not running.
         """
-        watcher = (await self._open_for(job_id)).watcher
-        return await watcher.owned(watcher.pause, job_id)
+        parts = await self._open_for(job_id)
+        return await parts.owner.owned(parts.control.pause, job_id)
 
     async def resume(self, job_id: str) -> JobRecord:
         """Let a paused job go on. Raises JobNotFound, InvalidTransition where it is not paused."""
-        watcher = (await self._open_for(job_id)).watcher
-        return await watcher.owned(watcher.resume, job_id)
+        parts = await self._open_for(job_id)
+        return await parts.owner.owned(parts.control.resume, job_id)
 
     async def signal(self, job_id: str, sig: int | str) -> JobRecord:
         """Send a signal (``signal.SIGHUP``, ``"SIGHUP"``, 1) to all processes of the job.
@@ -654,8 +654,8 @@ class Jobs:
         no processes.
         """
         signum = signal_number(sig)
-        watcher = (await self._open_for(job_id)).watcher
-        return await watcher.owned(watcher.signal, job_id, signum)
+        parts = await self._open_for(job_id)
+        return await parts.owner.owned(parts.control.signal, job_id, signum)
 
     async def restart(self, job_id: str, grace: float | None = None) -> JobRecord:
         """Stop the job if it is active, and run it anew as it was; return it as ``run`` does.
@@ -674,8 +674,8 @@ class Jobs:
         Where it has finished, jobs that depend on it no longer wait for it; else it counts for them
         as one that has failed. Raises JobActive where it has not ended.
         """
-        watcher = (await self._open_for(job_id)).watcher
-        return await watcher.owned(self._delete, job_id)
+        owner = (await self._open_for(job_id)).owner
+        return await owner.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
         record = await self._jobdb.get(job_id)
@@ -693,8 +693,8 @@ class Jobs:
             await _remove_files(deleted)
             return len(deleted)
 
-        watcher = (await self._root.open()).watcher
-        return await watcher.owned(delete)
+        owner = (await self._root.open()).owner
+        return await owner.owned(delete)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
@@ -927,10 +927,10 @@ class Jobs:
         wanted = statuses(status)
         if job_id is not None:
             check_text("job_id", job_id)
-        watcher = (await self._root.open()).watcher
+        owner = (await self._root.open()).owner
         events = self._jobdb.events(job_id, self._jobdb.cursor, None)
         calls = serve_callback(callback, self._jobdb, events, wanted=wanted)
-        return watcher.own(calls, "callbacks").cancel
+        return owner.own(calls, "callbacks").cancel
 
 
 async def _remove_files(deleted: Sequence[Stored]) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from anodejobs.control import Control
 from anodejobs.errands import Errands
 from anodejobs.errors import AnodeJobsError, ExecutorError, StoreError
 from anodejobs.executors.base import Executor
@@ -24,9 +25,13 @@ from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
+from anodejobs.jobfiles import JobFiles
 from anodejobs.links import Links
+from anodejobs.owner import Owner
 from anodejobs.planner import Planner
 from anodejobs.progressfeed import ProgressFeed
+from anodejobs.reconciler import Reconciler
+from anodejobs.recorder import Recorder
 from anodejobs.scheduler import Scheduler
 from anodejobs.sequels import Recovery
 from anodejobs.stock import Choice
@@ -54,7 +59,9 @@ class Terms:
 class Parts:
     """What callers need of what is there while it is open."""
 
+    owner: Owner
     watcher: Watcher
+    control: Control
     executor: Executor
     progress: ProgressFeed
 
@@ -181,30 +188,55 @@ class Root:
         place = self._planner.place
         lease_s = self._terms.recovery_timeout_s
         errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
+        owner = Owner(tasks)
+        recorder = Recorder(self._jobdb, JobFiles(place.files), self._terms.recovery)
+        control = Control(self._jobdb, executor, recorder, errands=errands, host=self.host)
         watcher = Watcher(
             self._jobdb,
             executor,
-            tasks,
+            owner,
+            recorder=recorder,
+            control=control,
             links=self._links,
             place=place,
-            errands=errands,
-            recovery=self._terms.recovery,
+        )
+        reconciler = Reconciler(
+            self._jobdb,
+            executor,
+            owner,
+            recorder=recorder,
+            control=control,
+            watcher=watcher,
+            host=self.host,
         )
         scheduler = self._scheduler(watcher)
         duties = list(self._duties)
         if errands is not None:
-            hosts = Hosts(self._jobdb, watcher, errands, place.host, lease_s)
+            hosts = Hosts(
+                self._jobdb,
+                owner,
+                control=control,
+                errands=errands,
+                host=place.host,
+                lasts_s=lease_s,
+            )
             duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
-        progress = ProgressFeed(self._jobdb, self._planner.files.progress_folder, watcher.own)
+        progress = ProgressFeed(self._jobdb, self._planner.files.progress_folder, owner.own)
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
                 tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
                 if errands is not None:  # before anything is started that others are to miss
                     await self._jobdb.keep_lease(place.host, lease_s)
-                await watcher.open()
+                await reconciler.open()
                 serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
-                self._parts = Parts(watcher=watcher, executor=executor, progress=progress)
+                self._parts = Parts(
+                    owner=owner,
+                    watcher=watcher,
+                    control=control,
+                    executor=executor,
+                    progress=progress,
+                )
                 opened.set_result(self._parts)
                 await self._closing.wait()
                 serving.cancel()  # what waits now waits for another application
@@ -217,7 +249,7 @@ class Root:
         except* _Closed:
             pass
         finally:
-            watcher.refuse_all()
+            owner.refuse_all()
             await _resign(scheduler)
 
     def _scheduler(self, watcher: Watcher) -> Scheduler:

@@ -32,15 +32,16 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
 )
+from anodejobs.control import Control
 from anodejobs.errands import Errand, Errands, document
 from anodejobs.events import Attempt, Lost, Started, utc_now
 from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
+from anodejobs.owner import Owner
 from anodejobs.stores.base import Lease, uptime
 from anodejobs.testing import make_insert, make_record
-from anodejobs.watcher import Watcher
 from benchmarks.hosts import Shared
 from tests.conftest import has_died, locker, python
 from tests.servers import (
@@ -481,7 +482,7 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
                 raise StoreError("the network is down")
             await super().keep_lease(host, lasts_s)
 
-    class Ends(Watcher):
+    class Ends(Control):
         def __init__(self) -> None:
             self.at: asyncio.Queue[float] = asyncio.Queue()
 
@@ -490,26 +491,33 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
             self.at.put_nowait(uptime())
 
     lasts_s = 0.6
-    others, jobdb, watcher = (
+    others, jobdb, control = (
         DatabaseJobStore(database.url),
         Away(DatabaseJobStore(database.url)),
         Ends(),
     )
     await others.open(lambda: None)
     await jobdb.open()
-    hosts = Hosts(jobdb, watcher, Errands(jobdb, "me"), "me", lasts_s)
+    hosts = Hosts(
+        jobdb,
+        Owner(asyncio.TaskGroup()),
+        control=control,
+        errands=Errands(jobdb, "me"),
+        host="me",
+        lasts_s=lasts_s,
+    )
     await others.keep_lease("silent", 0.01)
     began = uptime()
     serving = asyncio.create_task(hosts.serve_lease())
     try:
         async with asyncio.timeout(LIMIT_S):
-            assert await watcher.at.get() - began > lasts_s
+            assert await control.at.get() - began > lasts_s
             jobdb.is_away = True
             await others.keep_lease("silent, too", 0.01)
             await asyncio.sleep(lasts_s)
-            assert watcher.at.empty()
+            assert control.at.empty()
             jobdb.is_away, back = False, uptime()
-            assert await watcher.at.get() - back > lasts_s
+            assert await control.at.get() - back > lasts_s
     finally:
         serving.cancel()
         await asyncio.wait((serving,))

@@ -112,9 +112,10 @@ LAYERS = [
         *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
         *("retention", "errands", "stock", "links", "callbacks"),
     ],
-    ["watcher", "timetable", "catalogue", "progressfeed", "migration"],
-    ["settings"],
-    ["scheduler", "hosts"],
+    ["recorder", "owner", "timetable", "catalogue", "progressfeed", "migration"],
+    ["settings", "control"],
+    ["watcher"],
+    ["reconciler", "scheduler", "hosts"],
     ["root"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus", "migrate"],
@@ -364,7 +365,7 @@ def test_the_writer_of_records_knows_no_technology():
             assert known in ("executors.base", "stores.base")
 
 
-@pytest.mark.parametrize("module", ["watcher", "follower"])
+@pytest.mark.parametrize("module", ["recorder", "control", "watcher", "reconciler", "follower"])
 def test_the_supervisor_knows_contracts_only(module):
     for known in _imports(module):
         if known.startswith(("executors", "stores")):
@@ -445,7 +446,7 @@ def test_one_task_is_owned_by_nobody_and_that_is_the_root():
         ("stores.database_news", "asyncio.create_task"),
     ]
     assert {module for module, _ in calls} == {
-        *("root", "watcher", "scheduler", "succession", "shim.server", "stores.database_news"),
+        *("root", "owner", "scheduler", "succession", "shim.server", "stores.database_news"),
     }
 
 

@@ -1,0 +1,201 @@
+"""Control: what callers ask of a job that is there, wherever it runs: stop it, pause it, signal it.
+
+A job of another host is that one's to be stopped or signalled: it is asked for an errand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+
+from anodejobs.errands import Errand, Errands, document
+from anodejobs.errors import InvalidTransition, StatusUnreachable
+from anodejobs.events import (
+    Attempt,
+    Event,
+    Lost,
+    Paused,
+    Resumed,
+    StopFailed,
+    StopRequested,
+    Withdrawn,
+)
+from anodejobs.executors.base import Executor
+from anodejobs.jobdb import JobDB
+from anodejobs.recorder import Recorder
+from anodejobs.records import WAITING, JobRecord, Status
+from anodejobs.stores.base import Lease, Stored
+from anodejobs.transitions import SIGNALLABLE, transition
+
+LOG = logging.getLogger("anodejobs")
+
+
+class Control:
+    """Ends and signals jobs. ``errands`` is None where no other host can have jobs on record."""
+
+    def __init__(
+        self,
+        jobdb: JobDB,
+        executor: Executor,
+        recorder: Recorder,
+        *,
+        errands: Errands | None,
+        host: str | None,
+    ) -> None:
+        self._jobdb = jobdb
+        self._executor = executor
+        self._recorder = recorder
+        self._errands = errands
+        self._host = host
+
+    def is_of_here(self, stored: Stored) -> bool:
+        """Return whether the job is of this host: nobody can see to those of another one."""
+        return self._errands is None or stored.record.host == self._host
+
+    async def stop(
+        self,
+        job_id: str,
+        grace: float | None,
+        reason: str | None,
+        *,
+        here_only: bool = False,
+    ) -> JobRecord:
+        """End the job, and return its record when nothing of it is left.
+
+        One that waits for its start is withdrawn. With ``here_only`` it is left alone, and so is
+        one that another host runs.
+        """
+        while True:
+            stored = await self._jobdb.stored(job_id)
+            is_waiting = stored.record.status in WAITING
+            if stored.record.is_done:
+                return stored.record
+            if here_only and (is_waiting or not self.is_of_here(stored)):
+                return stored.record
+            if is_waiting:
+                with contextlib.suppress(InvalidTransition):  # it has just been started
+                    return await self._jobdb.apply(job_id, Withdrawn())
+                continue
+            if stored.record.status in SIGNALLABLE:
+                stopped = await self._stop_attempt(stored, grace, reason)
+                if stopped is not None:
+                    return stopped
+                continue
+            try:
+                await self._jobdb.wait_for(job_id, SIGNALLABLE)
+            except StatusUnreachable as ended:
+                return ended.record
+
+    async def _stop_attempt(
+        self, stored: Stored, grace: float | None, reason: str | None
+    ) -> JobRecord | None:
+        """End this attempt; None where the job is run anew all the same."""
+        job_id, attempt = stored.record.self_id, stored.attempt
+        # Listening before it ends: when it has, somebody else may run it anew at once.
+        with self._jobdb.waiting_for_attempt(stored.record) as end:
+            await self._jobdb.apply(job_id, StopRequested(reason=reason), token=attempt.token)
+            if end.future.done():
+                return _unless_it_goes_on(stored.record, await end.future)
+            now = await self._jobdb.stored(job_id)
+            if now.attempt.token != attempt.token:
+                return None
+            if now.record.is_done:
+                return now.record
+            grace = stored.launch.stop_grace if grace is None else grace
+            if await self._end_wherever(stored, grace, end.future):
+                return _unless_it_goes_on(stored.record, await end.future)
+            return (await self._jobdb.stored(job_id)).record
+
+    async def _end_wherever(
+        self, stored: Stored, grace: float, end: asyncio.Future[JobRecord]
+    ) -> bool:
+        """As ``_end``, also where another host runs the attempt; ``end`` is that of the attempt."""
+        job_id, attempt = stored.record.self_id, stored.attempt
+        if self._errands is None or self.is_of_here(stored):
+            return await self.end(job_id, attempt, grace)
+        errand = Errand(do="stop", job_id=job_id, attempt=attempt, grace=grace)
+        await self._errands.ask(stored.record.host or "", errand, until=end)
+        if end.done():
+            return True
+        return (await self._jobdb.stored(job_id)).record.status is not Status.failed_stop
+
+    async def pause(self, job_id: str) -> JobRecord:
+        """Stop all processes of the job with SIGSTOP."""
+        return await self._signalled(job_id, signal.SIGSTOP, Paused())
+
+    async def resume(self, job_id: str) -> JobRecord:
+        """Let all processes of the job go on."""
+        return await self._signalled(job_id, signal.SIGCONT, Resumed())
+
+    async def _signalled(self, job_id: str, signum: int, event: Event) -> JobRecord:
+        stored = await self._jobdb.stored(job_id)
+        transition(stored.record, event)  # refused before anything is signalled
+        await self._send(stored, signum)
+        return await self._jobdb.apply(job_id, event, token=stored.attempt.token)
+
+    async def signal(self, job_id: str, signum: int) -> JobRecord:
+        """Send a signal to all processes of the job."""
+        stored = await self._jobdb.stored(job_id)
+        if stored.record.status not in SIGNALLABLE:
+            raise InvalidTransition(job_id, stored.record.status, "Signalled")
+        await self._send(stored, signum)
+        return stored.record
+
+    async def _send(self, stored: Stored, signum: int) -> None:
+        """Send a signal to all processes of an attempt, on whatever host they are."""
+        if self._errands is None or self.is_of_here(stored):
+            await self._executor.signal(stored.attempt, signum)
+            return
+        job_id, attempt = stored.record.self_id, stored.attempt
+        errand = Errand(do="signal", job_id=job_id, attempt=attempt, signum=signum)
+        with self._jobdb.waiting_for_attempt(stored.record) as end:
+            await self._errands.ask(stored.record.host or "", errand, until=end.future)
+
+    async def end(
+        self, job_id: str, attempt: Attempt, grace: float, *, may_hasten: bool = True
+    ) -> bool:
+        """End an attempt of here; return whether nothing of it is left."""
+        is_gone = await self._executor.stop(attempt, grace, may_hasten=may_hasten)
+        if not is_gone:
+            await self._recorder.record(job_id, StopFailed(), attempt.token)
+        return is_gone
+
+    async def run_errand(self, errand: Errand) -> None:
+        """Do what another host asks for."""
+        if errand.do == "signal":
+            await self._executor.signal(errand.attempt, errand.signum)
+        else:
+            await self.end(errand.job_id, errand.attempt, errand.grace)
+
+    async def declare_lost(self, lease: Lease) -> None:
+        """End the lease of a host that is silent, and with it all that it had under way.
+
+        Nothing is done where it is back, or another host is quicker. Should it come back later, it
+        finds the errand to end its processes: by then somebody else may run these jobs.
+        """
+        jobs = await self._jobdb.alive_on(lease.host)
+        error = f"its host {lease.host} has not been heard of for {lease.silent_s:.1f} s"
+        losses = []
+        for job in jobs:
+            loss = await self._recorder.concluded(job.record, Lost(error=error))
+            assert isinstance(loss, Lost)
+            losses.append((job, loss))
+        errands = [
+            Errand(
+                do="stop",
+                job_id=job.record.self_id,
+                attempt=job.attempt,
+                grace=job.launch.stop_grace,
+            )
+            for job in jobs
+        ]
+        order = document(lease.host, errands) if errands else None
+        if await self._jobdb.end_lease(lease, losses, order):
+            LOG.warning("host %s is silent: %s jobs of it are lost", lease.host, len(jobs))
+
+
+def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:
+    """Return the record after an attempt, None where another one of the same run follows."""
+    return after if after.is_done or after.created_at != record.created_at else None
