@@ -111,7 +111,7 @@ class Control:
     async def _end_wherever(
         self, stored: Stored, grace: float, end: asyncio.Future[JobRecord]
     ) -> bool:
-        """As ``_end``, also where another host runs the attempt; ``end`` is that of the attempt."""
+        """As ``end``, also where another host runs the attempt; ``end`` is that of the attempt."""
         job_id, attempt = stored.record.self_id, stored.attempt
         if self._errands is None or self.is_of_here(stored):
             return await self.end(job_id, attempt, grace)

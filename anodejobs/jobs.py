@@ -69,13 +69,13 @@ from anodejobs.root import Parts, Root, Terms
 from anodejobs.scheduler import PAUSED
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
+from anodejobs.starter import remove_attempts
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.templates import Template, render
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
-from anodejobs.watcher import remove_attempts
 
 if TYPE_CHECKING:
     from anodejobs.settings import JobsSettings
@@ -272,8 +272,8 @@ class Jobs:
         may_replace = replacement(if_exists, fresh_for)
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, "start")
-        watcher = (await self._root.open()).watcher
-        return await watcher.start(plan, may_replace)
+        starter = (await self._root.open()).starter
+        return await starter.start(plan, may_replace)
 
     # Taking turns.
 
@@ -323,7 +323,7 @@ class Jobs:
         plan = self._planner.plan(checked, opening)
         parts = await self._root.open()
         await self._links.check(plan.record.self_id, plan.record.depends_on)
-        return await parts.owner.owned(parts.watcher.enlist, plan, may_replace)
+        return await parts.owner.owned(parts.starter.enlist, plan, may_replace)
 
     async def start(self, job_id: str) -> JobRecord:
         """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
@@ -337,7 +337,7 @@ class Jobs:
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
             await self._links.check(job_id, record.depends_on)
-            return await parts.owner.owned(parts.watcher.enlist, plan, lambda old: True)
+            return await parts.owner.owned(parts.starter.enlist, plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
             if record.status not in WAITING:
@@ -438,7 +438,7 @@ class Jobs:
         ]
         parts = await self._root.open()
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
-        await parts.owner.owned(parts.watcher.enlist_all, plans)
+        await parts.owner.owned(parts.starter.enlist_all, plans)
         return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
@@ -663,10 +663,10 @@ class Jobs:
         Raises JobNotFound, and JobActive where somebody else was quicker or it cannot be stopped.
         """
         await self.stop(job_id, grace)
-        watcher = (await self._open_for(job_id)).watcher
+        starter = (await self._open_for(job_id)).starter
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
-        return await watcher.start(plan, lambda old: True)
+        return await starter.start(plan, lambda old: True)
 
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from functools import partial
 
 import anyio
 
@@ -52,7 +51,6 @@ class Reconciler:
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
         jobdb.on_foreign.append(executor.attend)
-        watcher.on_doubt = partial(self._look_soon, FIRST_RETRY_S)
 
     async def open(self) -> None:
         """Open the executor, and take care of what earlier applications have left."""
@@ -160,15 +158,14 @@ class Reconciler:
     async def _succeed(self, supervisor: str) -> None:
         await self._executor.outlive(supervisor)
         self._heeded.discard(supervisor)
-        await self._reconcile_soon()
+        await self.reconcile_soon()
 
-    def _look_soon(self, after_s: float = 0.0) -> None:
+    def _look_soon(self) -> None:
         with contextlib.suppress(ExecutorError):  # closed
-            self._owner.own(self._reconcile_soon(after_s), "reconciliation")
+            self._owner.own(self.reconcile_soon(), "reconciliation")
 
-    async def _reconcile_soon(self, after_s: float = 0.0) -> None:
+    async def reconcile_soon(self) -> None:
         """Reconcile, however long the store takes to allow it."""
-        await asyncio.sleep(after_s)
         rest_s = FIRST_RETRY_S
         while True:
             try:

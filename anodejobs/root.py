@@ -34,6 +34,7 @@ from anodejobs.reconciler import Reconciler
 from anodejobs.recorder import Recorder
 from anodejobs.scheduler import Scheduler
 from anodejobs.sequels import Recovery
+from anodejobs.starter import Starter
 from anodejobs.stock import Choice
 from anodejobs.succession import Succession
 from anodejobs.watcher import Watcher
@@ -60,7 +61,7 @@ class Parts:
     """What callers need of what is there while it is open."""
 
     owner: Owner
-    watcher: Watcher
+    starter: Starter
     control: Control
     executor: Executor
     progress: ProgressFeed
@@ -197,8 +198,6 @@ class Root:
             owner,
             recorder=recorder,
             control=control,
-            links=self._links,
-            place=place,
         )
         reconciler = Reconciler(
             self._jobdb,
@@ -209,7 +208,16 @@ class Root:
             watcher=watcher,
             host=self.host,
         )
-        scheduler = self._scheduler(watcher)
+        starter = Starter(
+            self._jobdb,
+            executor,
+            owner,
+            watcher=watcher,
+            reconciler=reconciler,
+            links=self._links,
+            place=place,
+        )
+        scheduler = self._scheduler(starter)
         duties = list(self._duties)
         if errands is not None:
             hosts = Hosts(
@@ -232,7 +240,7 @@ class Root:
                 serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
                 self._parts = Parts(
                     owner=owner,
-                    watcher=watcher,
+                    starter=starter,
                     control=control,
                     executor=executor,
                     progress=progress,
@@ -241,7 +249,7 @@ class Root:
                 await self._closing.wait()
                 serving.cancel()  # what waits now waits for another application
                 await asyncio.wait((serving,))
-                await watcher.settle()
+                await starter.settle()
                 await _resign(scheduler)
                 if self._terms.on_close == "stop" or not executor.outlives_host:
                     await watcher.end_all("the application closed")
@@ -252,7 +260,7 @@ class Root:
             owner.refuse_all()
             await _resign(scheduler)
 
-    def _scheduler(self, watcher: Watcher) -> Scheduler:
+    def _scheduler(self, starter: Starter) -> Scheduler:
         lock = self._jobdb.lock_path
         if lock is None and self._jobdb.is_shared_by_hosts:
             # One of those that use the directory; each machine has one of its own that acts, and
@@ -260,7 +268,7 @@ class Root:
             lock = self._db_path / "scheduler"
         scheduler = Scheduler(
             self._jobdb,
-            watcher,
+            starter,
             None if lock is None else Succession(lock),
             max_concurrent_jobs=self._terms.max_concurrent_jobs,
             queues=self._terms.queues,

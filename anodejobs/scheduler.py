@@ -2,7 +2,7 @@
 
 It hears of every record that is written, by whomever, and keeps ``JobQueue`` and ``Dependencies``
 in step with them; what these say is then done: a job that waits for nothing more is queued, one
-that may not start is withdrawn, one that is admitted is started by the watcher. Of all processes
+that may not start is withdrawn, one that is admitted goes to the starter. Of all processes
 that share the records, one has a scheduler that acts.
 
 It wakes for records and at moments that it knows of. Everything it knows is on record, so another
@@ -25,10 +25,10 @@ from anodejobs.events import Event
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import JobQueue, Waiting
 from anodejobs.records import JobFilter, JobRecord
+from anodejobs.starter import Starter
 from anodejobs.stock import Choice, Stock
 from anodejobs.stores.base import Query
 from anodejobs.succession import Succession
-from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(
         self,
         jobdb: JobDB,
-        watcher: Watcher,
+        starter: Starter,
         succession: Succession | None,
         *,
         max_concurrent_jobs: int | None,
@@ -61,7 +61,7 @@ class Scheduler:
         host: str | None,
     ) -> None:
         self._jobdb = jobdb
-        self._watcher = watcher
+        self._starter = starter
         self._succession = succession
         self._limits = max_concurrent_jobs, queues, aging_s
         self._choice = choice
@@ -110,7 +110,7 @@ class Scheduler:
     async def _schedule(self) -> None:
         while True:
             # What is about to start is not on record yet, and has its slot all the same.
-            await self._watcher.settle()
+            await self._starter.settle()
             self._stock = self._new_stock()
             # Listening before the records are read: what is written meanwhile is heard twice.
             self._jobdb.on_record = self._note
@@ -194,7 +194,7 @@ class Scheduler:
         for job_ids in _pages([waiting.job_id for waiting in admitted]):
             await self._jobdb.bring(job_ids)
             for job_id in job_ids:
-                self._watcher.admit(job_id, partial(self._refused, self._stock))
+                self._starter.admit(job_id, partial(self._refused, self._stock))
 
     def _refused(self, stock: Stock, job_id: str, error: BaseException) -> None:
         """Let a job that could not be started keep its place, and try again after a while."""

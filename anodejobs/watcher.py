@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -19,34 +19,19 @@ from anodejobs.control import Control
 from anodejobs.errors import (
     AnodeJobsError,
     ExecutorError,
-    InvalidJob,
     InvalidTransition,
-    JobActive,
     JobNotFound,
     StoreError,
 )
-from anodejobs.events import (
-    Admitted,
-    Attempt,
-    Event,
-    Exited,
-    Lost,
-    Started,
-    StartFailed,
-    Submitted,
-    Withdrawn,
-)
-from anodejobs.executors.base import STREAMS, Executor, Launch, new_token
-from anodejobs.jobdb import JobDB, unstarted
+from anodejobs.events import Attempt, Event, Exited, Lost, Started, StartFailed
+from anodejobs.executors.base import Executor, Launch, new_token
+from anodejobs.jobdb import JobDB
 from anodejobs.jobfiles import JobFiles
-from anodejobs.links import Links
-from anodejobs.logs import remove_logs
 from anodejobs.owner import Owner, refuse, resolve
-from anodejobs.planner import Place, Plan
 from anodejobs.recorder import Recorder
 from anodejobs.records import JobRecord, Status
 from anodejobs.stores.base import Stored
-from anodejobs.transitions import renewed, transition
+from anodejobs.transitions import transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -57,8 +42,17 @@ Answer = asyncio.Future[JobRecord]
 StartOutcome = Started | StartFailed | Lost
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is on record as about to start; ``refused`` says why it cannot, where that is known."""
+
+    record: JobRecord
+    launch: Launch
+    refused: StartFailed | None
+
+
 class Watcher:
-    """Starts attempts, follows them to their recorded end, and ends them when it closes."""
+    """Begins attempts, follows them to their recorded end, and ends them when it closes."""
 
     def __init__(
         self,
@@ -68,19 +62,13 @@ class Watcher:
         *,
         recorder: Recorder,
         control: Control,
-        links: Links,
-        place: Place,
     ) -> None:
         self._jobdb = jobdb
         self._executor = executor
         self._owner = owner
         self._recorder = recorder
         self._control = control
-        self._links = links
-        self._place = place
         self._is_shared = jobdb.is_shared_by_hosts
-        self.on_doubt: Callable[[], None] = lambda: None
-        """Called when something may be on record as about to start that is not being started."""
         self._watched: dict[str, Launch] = {}
         """What was started or taken over here and has not ended, by token."""
         self._inherited: set[str] = set()
@@ -89,130 +77,26 @@ class Watcher:
         """How many attempts have a task here, those that are being cleaned up after included."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
-        self._admissions: set[Answer] = set()
-        """Of queued jobs whose start is not on record yet, or has not been given up."""
 
-    # From a plan to a process.
+    # From its start to a process.
 
-    async def start(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
-        """Return the record of a new run once its program is exec'd or could not be.
-
-        Where the id has a record that ended and that the run may not replace, that one is
-        returned. Raises JobActive. Cancelling gives up the answer, not the run.
-        """
-        answer: Answer = asyncio.get_running_loop().create_future()
-        if self._is_shared:
-            plan = self._place.bring_plan(plan)
-
-        async def opened(attempt: Attempt) -> JobRecord | None:
-            faults.reached("host: a run was asked for")
-            refused = await self._executor.prepare()
-            kept, problem = await self._record_first(plan, attempt, may_replace)
-            if kept is not None:
-                resolve(answer, kept)
-                return None
-            if problem is not None:
-                refused = StartFailed(error=problem)
-            return await self._begun(plan.record, plan.launch, attempt, answer, refused)
-
-        life = self._life(plan.launch, opened, answer)
-        return await self._owner.answer(answer, life, plan.record.self_id)
-
-    async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
-        """Return the record of a new run that is not to be started now; else as ``start``."""
-        record = plan.record
-        if await self._jobdb.create(record, plan.launch, unstarted(), replace=None) is not None:
-            return record
-        # It must not start before the files of the earlier run are gone.
-        waiting = renewed(record, "create").changed({"due_at": record.due_at})
-        held = replace(plan, record=waiting)
-        kept, problem = await self._record_first(held, unstarted(), may_replace)
-        if kept is not None:
-            return kept
-        if problem is not None:
-            return await self._jobdb.apply(record.self_id, Withdrawn(error=problem))
-        if record.submitted_at is None:
-            return held.record
-        is_ready = not record.depends_on and record.due_at is None
-        return await self._jobdb.apply(record.self_id, Submitted(is_ready=is_ready))
-
-    async def enlist_all(self, plans: Sequence[Plan]) -> None:
-        """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
-        jobs = [Stored(record=p.record, launch=p.launch, attempt=unstarted()) for p in plans]
-        while not await self._jobdb.create_all(jobs):
-            for plan in plans:
-                if await self._jobdb.get(plan.record.self_id) is not None:
-                    raise InvalidJob("job_id", f"there is a job {plan.record.self_id!r} already")
-
-    def admit(self, job_id: str, on_refusal: Callable[[str, BaseException], None]) -> None:
-        """Start the next attempt of a queued job.
-
-        ``on_refusal`` is called where that is not on record, with the id and the reason.
-        """
-        answer: Answer = asyncio.get_running_loop().create_future()
-        self._owner.own(self._admitted_life(job_id, answer, on_refusal), job_id)
-        self._admissions.add(answer)
-        answer.add_done_callback(self._admissions.discard)
-
-    async def _admitted_life(
-        self, job_id: str, answer: Answer, on_refusal: Callable[[str, BaseException], None]
-    ) -> None:
-        is_doubtful = False
-
-        async def opened(attempt: Attempt) -> JobRecord | None:
-            nonlocal is_doubtful
-            refused = await self._executor.prepare()
-            faults.reached("host: a job was admitted")
-            try:
-                admitted = await self._admit(job_id, attempt)
-            except StoreError:
-                is_doubtful = True
-                raise
-            self._watched[attempt.token] = admitted.launch
-            return await self._begun(admitted.record, admitted.launch, attempt, answer, refused)
-
-        try:
-            stored = await self._jobdb.about_to_start(job_id)
-        except AnodeJobsError as error:
-            refuse(answer, error)
-        else:
-            await self._life(stored.launch, opened, answer)
-        refusal = answer.exception() if answer.done() else None
-        if refusal is not None:
-            on_refusal(job_id, refusal)
-        if is_doubtful:
-            self.on_doubt()
-
-    async def _admit(self, job_id: str, attempt: Attempt) -> Stored:
-        place = self._place
-        if not self._is_shared:
-            return await self._jobdb.admit(job_id, Admitted(attempt=attempt, host=place.host))
-        admitted = Admitted(
-            attempt=attempt, host=place.host, dirname=place.dirname, logdir=place.logdir
-        )
-        return await self._jobdb.admit(job_id, admitted, place.bring)
-
-    async def settle(self) -> None:
-        """Return when every admitted job is on record as started, or is not to be started.
-
-        Or when that takes too long.
-        """
-        if self._admissions:
-            await asyncio.wait(self._admissions, timeout=_CLOSING_S)
-
-    async def _life(
+    async def live(
         self,
         launch: Launch,
-        opened: Callable[[Attempt], Awaitable[JobRecord | None]],
+        opened: Callable[[Attempt], Awaitable[Opened | None]],
         answer: Answer,
     ) -> None:
-        """Live an attempt from its start on; ``opened`` gives the record of what is running."""
+        """Live an attempt from its start on, and answer with its record once it is known.
+
+        ``opened`` puts on record that it is about to start; None: it is not to, and that is
+        answered.
+        """
         attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
         self._take_on(launch, attempt)
         try:
             running: JobRecord | None = None
             try:
-                running = await opened(attempt)
+                running = await self._begun(opened, attempt, answer)
             except Exception as error:
                 refuse(answer, error)
             if running is not None:
@@ -227,15 +111,18 @@ class Watcher:
 
     async def _begun(
         self,
-        record: JobRecord,
-        launch: Launch,
+        opened: Callable[[Attempt], Awaitable[Opened | None]],
         attempt: Attempt,
         answer: Answer,
-        refused: StartFailed | None,
     ) -> JobRecord | None:
         """Begin an attempt, record that, and answer; None where nothing runs any more."""
+        about_to = await opened(attempt)
+        if about_to is None:
+            return None
+        record, launch = about_to.record, about_to.launch
+        self._watched[attempt.token] = launch  # as it is on record by now
         faults.reached("host: the start is on record")
-        event = refused or await self.begin(record, launch, attempt)
+        event = about_to.refused or await self.begin(record, launch, attempt)
         end = await self._end_by_now(record.self_id, event)
         both = end and await self._record_both(record, event, end)
         running = both or await self._record_started(record, event, attempt, end)
@@ -288,30 +175,6 @@ class Watcher:
         """End an attempt of which nothing is to be recorded any more."""
         with contextlib.suppress(ExecutorError):  # closed; the errand is there for the next one
             await self._executor.stop(attempt, grace)
-
-    async def _record_first(
-        self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
-    ) -> tuple[JobRecord | None, str | None]:
-        """Commit the first record of a run, or return the record that stays in its place.
-
-        With it comes why the run must not begin, where an earlier one's files cannot be removed.
-        """
-        old: JobRecord | None = None
-        record, launch = plan.record, plan.launch
-        while await self._jobdb.create(record, launch, attempt, replace=old) is None:
-            old = await self._jobdb.get(record.self_id)
-            if old is not None and not old.is_done:
-                raise JobActive(old.self_id, old.status)
-            if old is not None and not may_replace(old):
-                return old, None
-            if old is not None:
-                await self._links.settle(old)
-        try:
-            if old is not None:
-                await asyncio.to_thread(remove_attempts, launch, old)
-        except OSError as error:  # its result would be taken for that of this run
-            return None, f"what an earlier run left cannot be removed: {error}"
-        return None, None
 
     async def begin(self, record: JobRecord, launch: Launch, attempt: Attempt) -> StartOutcome:
         """Start what is on record as about to be, or learn how that went; record nothing."""
@@ -442,15 +305,6 @@ class Watcher:
 def _hand_out(launch: Launch, record: JobRecord) -> None:
     """Write the payload of an attempt that is about to start. Waits for the disk."""
     JobFiles(launch.files).prepare(record.logfile, record.attempt, record.payload)
-
-
-def remove_attempts(launch: Launch, record: JobRecord) -> None:
-    """Remove the logs and files of a job that has ended. Waits for the disk."""
-    for number in range(1, record.attempt + 1):
-        logs = launch.logs.of_attempt(number)
-        remove_logs(map(logs.path, STREAMS))
-    if launch.files:
-        JobFiles(launch.files).remove(record.logfile, record.attempt)
 
 
 def _unwatched(job_id: str, error: Exception) -> Lost:

@@ -37,7 +37,7 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
     arguments,
-    watcher,
+    starter,
 )
 from anodejobs.events import Attempt, utc_now
 from anodejobs.executors.processes import Processes
@@ -244,7 +244,7 @@ async def test_a_job_whose_earlier_run_cannot_be_removed_is_not_run_anew(
         raise PermissionError(1, "Operation not permitted")
 
     with monkeypatch.context() as patched:
-        patched.setattr(watcher, "remove_logs", refuse)
+        patched.setattr(starter, "remove_logs", refuse)
         record = await getattr(jobs, way)("echo second", "a")
     assert record.status is (Status.failed_start if way == "run" else Status.cancelled)
     assert record.error is not None and "cannot be removed" in record.error
@@ -265,7 +265,7 @@ async def test_a_job_that_takes_its_turn_anew_does_not_start_before_the_earlier_
             seen.append("over")
         remove_logs(paths)
 
-    monkeypatch.setattr(watcher, "remove_logs", look_and_remove)
+    monkeypatch.setattr(starter, "remove_logs", look_and_remove)
     record = await jobs.submit("echo second", "a")
     assert record.status in (Status.queued, Status.starting, Status.running)
     await jobs.wait("a")

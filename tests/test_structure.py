@@ -115,7 +115,9 @@ LAYERS = [
     ["recorder", "owner", "timetable", "catalogue", "progressfeed", "migration"],
     ["settings", "control"],
     ["watcher"],
-    ["reconciler", "scheduler", "hosts"],
+    ["reconciler", "hosts"],
+    ["starter"],
+    ["scheduler"],
     ["root"],
     ["shim.main", "jobs"],
     ["doctor", "prometheus", "migrate"],
@@ -365,7 +367,9 @@ def test_the_writer_of_records_knows_no_technology():
             assert known in ("executors.base", "stores.base")
 
 
-@pytest.mark.parametrize("module", ["recorder", "control", "watcher", "reconciler", "follower"])
+@pytest.mark.parametrize(
+    "module", ["recorder", "control", "watcher", "reconciler", "starter", "follower"]
+)
 def test_the_supervisor_knows_contracts_only(module):
     for known in _imports(module):
         if known.startswith(("executors", "stores")):

@@ -1,0 +1,197 @@
+"""Starter: from a plan, or from a job whose turn it is, to an attempt that is about to start.
+
+It puts that on record, and makes room for it where the id was used before. How the start goes, and
+all that comes after, is the watcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from anodejobs import faults
+from anodejobs.errors import AnodeJobsError, InvalidJob, JobActive, StoreError
+from anodejobs.events import Admitted, Attempt, StartFailed, Submitted, Withdrawn
+from anodejobs.executors.base import STREAMS, Executor, Launch
+from anodejobs.jobdb import JobDB, unstarted
+from anodejobs.jobfiles import JobFiles
+from anodejobs.links import Links
+from anodejobs.logs import remove_logs
+from anodejobs.owner import Owner, refuse, resolve
+from anodejobs.planner import Place, Plan
+from anodejobs.reconciler import Reconciler
+from anodejobs.records import JobRecord
+from anodejobs.stores.base import Stored
+from anodejobs.transitions import renewed
+from anodejobs.watcher import Answer, Opened, Watcher
+
+_RETRY_S = 0.1
+"""How long a store is left alone of which nobody knows whether it has kept a start."""
+_SETTLING_S = 10.0
+"""How long starts that are under way are waited for."""
+
+
+class Starter:
+    """Puts new runs on record, and has those started that are to start now."""
+
+    def __init__(
+        self,
+        jobdb: JobDB,
+        executor: Executor,
+        owner: Owner,
+        *,
+        watcher: Watcher,
+        reconciler: Reconciler,
+        links: Links,
+        place: Place,
+    ) -> None:
+        self._jobdb = jobdb
+        self._executor = executor
+        self._owner = owner
+        self._watcher = watcher
+        self._reconciler = reconciler
+        self._links = links
+        self._place = place
+        self._is_shared = jobdb.is_shared_by_hosts
+        self._admissions: set[Answer] = set()
+        """Of queued jobs whose start is not on record yet, or has not been given up."""
+
+    async def start(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
+        """Return the record of a new run once its program is exec'd or could not be.
+
+        Where the id has a record that ended and that the run may not replace, that one is
+        returned. Raises JobActive. Cancelling gives up the answer, not the run.
+        """
+        answer: Answer = asyncio.get_running_loop().create_future()
+        if self._is_shared:
+            plan = self._place.bring_plan(plan)
+
+        async def opened(attempt: Attempt) -> Opened | None:
+            faults.reached("host: a run was asked for")
+            refused = await self._executor.prepare()
+            kept, problem = await self._record_first(plan, attempt, may_replace)
+            if kept is not None:
+                resolve(answer, kept)
+                return None
+            if problem is not None:
+                refused = StartFailed(error=problem)
+            return Opened(plan.record, plan.launch, refused)
+
+        life = self._watcher.live(plan.launch, opened, answer)
+        return await self._owner.answer(answer, life, plan.record.self_id)
+
+    async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
+        """Return the record of a new run that is not to be started now; else as ``start``."""
+        record = plan.record
+        if await self._jobdb.create(record, plan.launch, unstarted(), replace=None) is not None:
+            return record
+        # It must not start before the files of the earlier run are gone.
+        waiting = renewed(record, "create").changed({"due_at": record.due_at})
+        held = replace(plan, record=waiting)
+        kept, problem = await self._record_first(held, unstarted(), may_replace)
+        if kept is not None:
+            return kept
+        if problem is not None:
+            return await self._jobdb.apply(record.self_id, Withdrawn(error=problem))
+        if record.submitted_at is None:
+            return held.record
+        is_ready = not record.depends_on and record.due_at is None
+        return await self._jobdb.apply(record.self_id, Submitted(is_ready=is_ready))
+
+    async def _record_first(
+        self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
+    ) -> tuple[JobRecord | None, str | None]:
+        """Commit the first record of a run, or return the record that stays in its place.
+
+        With it comes why the run must not begin, where an earlier one's files cannot be removed.
+        """
+        old: JobRecord | None = None
+        record, launch = plan.record, plan.launch
+        while await self._jobdb.create(record, launch, attempt, replace=old) is None:
+            old = await self._jobdb.get(record.self_id)
+            if old is not None and not old.is_done:
+                raise JobActive(old.self_id, old.status)
+            if old is not None and not may_replace(old):
+                return old, None
+            if old is not None:
+                await self._links.settle(old)
+        try:
+            if old is not None:
+                await asyncio.to_thread(remove_attempts, launch, old)
+        except OSError as error:  # its result would be taken for that of this run
+            return None, f"what an earlier run left cannot be removed: {error}"
+        return None, None
+
+    async def enlist_all(self, plans: Sequence[Plan]) -> None:
+        """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
+        jobs = [Stored(record=p.record, launch=p.launch, attempt=unstarted()) for p in plans]
+        while not await self._jobdb.create_all(jobs):
+            for plan in plans:
+                if await self._jobdb.get(plan.record.self_id) is not None:
+                    raise InvalidJob("job_id", f"there is a job {plan.record.self_id!r} already")
+
+    def admit(self, job_id: str, on_refusal: Callable[[str, BaseException], None]) -> None:
+        """Start the next attempt of a queued job.
+
+        ``on_refusal`` is called where that is not on record, with the id and the reason.
+        """
+        answer: Answer = asyncio.get_running_loop().create_future()
+        self._owner.own(self._admitted_life(job_id, answer, on_refusal), job_id)
+        self._admissions.add(answer)
+        answer.add_done_callback(self._admissions.discard)
+
+    async def _admitted_life(
+        self, job_id: str, answer: Answer, on_refusal: Callable[[str, BaseException], None]
+    ) -> None:
+        is_doubtful = False
+
+        async def opened(attempt: Attempt) -> Opened:
+            nonlocal is_doubtful
+            refused = await self._executor.prepare()
+            faults.reached("host: a job was admitted")
+            try:
+                admitted = await self._admit(job_id, attempt)
+            except StoreError:
+                is_doubtful = True
+                raise
+            return Opened(admitted.record, admitted.launch, refused)
+
+        try:
+            stored = await self._jobdb.about_to_start(job_id)
+        except AnodeJobsError as error:
+            refuse(answer, error)
+        else:
+            await self._watcher.live(stored.launch, opened, answer)
+        refusal = answer.exception() if answer.done() else None
+        if refusal is not None:
+            on_refusal(job_id, refusal)
+        if is_doubtful:  # should it be on record all the same, then we are to do it
+            await asyncio.sleep(_RETRY_S)
+            await self._reconciler.reconcile_soon()
+
+    async def _admit(self, job_id: str, attempt: Attempt) -> Stored:
+        place = self._place
+        if not self._is_shared:
+            return await self._jobdb.admit(job_id, Admitted(attempt=attempt, host=place.host))
+        admitted = Admitted(
+            attempt=attempt, host=place.host, dirname=place.dirname, logdir=place.logdir
+        )
+        return await self._jobdb.admit(job_id, admitted, place.bring)
+
+    async def settle(self) -> None:
+        """Return when every admitted job is on record as started, or is not to be started.
+
+        Or when that takes too long.
+        """
+        if self._admissions:
+            await asyncio.wait(self._admissions, timeout=_SETTLING_S)
+
+
+def remove_attempts(launch: Launch, record: JobRecord) -> None:
+    """Remove the logs and files of a job that has ended. Waits for the disk."""
+    for number in range(1, record.attempt + 1):
+        logs = launch.logs.of_attempt(number)
+        remove_logs(map(logs.path, STREAMS))
+    if launch.files:
+        JobFiles(launch.files).remove(record.logfile, record.attempt)
