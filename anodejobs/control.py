@@ -11,7 +11,7 @@ import logging
 import signal
 
 from anodejobs.errands import Errand, Errands, document
-from anodejobs.errors import InvalidTransition, StatusUnreachable
+from anodejobs.errors import ExecutorError, InvalidTransition, StatusUnreachable
 from anodejobs.events import (
     Attempt,
     Event,
@@ -161,6 +161,16 @@ class Control:
         if not is_gone:
             await self._recorder.record(job_id, StopFailed(), attempt.token)
         return is_gone
+
+    async def finish(
+        self, job_id: str, attempt: Attempt, grace: float, *, may_hasten: bool = True
+    ) -> None:
+        """As ``end``, for a stop that was cut short: nobody waits for it, the record tells."""
+        try:
+            await self.end(job_id, attempt, grace, may_hasten=may_hasten)
+        except ExecutorError as error:
+            LOG.error("job %s: its stop cannot be finished: %s", job_id, error)
+            await self._recorder.record(job_id, StopFailed(), attempt.token)
 
     async def run_errand(self, errand: Errand) -> None:
         """Do what another host asks for."""

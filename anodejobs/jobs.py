@@ -928,8 +928,8 @@ class Jobs:
         if job_id is not None:
             check_text("job_id", job_id)
         owner = (await self._root.open()).owner
-        events = self._jobdb.events(job_id, self._jobdb.cursor, None)
-        calls = serve_callback(callback, self._jobdb, events, wanted=wanted)
+        after = self._jobdb.cursor
+        calls = serve_callback(callback, self._jobdb, job_id=job_id, after=after, wanted=wanted)
         return owner.own(calls, "callbacks").cancel
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from anodejobs.errors import ExecutorError
+from anodejobs.errors import AnodeJobsError, ExecutorError
 
 LOG = logging.getLogger("anodejobs")
 
@@ -26,7 +26,22 @@ class Owner:
         self._answers: set[asyncio.Future[Any]] = set()
 
     def own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """Run a task for as long as this Jobs is open. Raises ExecutorError where it is not."""
+        """Run a task for as long as this Jobs is open. Raises ExecutorError where it is not.
+
+        A store or an executor that fails in it ends this task alone, and is logged; any other error
+        is a bug, and ends all.
+        """
+        try:
+            task = self.own_life(_alone(work, name), name)
+        except ExecutorError:
+            work.close()
+            raise
+        # Nobody has begun it where the task is cancelled before its first step.
+        task.add_done_callback(lambda task: work.close())
+        return task
+
+    def own_life(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """As ``own``, for what sees to its errors by itself: there may be thousands of these."""
         try:
             return self._tasks.create_task(work, name=f"anodejobs {name}")
         except RuntimeError:  # the group is ending
@@ -54,7 +69,7 @@ class Owner:
         self, answer: asyncio.Future[Result], work: Coroutine[None, None, None], name: str
     ) -> Result:
         """Return the answer that the work gives; or that will not come, if all ends before."""
-        self.own(work, name)
+        self.own_life(work, name)
         self._answers.add(answer)
         try:
             return await answer
@@ -65,6 +80,13 @@ class Owner:
         """Tell all who still wait for an answer that none will come."""
         for answer in self._answers:
             refuse(answer, ExecutorError("this Jobs was closed meanwhile"))
+
+
+async def _alone(work: Coroutine[None, None, None], name: str) -> None:
+    try:
+        await work
+    except AnodeJobsError as error:
+        LOG.error("%s was given up: %s", name, error)
 
 
 def resolve(answer: asyncio.Future[Result], result: Result) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+from anodejobs.errors import ExecutorError
 from anodejobs.jobdb import JobDB
 from anodejobs.progress import ProgressWatch
 from anodejobs.records import ALIVE, JobFilter
@@ -49,14 +51,17 @@ class ProgressFeed:
             self._jobdb.progressed(job_id, attempt, fraction, text)
             return
         if not self._unknown:
-            self._own(self._look_up(), "progress")
+            with contextlib.suppress(ExecutorError):  # closed
+                self._own(self._look_up(), "progress")
         self._unknown[logfile] = attempt, fraction, text
 
     async def _look_up(self) -> None:
         """Learn which jobs run, and tell what was said by those that were not known."""
-        running = await self._jobdb.page(Query(filter=JobFilter(status=list(ALIVE))))
+        try:
+            running = await self._jobdb.page(Query(filter=JobFilter(status=list(ALIVE))))
+        finally:  # where the store fails, it is asked again when more is said
+            unknown, self._unknown = self._unknown, {}
         self._job_of = {record.logfile: record.self_id for record in running}
-        unknown, self._unknown = self._unknown, {}
         for logfile, (attempt, fraction, text) in unknown.items():
             if logfile in self._job_of:
                 self._jobdb.progressed(self._job_of[logfile], attempt, fraction, text)

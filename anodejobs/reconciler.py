@@ -112,8 +112,8 @@ class Reconciler:
             self._owner.own(self._finish_stop(stored), job.job_id)
 
     async def _finish_stop(self, stored: Stored) -> None:
-        grace = stored.launch.stop_grace
-        await self._control.end(stored.record.self_id, stored.attempt, grace, may_hasten=False)
+        job_id, grace = stored.record.self_id, stored.launch.stop_grace
+        await self._control.finish(job_id, stored.attempt, grace, may_hasten=False)
 
     async def _take_over(self, job: Unfinished) -> None:
         stored = await self._current(job)

@@ -137,7 +137,7 @@ class Starter:
         ``on_refusal`` is called where that is not on record, with the id and the reason.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._owner.own(self._admitted_life(job_id, answer, on_refusal), job_id)
+        self._owner.own_life(self._admitted_life(job_id, answer, on_refusal), job_id)
         self._admissions.add(answer)
         answer.add_done_callback(self._admissions.discard)
 

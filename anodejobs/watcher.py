@@ -105,7 +105,7 @@ class Watcher:
                 del opened, answer, running
                 await self._watch(job_id, attempt.token)
             else:
-                await self._executor.clean(attempt.token)
+                await self._clean(launch.job_id, attempt.token)
         finally:
             self._let_go(attempt)
 
@@ -226,14 +226,14 @@ class Watcher:
 
     def take_over(self, stored: Stored, attempt: Attempt) -> None:
         """Watch an attempt that was adopted, and finish its stop if that was cut short."""
-        self._owner.own(self._adopted_life(stored, attempt), stored.record.self_id)
+        self._owner.own_life(self._adopted_life(stored, attempt), stored.record.self_id)
 
     async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
         job_id, launch = stored.record.self_id, stored.launch
         self._take_on(launch, attempt)
         try:
             if stored.record.status is Status.stopping:  # its stop was cut short
-                await self._control.end(job_id, attempt, launch.stop_grace)
+                await self._control.finish(job_id, attempt, launch.stop_grace)
             await self._watch(job_id, attempt.token)
         finally:
             self._let_go(attempt)
@@ -241,7 +241,7 @@ class Watcher:
     def inherit(self, job_id: str, token: str) -> None:
         """Watch an attempt that another application has started."""
         if token not in self._inherited:
-            self._owner.own(self._inherited_life(job_id, token), job_id)
+            self._owner.own_life(self._inherited_life(job_id, token), job_id)
             self._inherited.add(token)
 
     async def _inherited_life(self, job_id: str, token: str) -> None:
@@ -256,6 +256,13 @@ class Watcher:
             await self._follow(job_id, token)
         except Exception as error:  # a fault here must not take the other jobs along
             await self._recorder.record(job_id, _unwatched(job_id, error), token)
+
+    async def _clean(self, job_id: str, token: str) -> None:
+        """End what is left of an attempt of which nothing more is to be recorded."""
+        try:
+            await self._executor.clean(token)
+        except Exception:  # it must not take the other jobs along
+            LOG.exception("what job %s left behind was not ended", job_id)
 
     async def _follow(self, job_id: str, token: str) -> None:
         exit = await self._executor.wait(token, partial(self._recorder.hear, job_id, token))

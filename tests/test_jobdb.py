@@ -26,6 +26,7 @@ import pytest
 
 from anodejobs import (
     AnodeJobsError,
+    ExecutorError,
     InvalidTransition,
     JobActive,
     JobEvent,
@@ -52,6 +53,7 @@ from anodejobs.events import (
     StopRequested,
     utc_now,
 )
+from anodejobs.executors import supervisors, tree
 from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
@@ -81,6 +83,8 @@ class FaultyStore(MemoryJobStore):
         self.failing_status: Status | None = None
         """Commits to this status fail, as long as it is set."""
         self.failing_reads = 0
+        """How many of the next reads fail."""
+        self.has_failed_reading = asyncio.Event()
         self.began = asyncio.Event()
         self.failed = asyncio.Event()
         self.may_go_on = asyncio.Event()
@@ -108,10 +112,22 @@ class FaultyStore(MemoryJobStore):
     async def history(
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[JobEvent]:
+        self._fail_reading()
+        return await super().history(job_id=job_id, after=after, limit=limit)
+
+    async def get(self, job_id: str) -> Stored | None:
+        self._fail_reading()
+        return await super().get(job_id)
+
+    async def page(self, query: Query) -> list[JobRecord]:
+        self._fail_reading()
+        return await super().page(query)
+
+    def _fail_reading(self) -> None:
         if self.failing_reads:
             self.failing_reads -= 1
+            self.has_failed_reading.set()
             raise StoreError("the disk cannot be read")
-        return await super().history(job_id=job_id, after=after, limit=limit)
 
 
 class CountingSqliteStore(SqliteJobStore):
@@ -861,6 +877,46 @@ async def test_a_cancelled_run_whose_start_cannot_be_recorded_harms_no_other(
     assert (await end_of(jobs, "other")).exit_code == 3
 
 
+async def test_callbacks_go_on_when_a_store_that_could_not_be_read_is_back(
+    jobs: Jobs, store: FaultyStore
+) -> None:
+    called: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+    await jobs.on(lambda record: called.put_nowait((record.self_id, record.revision)))
+    await jobs.run("sleep 1000", "first")
+    async with asyncio.timeout(LIMIT_S):
+        while await called.get() != ("first", 2):
+            pass
+    await jobs.stop("first")
+    async with asyncio.timeout(LIMIT_S):
+        while (await called.get())[1] < 4:
+            pass
+        store.failing_reads = 3
+        await jobs.run("true", "second")
+        await store.has_failed_reading.wait()
+        seen = [await called.get() for _ in range(3)]
+    assert {job_id for job_id, _ in seen} == {"second"}
+    assert seen[-1] == ("second", 3)
+
+
+async def test_progress_that_nobody_can_be_told_of_harms_nothing(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    said = 'echo "0.5 half" >> "$ANODEJOBS_PROGRESS"'
+    async with aclosing(jobs.events(heartbeat=0.05)) as events, asyncio.timeout(LIMIT_S):
+        first = asyncio.create_task(anext(events))
+        await asyncio.sleep(0)
+        await jobs.run(f"{until(tmp_path / 'go')}; {said}; {until(tmp_path / 'on')}; {said}", "a")
+        while (await first).status is not Status.running:
+            first = asyncio.create_task(anext(events))
+        store.failing_reads = 1
+        (tmp_path / "go").touch()
+        await store.has_failed_reading.wait()
+        (tmp_path / "on").touch()
+        while (await anext(events)).status is not Status.finished:
+            pass
+    assert (await jobs.run("true", "b")).status is Status.running
+
+
 # What has ended when its start is told, as many have where many are started at once.
 
 
@@ -868,6 +924,7 @@ class LateToTell(Processes):
     """Tells of a start when what was started has ended."""
 
     fails = False
+    fails_to_clean = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -889,6 +946,8 @@ class LateToTell(Processes):
     async def clean(self, token: str) -> None:
         await super().clean(token)
         self.cleaned.set()
+        if self.fails_to_clean:
+            raise RuntimeError("a bug")
 
 
 @pytest.fixture
@@ -979,6 +1038,60 @@ async def test_a_bug_in_waiting_for_what_was_told_late_loses_that_job_alone(
     late.fails = False
     await late_jobs.run("exit 3", "other")
     assert (await end_of(late_jobs, "other")).exit_code == 3
+
+
+async def test_a_bug_in_cleaning_up_after_one_job_harms_no_other(
+    late_jobs: Jobs, late: LateToTell, caplog: pytest.LogCaptureFixture
+) -> None:
+    late.fails_to_clean = True
+    await late_jobs.run("exit 3", "short")
+    assert (await end_of(late_jobs, "short")).exit_code == 3
+    async with asyncio.timeout(LIMIT_S):
+        await late.cleaned.wait()
+    late.fails_to_clean = False
+    await late_jobs.run("exit 4", "other")
+    assert (await end_of(late_jobs, "other")).exit_code == 4
+    assert "what job short left behind was not ended" in caplog.text
+
+
+class Helpless(Processes):
+    """Can stop nothing."""
+
+    async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
+        raise ExecutorError("no shim can be had")
+
+
+async def test_a_stop_that_cannot_be_finished_is_on_record_and_harms_no_other(
+    tmp_path: Path,
+) -> None:
+    store = MemoryJobStore()
+    async with served(store) as jobdb:
+        process = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+        gone = supervisors.new_supervisor()
+        supervisors.give_up(gone)
+        attempt = make_attempt(
+            supervisor=gone,
+            pid=process.pid,
+            start_time=tree.start_time(process.pid),
+            boot_id=tree.boot_id(),
+        )
+        record = make_record("a-job", status="stopping")
+        await jobdb.create(record, make_launch("a-job"), attempt, replace=None)
+    try:
+        async with (
+            Jobs(db_path=tmp_path, store=store, executor=Helpless()) as jobs,
+            asyncio.timeout(LIMIT_S),
+        ):
+            stopped = await jobs.wait("a-job", status="failed_stop")
+            assert stopped.status is Status.failed_stop
+            await jobs.run("exit 4", "other")
+            assert (await jobs.wait("other")).exit_code == 4
+            process.kill()
+            await jobs.wait("a-job")
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def test_a_stop_that_cannot_be_recorded_is_refused_and_can_be_asked_again(
