@@ -283,8 +283,8 @@ async def test_what_becomes_of_an_interrupted_job_is_as_you_like_it(
         "    async with Jobs(sys.argv[1], executor='inline') as jobs:\n"
         "        command = 'if [ $ANODEJOBS_ATTEMPT = 1 ]; then exec sleep 600; fi'\n"
         "        record = await jobs.run(command, 'job')\n"
-        "        os.kill(record.last_pid, 19)\n"
         "        os.kill(record.last_pid, 9)\n"
+        "        os.waitpid(record.last_pid, 0)\n"  # or the kernel could still tell its code
         "        os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
