@@ -10,12 +10,11 @@ import contextlib
 import logging
 import signal
 
-from anodejobs.errands import Errand, Errands, document
+from anodejobs.errands import Errand, Errands
 from anodejobs.errors import ExecutorError, InvalidTransition, StatusUnreachable
 from anodejobs.events import (
     Attempt,
     Event,
-    Lost,
     Paused,
     Resumed,
     StopFailed,
@@ -26,7 +25,7 @@ from anodejobs.executors.base import Executor
 from anodejobs.jobdb import JobDB
 from anodejobs.recorder import Recorder
 from anodejobs.records import WAITING, JobRecord, Status
-from anodejobs.stores.base import Lease, Stored
+from anodejobs.stores.base import Stored
 from anodejobs.transitions import SIGNALLABLE, transition
 
 LOG = logging.getLogger("anodejobs")
@@ -178,32 +177,6 @@ class Control:
             await self._executor.signal(errand.attempt, errand.signum)
         else:
             await self.end(errand.job_id, errand.attempt, errand.grace)
-
-    async def declare_lost(self, lease: Lease) -> None:
-        """End the lease of a host that is silent, and with it all that it had under way.
-
-        Nothing is done where it is back, or another host is quicker. Should it come back later, it
-        finds the errand to end its processes: by then somebody else may run these jobs.
-        """
-        jobs = await self._jobdb.alive_on(lease.host)
-        error = f"its host {lease.host} has not been heard of for {lease.silent_s:.1f} s"
-        losses = []
-        for job in jobs:
-            loss = await self._recorder.concluded(job.record, Lost(error=error))
-            assert isinstance(loss, Lost)
-            losses.append((job, loss))
-        errands = [
-            Errand(
-                do="stop",
-                job_id=job.record.self_id,
-                attempt=job.attempt,
-                grace=job.launch.stop_grace,
-            )
-            for job in jobs
-        ]
-        order = document(lease.host, errands) if errands else None
-        if await self._jobdb.end_lease(lease, losses, order):
-            LOG.warning("host %s is silent: %s jobs of it are lost", lease.host, len(jobs))
 
 
 def _unless_it_goes_on(record: JobRecord, after: JobRecord) -> JobRecord | None:

@@ -162,3 +162,11 @@ class StoreError(AnodeJobsError):
 
 class ExecutorError(AnodeJobsError):
     """A process could not be reached, or the executor has been closed."""
+
+
+def as_ours(cause: BaseException, other: AnodeJobsError) -> AnodeJobsError:
+    """Return the cause where callers know such an error, else the other one, caused by it."""
+    if isinstance(cause, AnodeJobsError):
+        return cause
+    other.__cause__ = cause
+    return other

@@ -10,11 +10,13 @@ import asyncio
 import logging
 
 from anodejobs.control import Control
-from anodejobs.errands import Errand, Errands
+from anodejobs.errands import Errand, Errands, document
 from anodejobs.errors import AnodeJobsError
+from anodejobs.events import Lost
 from anodejobs.jobdb import JobDB
 from anodejobs.owner import Owner
-from anodejobs.stores.base import uptime
+from anodejobs.recorder import Recorder
+from anodejobs.stores.base import Lease, uptime
 
 LOG = logging.getLogger("anodejobs")
 
@@ -37,6 +39,7 @@ class Hosts:
         jobdb: JobDB,
         owner: Owner,
         *,
+        recorder: Recorder,
         control: Control,
         errands: Errands,
         host: str,
@@ -44,6 +47,7 @@ class Hosts:
     ) -> None:
         self._jobdb = jobdb
         self._owner = owner
+        self._recorder = recorder
         self._control = control
         self._errands = errands
         self._host = host
@@ -51,6 +55,10 @@ class Hosts:
         self._every_s = lasts_s / _BEATS
         self._under_way: set[str] = set()
         """The errands that are being run, by the name of their document."""
+
+    async def keep_lease(self) -> None:
+        """Be heard of once."""
+        await self._jobdb.keep_lease(self._host, self._lasts_s)
 
     async def serve_lease(self) -> None:
         """Be heard of again and again, and declare lost who is not; until cancelled."""
@@ -60,7 +68,7 @@ class Hosts:
             try:
                 # A connection that was lost in silence is not to be waited for.
                 async with asyncio.timeout(max(self._every_s, _LEAST_PATIENCE_S)):
-                    await self._jobdb.keep_lease(self._host, self._lasts_s)
+                    await self.keep_lease()
                 now = uptime()
                 if now - heard_at > 2 * self._every_s:
                     regular_since = now
@@ -77,7 +85,33 @@ class Hosts:
     async def _end_leases(self) -> None:
         for lease in await self._jobdb.expired_leases():
             if lease.host != self._host:
-                await self._control.declare_lost(lease)
+                await self._declare_lost(lease)
+
+    async def _declare_lost(self, lease: Lease) -> None:
+        """End the lease of a host that is silent, and with it all that it had under way.
+
+        Nothing is done where it is back, or another host is quicker. Should it come back later, it
+        finds the errand to end its processes: by then somebody else may run these jobs.
+        """
+        jobs = await self._jobdb.alive_on(lease.host)
+        error = f"its host {lease.host} has not been heard of for {lease.silent_s:.1f} s"
+        losses = []
+        for job in jobs:
+            loss = await self._recorder.concluded(job.record, Lost(error=error))
+            assert isinstance(loss, Lost)
+            losses.append((job, loss))
+        errands = [
+            Errand(
+                do="stop",
+                job_id=job.record.self_id,
+                attempt=job.attempt,
+                grace=job.launch.stop_grace,
+            )
+            for job in jobs
+        ]
+        order = document(lease.host, errands) if errands else None
+        if await self._jobdb.end_lease(lease, losses, order):
+            LOG.warning("host %s is silent: %s jobs of it are lost", lease.host, len(jobs))
 
     async def serve_errands(self) -> None:
         """Run what other hosts ask for, as they ask for it; until cancelled."""

@@ -28,6 +28,7 @@ from anodejobs.errors import (
     JobNotFound,
     StatusUnreachable,
     StoreError,
+    as_ours,
 )
 from anodejobs.events import (
     Admitted,
@@ -875,8 +876,4 @@ async def _is_set(event: asyncio.Event, patience: float | None, since: float) ->
 
 def _own(cause: BaseException) -> AnodeJobsError:
     """Return the cause as an error that callers know."""
-    if isinstance(cause, AnodeJobsError):
-        return cause
-    error = StoreError(f"the write was given up: {cause or type(cause).__name__}")
-    error.__cause__ = cause
-    return error
+    return as_ours(cause, StoreError(f"the write was given up: {cause or type(cause).__name__}"))

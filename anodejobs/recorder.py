@@ -62,10 +62,12 @@ class Recorder:
             rest_s = min(2 * rest_s, LONGEST_RETRY_S)
 
     async def record_all(self, job_id: str, events: list[Event], token: str) -> None:
+        """Record several events of an attempt, one after the other."""
         for event in events:
             await self.record(job_id, event, token)
 
     async def hear(self, job_id: str, token: str, event: Event) -> None:
+        """Record what an executor tells before the end of an attempt, unless it is on record."""
         if not (isinstance(event, Adopted) and await self._is_on_record(job_id, event)):
             await self.record(job_id, event, token)
 

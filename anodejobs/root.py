@@ -18,7 +18,7 @@ from typing import Literal
 
 from anodejobs.control import Control
 from anodejobs.errands import Errands
-from anodejobs.errors import AnodeJobsError, ExecutorError, StoreError
+from anodejobs.errors import ExecutorError, StoreError, as_ours
 from anodejobs.executors.base import Executor
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
@@ -58,12 +58,17 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What callers need of what is there while it is open."""
+    """What is there while it is open."""
 
     owner: Owner
-    starter: Starter
-    control: Control
     executor: Executor
+    control: Control
+    watcher: Watcher
+    reconciler: Reconciler
+    starter: Starter
+    hosts: Hosts | None
+    """None where no other host can have jobs on record."""
+    scheduler: Scheduler
     progress: ProgressFeed
 
 
@@ -144,7 +149,8 @@ class Root:
         except BaseException as error:
             cause = _root_cause(error)
             if not opened.done():
-                opened.set_exception(_opening_error(cause))
+                other = ExecutorError(f"this Jobs could not be opened: {cause!r}")
+                opened.set_exception(as_ours(cause, other))
                 opened.exception()  # looked at: who opened may have been cancelled
             elif not isinstance(cause, asyncio.CancelledError):
                 self._failure = cause
@@ -186,21 +192,44 @@ class Root:
     async def _serve_tasks(self, executor: Executor, opened: asyncio.Future[Parts]) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
-        place = self._planner.place
-        lease_s = self._terms.recovery_timeout_s
-        errands = Errands(self._jobdb, place.host) if self._jobdb.is_shared_by_hosts else None
-        owner = Owner(tasks)
-        recorder = Recorder(self._jobdb, JobFiles(place.files), self._terms.recovery)
-        control = Control(self._jobdb, executor, recorder, errands=errands, host=self.host)
-        watcher = Watcher(
-            self._jobdb,
-            executor,
-            owner,
-            recorder=recorder,
-            control=control,
-        )
+        parts = self._made(executor, Owner(tasks))
+        duties = list(self._duties)
+        if (hosts := parts.hosts) is not None:
+            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
+        try:
+            async with tasks:
+                tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
+                tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
+                if hosts is not None:  # before anything is started that others are to miss
+                    await hosts.keep_lease()
+                await parts.reconciler.open()
+                scheduling = parts.scheduler.serve(*duties)
+                serving = tasks.create_task(scheduling, name="anodejobs scheduler")
+                self._parts = parts
+                opened.set_result(parts)
+                await self._closing.wait()
+                serving.cancel()  # what waits now waits for another application
+                await asyncio.wait((serving,))
+                await parts.starter.settle()
+                await _resign(parts.scheduler)
+                if self._terms.on_close == "stop" or not executor.outlives_host:
+                    await parts.watcher.end_all("the application closed")
+                raise _Closed
+        except* _Closed:
+            pass
+        finally:
+            parts.owner.refuse_all()
+            await _resign(parts.scheduler)
+
+    def _made(self, executor: Executor, owner: Owner) -> Parts:
+        """Make the parts, of which each knows those before it."""
+        jobdb, place = self._jobdb, self._planner.place
+        errands = Errands(jobdb, place.host) if jobdb.is_shared_by_hosts else None
+        recorder = Recorder(jobdb, JobFiles(place.files), self._terms.recovery)
+        control = Control(jobdb, executor, recorder, errands=errands, host=self.host)
+        watcher = Watcher(jobdb, executor, owner, recorder=recorder, control=control)
         reconciler = Reconciler(
-            self._jobdb,
+            jobdb,
             executor,
             owner,
             recorder=recorder,
@@ -209,7 +238,7 @@ class Root:
             host=self.host,
         )
         starter = Starter(
-            self._jobdb,
+            jobdb,
             executor,
             owner,
             watcher=watcher,
@@ -217,48 +246,28 @@ class Root:
             links=self._links,
             place=place,
         )
-        scheduler = self._scheduler(starter)
-        duties = list(self._duties)
+        hosts = None
         if errands is not None:
             hosts = Hosts(
-                self._jobdb,
+                jobdb,
                 owner,
+                recorder=recorder,
                 control=control,
                 errands=errands,
                 host=place.host,
-                lasts_s=lease_s,
+                lasts_s=self._terms.recovery_timeout_s,
             )
-            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
-        progress = ProgressFeed(self._jobdb, self._planner.files.progress_folder, owner.own)
-        try:
-            async with tasks:
-                tasks.create_task(self._jobdb.serve(), name="anodejobs commits")
-                tasks.create_task(self._jobdb.serve_foreign(), name="anodejobs foreign commits")
-                if errands is not None:  # before anything is started that others are to miss
-                    await self._jobdb.keep_lease(place.host, lease_s)
-                await reconciler.open()
-                serving = tasks.create_task(scheduler.serve(*duties), name="anodejobs scheduler")
-                self._parts = Parts(
-                    owner=owner,
-                    starter=starter,
-                    control=control,
-                    executor=executor,
-                    progress=progress,
-                )
-                opened.set_result(self._parts)
-                await self._closing.wait()
-                serving.cancel()  # what waits now waits for another application
-                await asyncio.wait((serving,))
-                await starter.settle()
-                await _resign(scheduler)
-                if self._terms.on_close == "stop" or not executor.outlives_host:
-                    await watcher.end_all("the application closed")
-                raise _Closed
-        except* _Closed:
-            pass
-        finally:
-            owner.refuse_all()
-            await _resign(scheduler)
+        return Parts(
+            owner=owner,
+            executor=executor,
+            control=control,
+            watcher=watcher,
+            reconciler=reconciler,
+            starter=starter,
+            hosts=hosts,
+            scheduler=self._scheduler(starter),
+            progress=ProgressFeed(jobdb, self._planner.files.progress_folder, owner.own),
+        )
 
     def _scheduler(self, starter: Starter) -> Scheduler:
         lock = self._jobdb.lock_path
@@ -284,14 +293,6 @@ def _root_cause(error: BaseException) -> BaseException:
     """Return the first error in a group: what the others came from."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
-
-
-def _opening_error(cause: BaseException) -> AnodeJobsError:
-    if isinstance(cause, AnodeJobsError):
-        return cause
-    error = ExecutorError(f"this Jobs could not be opened: {cause!r}")
-    error.__cause__ = cause
     return error
 
 

@@ -39,8 +39,10 @@ from anodejobs.executors.base import Launch
 from anodejobs.executors.processes import Processes
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
+from anodejobs.jobfiles import JobFiles
 from anodejobs.owner import Owner
-from anodejobs.stores.base import Lease, uptime
+from anodejobs.recorder import Recorder
+from anodejobs.stores.base import uptime
 from anodejobs.testing import make_insert, make_record
 from benchmarks.hosts import Shared
 from tests.conftest import has_died, locker, python
@@ -482,27 +484,23 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
                 raise StoreError("the network is down")
             await super().keep_lease(host, lasts_s)
 
-    class Ends(Control):
-        def __init__(self) -> None:
-            self.at: asyncio.Queue[float] = asyncio.Queue()
-
-        async def declare_lost(self, lease: Lease) -> None:
-            assert await jobdb.end_lease(lease, [], None)
-            self.at.put_nowait(uptime())
+        async def end_lease(self, *args: Any) -> bool:
+            is_ended = await super().end_lease(*args)
+            ended.put_nowait(uptime())
+            return is_ended
 
     lasts_s = 0.6
-    others, jobdb, control = (
-        DatabaseJobStore(database.url),
-        Away(DatabaseJobStore(database.url)),
-        Ends(),
-    )
+    ended: asyncio.Queue[float] = asyncio.Queue()
+    others, jobdb = DatabaseJobStore(database.url), Away(DatabaseJobStore(database.url))
+    recorder, errands = Recorder(jobdb, JobFiles(""), "lost"), Errands(jobdb, "me")
     await others.open(lambda: None)
     await jobdb.open()
     hosts = Hosts(
         jobdb,
         Owner(asyncio.TaskGroup()),
-        control=control,
-        errands=Errands(jobdb, "me"),
+        recorder=recorder,
+        control=Control(jobdb, Processes(), recorder, errands=errands, host="me"),
+        errands=errands,
         host="me",
         lasts_s=lasts_s,
     )
@@ -511,13 +509,13 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
     serving = asyncio.create_task(hosts.serve_lease())
     try:
         async with asyncio.timeout(LIMIT_S):
-            assert await control.at.get() - began > lasts_s
+            assert await ended.get() - began > lasts_s
             jobdb.is_away = True
             await others.keep_lease("silent, too", 0.01)
             await asyncio.sleep(lasts_s)
-            assert control.at.empty()
+            assert ended.empty()
             jobdb.is_away, back = False, uptime()
-            assert await control.at.get() - back > lasts_s
+            assert await ended.get() - back > lasts_s
     finally:
         serving.cancel()
         await asyncio.wait((serving,))
