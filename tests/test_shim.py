@@ -828,7 +828,8 @@ async def test_jobs_of_a_newer_shim_are_left_to_newer_applications(
 CODES = """
 for number in range(20):
     await jobs.run(f"exit {number}", f"job-{number}")
-print([(await jobs.wait(f"job-{number}")).exit_code for number in range(20)])
+ended = [await jobs.wait(f"job-{number}") for number in range(20)]
+print([r.error if r.exit_code is None else r.exit_code for r in ended])
 """
 TROUBLE = {
     "a loop like any other": "",
