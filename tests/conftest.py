@@ -66,6 +66,8 @@ def no_shim_left_over(
     yield
     if tmp_path is None:
         return
+    for log in tmp_path.rglob("shim/log"):  # one that crashed is replaced, and nobody would notice
+        assert "CRITICAL" not in log.read_text(errors="replace"), log.read_text(errors="replace")
     left = [pid for lock in tmp_path.rglob("shim/*lock") if (pid := locker(lock))]
     for pid in left:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -112,7 +114,7 @@ def locker(lock: Path) -> int | None:
 @pytest.fixture(autouse=True)
 def nothing_left_over() -> Iterator[None]:
     """Fail a test that leaves a process, a descriptor or a thread behind."""
-    before = _descriptors()
+    before = descriptors()
     threads = set(threading.enumerate())
     # A server that a module started for all of its tests.
     known = set(psutil.Process().children()) if _has_children() else set()
@@ -131,7 +133,7 @@ def nothing_left_over() -> Iterator[None]:
     for thread in left:
         thread.join(5)  # a connection's thread ends a moment after the connection was closed
     assert not any(thread.is_alive() for thread in left), f"threads left: {left}"
-    after = _descriptors()
+    after = descriptors()
     assert after.keys() <= before.keys(), (
         f"left open: { {fd: after[fd] for fd in after.keys() - before.keys()} }"
     )
@@ -168,7 +170,7 @@ def _has_children() -> bool:
     return True
 
 
-def _descriptors() -> dict[int, str]:
+def descriptors() -> dict[int, str]:
     """Return the open descriptors, but for the event loop's own."""
     found = {}
     for name in os.listdir("/proc/self/fd"):

@@ -60,9 +60,7 @@ async def test_of_shims_that_are_started_at_once_one_stays(tmp_path: Path, gate:
     folder = tmp_path / "job_db" / "shim"
     async with opened(tmp_path) as jobs:
         await jobs.run(gate.wait, "a")
-        words = await asyncio.gather(
-            *(asyncio.to_thread(shim_start.start_shim, folder, shim.LINGER_S) for _ in "123")
-        )
+        words = await asyncio.gather(*(shim_start.start_shim(folder, shim.LINGER_S) for _ in "123"))
         assert words == ["taken"] * 3
         assert parent_of(await status(jobs, "a")) == shim_of(tmp_path)
 
@@ -88,6 +86,29 @@ async def test_a_socket_that_was_removed_is_made_anew(
             assert (await ran(other, "exit 3", "b")).exit_code == 3
         assert shim_of(tmp_path) == pid
         assert stat.S_IMODE(socket_of(tmp_path).stat().st_mode) == 0o600
+
+
+async def test_a_shim_that_cannot_look_for_orphans_goes_on(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no descriptor left, for example, which more jobs than the limit allows may cause."""
+    in_shims(
+        monkeypatch,
+        """
+        import anodejobs.shim.server as server
+        server._SWEEP_EVERY_S = 0.01
+        def sweep(self):
+            open("swept", "w").close()
+            raise OSError(24, "Too many open files")
+        server.OrphanReaper.sweep = sweep
+        """,
+    )
+    await jobs.run("until [ -e shim/swept ]; do sleep 0.01; done", "a", cwd=tmp_path / "job_db")
+    pid = shim_of(tmp_path)
+    assert (await jobs.wait("a", timeout=LIMIT_S)).exit_code == 0
+    assert (await ran(jobs, "exit 3", "b")).exit_code == 3
+    assert shim_of(tmp_path) == pid
+    assert "Too many open files" in (tmp_path / "job_db/shim/log").read_text()
 
 
 async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(
@@ -1034,6 +1055,7 @@ async def test_a_pipe_in_its_folder_does_not_keep_a_shim_waiting(
         assert record.status is Status.failed_start
         (tmp_path / "job_db" / "shim" / name).unlink()
         assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+    (tmp_path / "job_db" / "shim" / "log").unlink()  # in which a crash is a fault
 
 
 async def test_a_pipe_in_the_place_of_its_name_is_an_error(tmp_path: Path) -> None:

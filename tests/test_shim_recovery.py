@@ -21,7 +21,7 @@ import pytest
 
 from anodejobs import JobRecord, Jobs, Status
 from anodejobs.executors import shim, shim_start, tree
-from tests.conftest import has_died, python
+from tests.conftest import descriptors, has_died, locker, python
 from tests.programs import application
 from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
 
@@ -118,7 +118,8 @@ def killed_with_its_shim(directory: Path, body: str) -> None:
 
 def kill_shim(directory: Path) -> None:
     """Kill the directory's shim; it is dead when this returns, and nobody has noticed yet."""
-    pid = shim_pid(directory)
+    pid = locker(directory / "job_db/shim/lock")
+    assert pid is not None, "it has left"
     os.kill(pid, signal.SIGKILL)
     assert has_died(pid, within_s=60)
 
@@ -674,15 +675,34 @@ async def test_a_young_job_is_held_as_soon_as_the_shim_is_found_dead(
         record = await jobs.run(python(HELD), "held", cwd=tmp_path)
         start_shim = shim.start_shim
 
-        def started_late(folder: Path, linger_s: float) -> str:
+        async def started_late(folder: Path, linger_s: float) -> str:
             (tmp_path / "go").touch()
             assert record.last_pid is not None
-            assert has_died(record.last_pid, within_s=60)
-            return start_shim(folder, linger_s)
+            assert await asyncio.to_thread(has_died, record.last_pid, within_s=60)
+            return await start_shim(folder, linger_s)
 
         monkeypatch.setattr(shim, "start_shim", started_late)
         kill_shim(tmp_path)
         assert_code(await jobs.wait("held", timeout=60), 7)
+
+
+async def test_closing_while_a_shim_is_being_started_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    before = descriptors().keys()
+    async with reopened(tmp_path) as jobs:
+        await jobs.wait((await jobs.run("true", "job")).self_id, timeout=60)
+        held = f"import os\nassert open({str(gate)!r}).read() == 'go'\n"
+        monkeypatch.setattr(shim_start, "_BOOTSTRAP", held + shim_start._BOOTSTRAP)
+        kill_shim(tmp_path)
+        go = await asyncio.to_thread(open, gate, "w")  # once the next one has come so far
+    with go:
+        assert descriptors().keys() - before == {go.fileno()}
+        go.write("go")
+    async with reopened(tmp_path) as jobs:  # the shim has come up, or another one will
+        assert (await jobs.get_status("job")).exit_code == 0
 
 
 @pytest.mark.usefixtures("reaped")

@@ -88,13 +88,14 @@ LAYERS = [
     ],
     [
         *("executors.children", "executors.deaths", "executors.looks", "executors.pump"),
-        *("executors.samples", "executors.shim_link", "executors.shim_start"),
+        *("executors.samples", "executors.shim_link"),
         *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.pages"),
         "stores.rows",
     ],
     [
-        *("executors.supervisors", "shim.lives", "shim.orphans", "stores.file_folder"),
+        *("executors.shim_start", "executors.supervisors", "shim.lives", "shim.orphans"),
+        "stores.file_folder",
         "stores.memory",
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],

@@ -58,3 +58,17 @@ def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator
         for fd in alive:
             loop.remove_reader(fd)
             os.close(fd)
+
+
+async def readable(fd: int, *, within_s: float) -> bool:
+    """Return whether the descriptor is readable in time: a pidfd is when its process is dead."""
+    loop, is_readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, is_readable.set)
+    try:
+        async with asyncio.timeout(within_s):
+            await is_readable.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return True

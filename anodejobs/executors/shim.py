@@ -30,6 +30,7 @@ from anodejobs.executors.base import (
     Tell,
     TreeUsage,
 )
+from anodejobs.executors.deaths import readable
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.pidfds import Reapings, exit_code
 from anodejobs.executors.shim_link import Link, connected
@@ -461,7 +462,7 @@ class Shim(Executor):
                 try:
                     return await self._connect()
                 except OSError:
-                    word = await asyncio.to_thread(start_shim, self._folder, LINGER_S)
+                    word = await start_shim(self._folder, LINGER_S)
                 if word not in ("ready", "taken"):
                     problem = word
                 # Another shim may be about to listen, or about to leave. The one place where we
@@ -563,12 +564,7 @@ async def _died(pid: int) -> None:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    loop, died = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, died.set)
     try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DYING_S):
-                await died.wait()
+        await readable(fd, within_s=_DYING_S)
     finally:
-        loop.remove_reader(fd)
         os.close(fd)

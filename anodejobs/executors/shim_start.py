@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import select
 import shutil
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anodejobs
 from anodejobs.executors import tree
+from anodejobs.executors.deaths import readable
 
 _START_PATIENCE_S = 30.0
 """How long a shim may take to say that it is ready."""
@@ -24,42 +25,52 @@ _BOOTSTRAP = (
 )
 
 
-def start_shim(folder: Path, linger_s: float) -> str:
-    """Start a shim, and return what it says of how that went. Waits for it.
+async def start_shim(folder: Path, linger_s: float) -> str:
+    """Start a shim, and return what it says of how that went.
 
     That is ``"ready"``, ``"taken"`` where the folder has another one, else why it does not work.
-    It leaves ``linger_s`` seconds after its last job and its last application.
+    It leaves ``linger_s`` seconds after its last job and its last application. Cancelled, this
+    leaves nothing behind here; the shim may come up all the same.
     """
     told, tell = os.pipe()
+    try:
+        loop = asyncio.get_running_loop()
+        spawning = loop.run_in_executor(None, _spawn, folder, linger_s, tell)
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await asyncio.wait([spawning])
+            raise
+        except OSError as error:
+            return f"it cannot be started: {error}"
+        is_told = await readable(told, within_s=_START_PATIENCE_S)
+        word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
+        return word or "it died while it started"
+    finally:
+        os.close(told)
+
+
+def _spawn(folder: Path, linger_s: float, tell: int) -> None:
+    """Spawn a shim with its end of the pipe, which is closed here. Waits for the shell only."""
     command = [
         *(interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
         *(os.fspath(folder), str(linger_s), str(tell)),
         *_import_paths(),
     ]
     try:
-        try:
-            # The shell is gone at once, and with it whatever ties the shim to us.
-            subprocess.run(
-                ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=(tell,),
-                start_new_session=True,
-                check=False,
-            )
-        except OSError as error:
-            return f"it cannot be started: {error}"
-        finally:
-            os.close(tell)
-        poll = select.poll()
-        poll.register(told, select.POLLIN)
-        is_told = poll.poll(_START_PATIENCE_S * 1000)
-        word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
-        return word or "it died while it started"
+        # The shell is gone at once, and with it whatever ties the shim to us.
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            pass_fds=(tell,),
+            start_new_session=True,
+            check=False,
+        )
     finally:
-        os.close(told)
+        os.close(tell)
 
 
 def _import_paths() -> list[str]:

@@ -193,7 +193,10 @@ class Server:
         next_forgetting = self._loop.time() + _FORGET_EVERY_S
         while True:
             await asyncio.sleep(_SWEEP_EVERY_S)
-            self._orphans.sweep()
+            try:
+                self._orphans.sweep()
+            except OSError:  # there are no more descriptors, say
+                LOG.exception("no look for orphans")
             await self._listen_again()
             if self._loop.time() >= next_forgetting:
                 next_forgetting = self._loop.time() + _FORGET_EVERY_S
