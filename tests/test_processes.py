@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from textwrap import dedent
@@ -395,6 +396,41 @@ async def test_pause_stops_what_is_forked_meanwhile(jobs: Jobs) -> None:
             {process.status() for process in session(record.last_pid)} == {psutil.STATUS_STOPPED}
         )
     )
+
+
+async def test_pause_waits_for_who_was_forking_when_the_signal_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its child may be there after a look that finds nobody new, if nobody has stopped by then."""
+    attempt = Attempt(token=new_token(), supervisor="", pid=10, start_time=1.0)
+    parent = tree.Process(pid=10, start_time=1.0, parent=1, session=10, token=attempt.token)
+    child = replace(parent, pid=11, start_time=2.0, parent=10)
+    stopped = [replace(process, has_stopped=True) for process in (parent, child)]
+    looks = [[parent], [parent], [stopped[0], child], [stopped[0], child], stopped, []]
+
+    def look(_: tree.Snapshot) -> tree.Snapshot:
+        return tree.Snapshot({process.pid: process for process in looks.pop(0)})
+
+    reached: list[int] = []
+    monkeypatch.setattr(tree, "take_snapshot", look)
+    monkeypatch.setattr(tree, "send", lambda process, _: reached.append(process.pid) or True)
+    await Processes().signal(attempt, signal.SIGSTOP)
+    assert reached == [10, 11]
+    assert looks == [[]]  # no more than it takes
+
+
+async def test_pause_does_not_wait_for_who_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt = Attempt(token=new_token(), supervisor="", pid=10, start_time=1.0)
+    other = tree.Process(pid=10, start_time=1.0, parent=1, session=10, token=attempt.token)
+    looks: list[int] = []
+    monkeypatch.setattr(
+        tree, "take_snapshot", lambda _: looks.append(1) or tree.Snapshot({10: other})
+    )
+    monkeypatch.setattr(tree, "send", lambda *_: False)
+    await Processes().signal(attempt, signal.SIGSTOP)
+    assert len(looks) == 2
 
 
 async def test_a_resumed_job_ends_as_ever(jobs: Jobs, tmp_path: Path) -> None:

@@ -466,13 +466,15 @@ async def test_whatever_the_disk_has_made_of_the_journal_jobs_that_run_are_adopt
 async def test_a_journal_that_names_no_process_keeps_no_shim_from_starting(
     tmp_path: Path, pid: bytes
 ) -> None:
-    killed_with_its_shim(tmp_path, started("job", HELD) + followed("job", "held\n"))
+    body = started("job", HELD) + followed("job", "held\n") + noted_pid("job")
+    killed_with_its_shim(tmp_path, body)
     journal = tmp_path / "job_db/shim/journal"
     journal.write_bytes(re.sub(rb'"pid":\d+', b'"pid":' + pid, journal.read_bytes()))
     async with reopened(tmp_path) as jobs:
         assert (await jobs.wait("job", timeout=60)).status is Status.lost
         await jobs.run("exit 7", "other")
         assert (await jobs.wait("other", timeout=60)).exit_code == 7
+        await end_of_job(tmp_path)  # it is found by its marks, and ended as what a job leaves is
 
 
 # The shim is killed, the application lives.

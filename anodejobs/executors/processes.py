@@ -57,6 +57,8 @@ from anodejobs.logs import LogFile, Reader
 
 LOG = logging.getLogger("anodejobs")
 
+_STOP_PATIENCE_S = 1.0
+"""How long it may take until all have stopped whom SIGSTOP has reached: somebody may wake them."""
 _KILL_PATIENCE_S = 5.0
 """How long processes may take to die of SIGKILL before they count as unstoppable."""
 
@@ -482,16 +484,18 @@ class Processes(Executor):
                 held.stop_has_reached |= signum in (signal.SIGTERM, signal.SIGKILL)
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
-        reached: set[tuple[int, float]] = set()
+        reached: dict[tuple[int, float], bool] = {}
+        give_up_at = time.monotonic() + _STOP_PATIENCE_S
         while True:
             snapshot = await self._looks.take()
-            fresh = [m for m in snapshot.members(attempt) if m.key not in reached]
+            members = snapshot.members(attempt)
+            fresh = [member for member in members if member.key not in reached]
             for member in fresh:
-                tree.send(member, signum)
-            reached.update(member.key for member in fresh)
-            # What was forked while we looked has not stopped yet; the tree is still when a look
-            # finds nobody new.
-            if not fresh or signum != signal.SIGSTOP:
+                reached[member.key] = tree.send(member, signum)
+            # The tree is still when a look finds nobody new, and all of them stopped: who was
+            # forking when the signal came does that to its end, after a look maybe.
+            is_still = not fresh and all(m.has_stopped or not reached[m.key] for m in members)
+            if signum != signal.SIGSTOP or is_still or time.monotonic() > give_up_at:
                 return
 
     async def usage(self, attempt: Attempt) -> TreeUsage:

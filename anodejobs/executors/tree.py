@@ -43,6 +43,8 @@ class Process:
     token: str | None
     tag: int | None = None
     """The mark of ``marks``."""
+    has_stopped: bool = False
+    """Whether it had done what SIGSTOP asks for."""
 
     @property
     def key(self) -> tuple[int, float]:
@@ -112,6 +114,7 @@ _STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
 _TIMES = slice(11, 15)
 """User and system time: its own, and that of the children it has waited for."""
 _DEAD = (b"Z", b"X")
+_STOPPED = (b"T", b"t")
 
 
 def _stat(pid: int) -> list[bytes] | None:
@@ -149,6 +152,7 @@ def _look_at(pid: int, known: Snapshot | None) -> Process | None:
         # may execute later.
         token=old.token if old and is_known else read_token(pid),
         tag=old.tag if old and is_known else read_tag(pid),
+        has_stopped=fields[_STATE] in _STOPPED,
     )
 
 
@@ -158,7 +162,8 @@ def _look_with_psutil(pid: int) -> Process | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            status = process.status()
+            if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
                 return None
             return Process(
                 pid=pid,
@@ -166,6 +171,7 @@ def _look_with_psutil(pid: int) -> Process | None:
                 parent=process.ppid(),
                 session=os.getsid(pid),
                 token=read_token(pid),
+                has_stopped=status == psutil.STATUS_STOPPED,
             )
     except (OSError, psutil.Error):
         return None
