@@ -34,7 +34,7 @@ async def serve_callback(
     """
     while True:
         try:
-            async with aclosing(jobdb.events(job_id, after, None)) as events:
+            async with aclosing(jobdb.news.events(job_id, after, None)) as events:
                 async for event in events:
                     await _heed(event, callback, jobdb, wanted)
                     after = event.seq

@@ -93,7 +93,7 @@ class Control:
         """End this attempt; None where the job is run anew all the same."""
         job_id, attempt = stored.record.self_id, stored.attempt
         # Listening before it ends: when it has, somebody else may run it anew at once.
-        with self._jobdb.waiting_for_attempt(stored.record) as end:
+        with self._jobdb.waits.wait_for_attempt(stored.record) as end:
             await self._jobdb.apply(job_id, StopRequested(reason=reason), token=attempt.token)
             if end.future.done():
                 return _unless_it_goes_on(stored.record, await end.future)
@@ -149,7 +149,7 @@ class Control:
             return
         job_id, attempt = stored.record.self_id, stored.attempt
         errand = Errand(do="signal", job_id=job_id, attempt=attempt, signum=signum)
-        with self._jobdb.waiting_for_attempt(stored.record) as end:
+        with self._jobdb.waits.wait_for_attempt(stored.record) as end:
             await self._errands.ask(stored.record.host or "", errand, until=end.future)
 
     async def end(

@@ -49,7 +49,7 @@ class Follower:
                 stack.callback(tail.close)
                 follow = self._executor.follow
                 stack.enter_context(follow(self._stored.attempt.token, stream, tail, woken.set))
-            end = stack.enter_context(self._jobdb.waiting_for_attempt(self._record))
+            end = stack.enter_context(self._jobdb.waits.wait_for_attempt(self._record))
             end.future.add_done_callback(lambda _: woken.set())
             end.consider(self._stored.record)
             while True:

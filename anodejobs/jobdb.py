@@ -10,23 +10,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
-from bisect import bisect_right
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import chain, islice
-from operator import itemgetter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar
 
+from anodejobs.at_hand import AtHand
 from anodejobs.errors import (
     AnodeJobsError,
-    ExecutorError,
     InvalidTransition,
     JobActive,
     JobNotFound,
-    StatusUnreachable,
     StoreError,
     as_ours,
 )
@@ -38,9 +31,9 @@ from anodejobs.events import (
     Event,
     Lost,
     Started,
-    utc_now,
 )
 from anodejobs.executors.base import Launch, new_token
+from anodejobs.news import News
 from anodejobs.records import ALIVE, WAITING, JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     Delete,
@@ -58,115 +51,18 @@ from anodejobs.stores.base import (
     Write,
     as_one,
     changes_of,
-    history_entry,
     steps_of,
 )
-from anodejobs.transitions import ended_attempt, has_reached, reopened, transition
+from anodejobs.transitions import ended_attempt, reopened, transition
+from anodejobs.waits import Waits
 
 LOG = logging.getLogger("anodejobs")
 
 _MOST_WRITES = 500
 """The most writes in one commit: more gains nothing, and makes the first of them wait."""
-_MOST_RECENT = 10_000
-"""How many events are at hand for listeners; one that is further behind reads the store."""
-_MOST_UNREAD = 10_000
-"""Of how many logs, and of how many jobs' progress, a reader that is behind is told the latest."""
-_MOST_ENDED = 1_000
-"""How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
-_MOST_WAITING = 1_000
-"""How many jobs that have not started are at hand: those written last, which may start at once."""
 _PAGE = 500
 _RETRY_S = 0.2
 """How long a store that could not be read is left alone."""
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-class Waiter:
-    """One wait for one job: a future, resolved by the record that ends the wait.
-
-    With ``of`` it waits for the end of the attempt that this record tells of.
-    """
-
-    __slots__ = ("future", "job_id", "of", "wanted")
-
-    def __init__(
-        self, job_id: str, wanted: frozenset[Status] | None, of: JobRecord | None = None
-    ) -> None:
-        self.job_id = job_id
-        self.wanted = wanted
-        self.of = of
-        self.future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
-
-    def consider(self, record: JobRecord) -> None:
-        """End the wait if the record does."""
-        if self.future.done():
-            return
-        try:
-            if has_reached(record, self.wanted) or (self.of and not _is_same(self.of, record)):
-                self.future.set_result(record)
-        except StatusUnreachable as error:
-            self.future.set_exception(error)
-
-
-def _is_same(one: JobRecord, other: JobRecord) -> bool:
-    """Return whether the records tell of the same attempt."""
-    return (one.attempt, one.created_at) == (other.attempt, other.created_at)
-
-
-class Listener:
-    """One reader of the events of a job, or of all: woken when there is more for it."""
-
-    def __init__(self, job_id: str | None) -> None:
-        self._job_id = job_id
-        self.woken = asyncio.Event()
-        self._growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
-        self._progress: dict[str, tuple[int, float, str]] = {}
-
-    def hear_growth(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
-        """Have it told that a log has grown."""
-        if self._job_id in (None, job_id):
-            _note(self._growth, (job_id, stream), offset)
-            self.woken.set()
-
-    def hear_progress(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
-        """Have it told how far a job says it is."""
-        if self._job_id in (None, job_id):
-            _note(self._progress, job_id, (attempt, fraction, text))
-            self.woken.set()
-
-    def take_growth(self, seq: int) -> list[JobEvent]:
-        """Return how logs have grown since the last call."""
-        growth, self._growth = self._growth, {}
-        return [
-            JobEvent(seq=seq, kind="log", at=utc_now(), job_id=job, stream=stream, offset=offset)
-            for (job, stream), offset in growth.items()
-        ]
-
-    def take_progress(self, seq: int) -> list[JobEvent]:
-        """Return what jobs have said of their progress since the last call."""
-        progress, self._progress = self._progress, {}
-        return [
-            JobEvent(
-                seq=seq,
-                kind="progress",
-                at=utc_now(),
-                job_id=job,
-                attempt=attempt,
-                progress=fraction,
-                text=text or None,
-            )
-            for job, (attempt, fraction, text) in progress.items()
-        ]
-
-
-def _note(news: dict[Key, Value], key: Key, value: Value) -> None:
-    """Keep the latest word, of the last keys only: a reader may hang while jobs come and go."""
-    news.pop(key, None)
-    news[key] = value
-    if len(news) > _MOST_UNREAD:
-        del news[next(iter(news))]
 
 
 class JobDB:
@@ -181,7 +77,7 @@ class JobDB:
         self._queue: list[tuple[Write, asyncio.Future[bool]]] = []
         self._has_writes = asyncio.Event()
         self._has_foreign = asyncio.Event()
-        self._failure: BaseException | None = None
+        self._failure: AnodeJobsError | None = None
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
         self.on_foreign: list[Callable[[], None]] = []
@@ -190,17 +86,11 @@ class JobDB:
         """Called with every record that anybody has written, once it is on disk."""
         self.on_deleted: Callable[[str], None] = lambda job_id: None
         """Called with the id of a job that was deleted here."""
-        self._active: dict[str, Stored] = {}
-        self._waiting: OrderedDict[str, Stored] = OrderedDict()
-        self._ended: OrderedDict[str, JobRecord] = OrderedDict()
-        self._waiters: dict[str, dict[Waiter, None]] = {}
-        self._listeners: set[Listener] = set()
-        # Events up to `_cursor` are known here, in order; `_recent` has the last of them. An own
-        # write with a higher number is known, but another process's may lie between.
-        self._cursor = 0
+        self.waits = Waits()
+        self.news = News(store)
+        self._at_hand = AtHand()
         self._newer: set[str] | None = None
         """While other processes' records are fetched: the ids of what is written here."""
-        self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
 
     @property
     def is_shared_by_hosts(self) -> bool:
@@ -215,7 +105,7 @@ class JobDB:
     async def open(self) -> None:
         """Open the store."""
         await self._store.open(self._has_foreign.set)
-        self._cursor = await self._store.last_seq()
+        self.news.cursor = await self._store.last_seq()
 
     async def close(self) -> None:
         """Close the store. Idempotent."""
@@ -283,7 +173,7 @@ class JobDB:
         Returns the record as the first one made it, of which all are told before the other. None,
         and nothing is written, where it is not at hand as that attempt, or does not allow it.
         """
-        stored = self._active.get(job_id)
+        stored = self._at_hand.alive(job_id)
         if stored is None or stored.attempt.token != token:
             return None
         try:
@@ -296,7 +186,7 @@ class JobDB:
         one = _save(stored.record, first, between, None)
         both = as_one(one, _save(between, second, record, None))
         if not await self._write(both):
-            self._forget(job_id)
+            self._at_hand.forget(job_id)
             return None
         self._log(both)
         return between
@@ -320,9 +210,9 @@ class JobDB:
         token: str | None,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
     ) -> Stored:
-        waiting = self._waiting.get(job_id)
+        waiting = self._at_hand.waiting(job_id)
         while True:
-            stored = self._active.get(job_id) or waiting or await self.stored(job_id)
+            stored = self._at_hand.alive(job_id) or waiting or await self.stored(job_id)
             if token is not None and stored.attempt.token != token:
                 return stored
             try:
@@ -344,7 +234,7 @@ class JobDB:
                 attempt = save.attempt or stored.attempt
                 return Stored(record=record, launch=launch, attempt=attempt)
             waiting = None
-            self._forget(job_id)  # another writer was quicker: look again
+            self._at_hand.forget(job_id)  # another writer was quicker: look again
 
     # The hosts that share the records.
 
@@ -376,7 +266,7 @@ class JobDB:
         finally:
             # Before anything else is known of it: let the history tell.
             for save in saves:
-                self._forget(save.record.self_id)
+                self._at_hand.forget(save.record.self_id)
             self._has_foreign.set()
         for save in saves if seqs is not None else ():
             self._log(save)
@@ -410,7 +300,7 @@ class JobDB:
     def _write(self, write: Write) -> asyncio.Future[bool]:
         """Have it committed with the next batch; the result says whether it was applied."""
         if self._failure is not None:
-            raise _own(self._failure)
+            raise self._failure
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
         self._has_writes.set()
@@ -460,14 +350,15 @@ class JobDB:
                     self._ring(seq + earlier, step)
             if not done.done():
                 done.set_result(seq is not None)
-        self._wake_listeners()
+        self.news.tell()
 
-    def _fail(self, batch: list[tuple[Write, asyncio.Future[bool]]], error: BaseException) -> None:
+    def _fail(self, batch: list[tuple[Write, asyncio.Future[bool]]], cause: BaseException) -> None:
+        error = _own(cause)
         for write, done in batch:
             for change in changes_of(write):
-                self._forget(change.record.self_id)
+                self._at_hand.forget(change.record.self_id)
             if not done.done():
-                done.set_exception(_own(error))
+                done.set_exception(error)
 
     def _ring(self, seq: int, write: Insert | Save | Delete) -> None:
         """Tell those who wait of a write that is on disk."""
@@ -476,60 +367,17 @@ class JobDB:
         if self._newer is not None:
             self._newer.add(job_id)
         if isinstance(write, Delete):
-            self._forget(job_id)
+            self._at_hand.forget(job_id)
             self.on_deleted(job_id)
             return
-        self._remember(write)
-        if job_id in self._waiters:
-            for waiter in list(self._waiters[job_id]):
-                waiter.consider(record)
+        self._at_hand.remember(write)
+        self.waits.tell(record)
         if self.on_record is not None:
             self.on_record(record)
-        if seq == self._cursor + 1:
-            self._note(seq, write)
-        else:
+        if seq == self.news.cursor + 1:
+            self.news.note(seq, write)
+        else:  # another process's events lie between
             self._has_foreign.set()
-
-    def _note(self, seq: int, entry: Insert | Save | JobEvent) -> None:
-        """Know of the next event. It is at hand for those who listen now; others read the store."""
-        self._cursor = seq
-        if self._listeners:
-            self._recent.append((seq, entry))
-        else:
-            self._recent.clear()
-
-    def _remember(self, write: Insert | Save) -> None:
-        """Keep at hand what will be asked for again, above all by those who supervise it."""
-        record = write.record
-        job_id = record.self_id
-        old = self._active.pop(job_id, None) or self._waiting.pop(job_id, None)
-        if record.is_done:
-            self._ended[job_id] = record
-            if len(self._ended) > _MOST_ENDED:
-                self._ended.popitem(last=False)
-            return
-        self._ended.pop(job_id, None)
-        launch = write.launch or (old and old.launch)
-        attempt = write.attempt or (old and old.attempt)
-        if not (launch and attempt):
-            return
-        stored = Stored(record=record, launch=launch, attempt=attempt)
-        if record.status in WAITING:
-            self._keep_waiting(stored)
-        else:
-            self._active[job_id] = stored
-
-    def _keep_waiting(self, stored: Stored) -> None:
-        """Have a job that has not started at hand for a while: there may be very many."""
-        self._waiting[stored.record.self_id] = stored
-        if len(self._waiting) > _MOST_WAITING:
-            self._waiting.popitem(last=False)
-
-    def _forget(self, job_id: str) -> None:
-        """Have nothing of the job at hand: the store knows better."""
-        self._active.pop(job_id, None)
-        self._waiting.pop(job_id, None)
-        self._ended.pop(job_id, None)
 
     async def serve_foreign(self) -> None:
         """Take note of what other processes write, until cancelled."""
@@ -544,10 +392,10 @@ class JobDB:
                 await asyncio.sleep(_RETRY_S)
 
     async def _catch_up(self) -> None:
-        self._ended.clear()  # a deletion leaves no trace in the history
+        self._at_hand.forget_ended()
         for heed in self.on_foreign:
             heed()
-        while entries := await self._store.history(after=self._cursor, limit=_PAGE):
+        while entries := await self._store.history(after=self.news.cursor, limit=_PAGE):
             # Read before anything is remembered: what is committed meanwhile rings again.
             job_ids = list(dict.fromkeys(e.job_id for e in entries if e.job_id is not None))
             for job_id in job_ids:
@@ -555,9 +403,9 @@ class JobDB:
             if self.on_record is not None:
                 await self._tell_records(job_ids)
             for entry in entries:
-                if entry.seq > self._cursor:
-                    self._note(entry.seq, entry)
-            self._wake_listeners()
+                if entry.seq > self.news.cursor:
+                    self.news.note(entry.seq, entry)
+            self.news.tell()
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
@@ -574,19 +422,16 @@ class JobDB:
 
     async def _refresh(self, job_id: str) -> None:
         """Look again at a job that another process may have changed."""
-        self._waiting.pop(job_id, None)
-        waiters = self._waiters.get(job_id)
-        known = self._ended.get(job_id)
-        if job_id in self._active:
-            known = self._active[job_id].record
-        if not waiters and known is None:
+        self._at_hand.forget_waiting(job_id)
+        alive = self._at_hand.alive(job_id)
+        known = alive.record if alive else self._at_hand.ended(job_id)
+        if known is None and not self.waits.awaits(job_id):
             return
         stored = await self._store.get(job_id)
         if stored is None or (known and known != stored.record):
-            self._forget(job_id)
+            self._at_hand.forget(job_id)
         if stored is not None:
-            for waiter in list(self._waiters.get(job_id, ())):
-                waiter.consider(stored.record)
+            self.waits.tell(stored.record)
 
     def fail(self, cause: BaseException) -> None:
         """End every wait and every write with the cause: nothing will be written any more.
@@ -595,22 +440,13 @@ class JobDB:
         """
         if self._failure is not None:
             return
-        self._failure = cause
+        self._failure = error = _own(cause)
         queue, self._queue = self._queue, []
         for _, done in queue:
             if not done.done():
-                done.set_exception(_own(cause))
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                if not waiter.future.done():
-                    waiter.future.set_exception(_own(cause))
-        self._wake_listeners()
-
-    def fail_waits(self, job_id: str, cause: StoreError) -> None:
-        """End the waits for one job, whose end cannot be recorded at the moment."""
-        for waiter in self._waiters.get(job_id, ()):
-            if not waiter.future.done():
-                waiter.future.set_exception(cause)
+                done.set_exception(error)
+        self.waits.fail(error)
+        self.news.fail(error)
 
     # Reading.
 
@@ -627,7 +463,7 @@ class JobDB:
         return stored.record if stored else None
 
     async def _find(self, job_id: str) -> Stored | None:
-        known = self._active.get(job_id)
+        known = self._at_hand.alive(job_id)
         if known is not None:
             return known
         stored = await self._store.get(job_id)
@@ -641,15 +477,17 @@ class JobDB:
 
     async def bring(self, job_ids: Iterable[str]) -> None:
         """Have jobs that have not started at hand: they are about to be changed."""
-        wanted = [job_id for job_id in job_ids if job_id not in self._waiting]
+        at_hand = self._at_hand
+        wanted = [job_id for job_id in job_ids if at_hand.waiting(job_id) is None]
         for stored in await self._store.get_all(wanted) if wanted else ():
-            job_id, status = stored.record.self_id, stored.record.status
-            if status in WAITING and job_id not in self._waiting and job_id not in self._active:
-                self._keep_waiting(stored)
+            job_id = stored.record.self_id
+            is_known = at_hand.waiting(job_id) or at_hand.alive(job_id)
+            if stored.record.status in WAITING and not is_known:
+                at_hand.keep_waiting(stored)
 
     async def about_to_start(self, job_id: str) -> Stored:
         """Return a job that waits, as it was a moment ago at least. Raises JobNotFound."""
-        return self._waiting.get(job_id) or await self.stored(job_id)
+        return self._at_hand.waiting(job_id) or await self.stored(job_id)
 
     async def page(self, query: Query) -> list[JobRecord]:
         """Return a page of records."""
@@ -698,131 +536,18 @@ class JobDB:
         """Return every change of the job's status, oldest first."""
         return await self._store.history(job_id=job_id)
 
-    # Waiting.
-
     async def wait_for(self, job_id: str, wanted: frozenset[Status] | None = None) -> JobRecord:
         """Return the record that has reached ``wanted``, or by which the job has ended.
 
         Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
         """
-        waiter = self._listen(Waiter(job_id, wanted))
-        try:
+        with self.waits.wait(job_id, wanted) as waiter:
             # After we listen, so that nothing falls in between.
-            record = self._ended.get(job_id) or await self.get(job_id)
+            record = self._at_hand.ended(job_id) or await self.get(job_id)
             if record is None:
                 raise JobNotFound(job_id)
             waiter.consider(record)
             return await waiter.future
-        finally:
-            self._stop_waiting(waiter)
-
-    @contextmanager
-    def waiting(
-        self, job_ids: Iterable[str], wanted: frozenset[Status] | None = None
-    ) -> Iterator[list[Waiter]]:
-        """Listen for several jobs while the context is open."""
-        waiters = [self._listen(Waiter(job_id, wanted)) for job_id in job_ids]
-        try:
-            yield waiters
-        finally:
-            for waiter in waiters:
-                self._stop_waiting(waiter)
-
-    @contextmanager
-    def waiting_for_attempt(self, record: JobRecord) -> Iterator[Waiter]:
-        """Listen for the end of this attempt of the job, which another one may follow."""
-        waiter = self._listen(Waiter(record.self_id, None, of=record))
-        try:
-            yield waiter
-        finally:
-            self._stop_waiting(waiter)
-
-    def _listen(self, waiter: Waiter) -> Waiter:
-        job_id = waiter.job_id
-        self._waiters.setdefault(job_id, {})[waiter] = None
-        if self._failure is not None:
-            waiter.future.set_exception(_own(self._failure))
-        return waiter
-
-    def _stop_waiting(self, waiter: Waiter) -> None:
-        others = self._waiters[waiter.job_id]
-        del others[waiter]
-        if not others:
-            del self._waiters[waiter.job_id]
-        if not waiter.future.cancel() and not waiter.future.cancelled():
-            waiter.future.exception()  # looked at, so that nobody calls it forgotten
-
-    # Events.
-
-    async def events(
-        self, job_id: str | None, after: int | None, heartbeat: float | None
-    ) -> AsyncGenerator[JobEvent, None]:
-        """Give every status event after ``after`` (None: from now on), and log growth as it is."""
-        listener = Listener(job_id)
-        self._listeners.add(listener)
-        position = self._cursor if after is None else after
-        quiet_since = time.monotonic()
-        try:
-            while self._failure is None:
-                listener.woken.clear()
-                fresh, position = await self._after(position, job_id)
-                fresh += listener.take_growth(position)
-                fresh += listener.take_progress(position)
-                for event in fresh:
-                    yield event
-                    quiet_since = time.monotonic()
-                if fresh or position < self._cursor:
-                    continue
-                if not await _is_set(listener.woken, heartbeat, quiet_since):
-                    yield JobEvent(seq=position, kind="heartbeat", at=utc_now())
-                    quiet_since = time.monotonic()
-            if not isinstance(self._failure, ExecutorError):
-                raise _own(self._failure)
-        finally:
-            self._listeners.discard(listener)
-
-    @property
-    def cursor(self) -> int:
-        """The ``seq`` up to which all events are known here."""
-        return self._cursor
-
-    @property
-    def has_listeners(self) -> bool:
-        """Whether anybody reads events."""
-        return bool(self._listeners)
-
-    def grown(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
-        """Tell the listeners that a log has grown."""
-        for listener in self._listeners:
-            listener.hear_growth(job_id, stream, offset)
-
-    def progressed(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
-        """Tell the listeners how far a job says it is."""
-        for listener in self._listeners:
-            listener.hear_progress(job_id, attempt, fraction, text)
-
-    async def _after(self, position: int, job_id: str | None) -> tuple[list[JobEvent], int]:
-        """Return the next events of the job after a position, and the position after them."""
-        known = self._cursor
-        if position >= known:
-            return [], position
-        if not self._recent or self._recent[0][0] > position + 1:
-            events = await self._store.history(after=position, limit=_PAGE, job_id=job_id)
-            # Less than a page: there is nothing more of it up to what was known before.
-            last = events[-1].seq if events else position
-            return events, last if len(events) == _PAGE else max(last, known)
-        start = bisect_right(self._recent, position, key=itemgetter(0))
-        page = list(islice(self._recent, start, start + _PAGE))
-        events = [
-            entry if isinstance(entry, JobEvent) else history_entry(seq, entry)
-            for seq, entry in page
-            if job_id is None or _job_of(entry) == job_id
-        ]
-        return events, page[-1][0] if page else known
-
-    def _wake_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.woken.set()
 
 
 def unstarted() -> Attempt:
@@ -857,21 +582,6 @@ def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
         or after.result is not before.result
         or after.host != before.host
     )
-
-
-def _job_of(entry: Insert | Save | JobEvent) -> str | None:
-    return entry.job_id if isinstance(entry, JobEvent) else entry.record.self_id
-
-
-async def _is_set(event: asyncio.Event, patience: float | None, since: float) -> bool:
-    """Wait for the event; return False when it was not set until ``patience`` after ``since``."""
-    rest = None if patience is None else since + patience - time.monotonic()
-    try:
-        async with asyncio.timeout(rest):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def _own(cause: BaseException) -> AnodeJobsError:

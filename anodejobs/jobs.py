@@ -607,7 +607,7 @@ class Jobs:
 
     async def _as_ended(self, job_ids: list[str]) -> AsyncGenerator[JobRecord, None]:
         ended: asyncio.Queue[asyncio.Future[JobRecord]] = asyncio.Queue()
-        with self._jobdb.waiting(job_ids) as waiters:
+        with self._jobdb.waits.wait_for_each(job_ids) as waiters:
             for waiter in waiters:
                 waiter.future.add_done_callback(ended.put_nowait)
             for waiter in waiters:
@@ -894,14 +894,14 @@ class Jobs:
         if job_id is not None:
             check_text("job_id", job_id)
         parts = await self._root.open()
-        parts.executor.report_growth(self._jobdb.grown)
+        parts.executor.report_growth(self._jobdb.news.grown)
         parts.progress.open()
         try:
-            async with aclosing(self._jobdb.events(job_id, after, heartbeat)) as events:
+            async with aclosing(self._jobdb.news.events(job_id, after, heartbeat)) as events:
                 async for event in events:
                     yield event
         finally:
-            if not self._jobdb.has_listeners:
+            if not self._jobdb.news.has_listeners:
                 parts.progress.close()
                 if not self._root.is_closing:
                     parts.executor.report_growth(None)
@@ -928,7 +928,7 @@ class Jobs:
         if job_id is not None:
             check_text("job_id", job_id)
         owner = (await self._root.open()).owner
-        after = self._jobdb.cursor
+        after = self._jobdb.news.cursor
         calls = serve_callback(callback, self._jobdb, job_id=job_id, after=after, wanted=wanted)
         return owner.own(calls, "callbacks").cancel
 

@@ -48,7 +48,7 @@ class ProgressFeed:
     def _on_progress(self, logfile: str, attempt: int, fraction: float, text: str) -> None:
         job_id = self._job_of.get(logfile)
         if job_id is not None:
-            self._jobdb.progressed(job_id, attempt, fraction, text)
+            self._jobdb.news.progressed(job_id, attempt, fraction, text)
             return
         if not self._unknown:
             with contextlib.suppress(ExecutorError):  # closed
@@ -64,4 +64,4 @@ class ProgressFeed:
         self._job_of = {record.logfile: record.self_id for record in running}
         for logfile, (attempt, fraction, text) in unknown.items():
             if logfile in self._job_of:
-                self._jobdb.progressed(self._job_of[logfile], attempt, fraction, text)
+                self._jobdb.news.progressed(self._job_of[logfile], attempt, fraction, text)

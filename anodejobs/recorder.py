@@ -57,7 +57,7 @@ class Recorder:
                     event = left
                     continue
                 LOG.error("job %s: its %s waits: %s", job_id, type(event).__name__, error)
-                self._jobdb.fail_waits(job_id, error)
+                self._jobdb.waits.fail_for(job_id, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, LONGEST_RETRY_S)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anodejobs import JobEvent, Jobs, Status, jobdb
+from anodejobs import JobEvent, Jobs, Status, news
 
 LIMIT_S = 60.0
 OF_A_RUN = [Status.starting, Status.running, Status.finished]
@@ -162,8 +162,8 @@ async def test_resuming_leaves_no_gap_and_repeats_nothing(jobs: Jobs) -> None:
 async def test_a_listener_far_behind_is_told_from_the_store(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(jobdb, "_MOST_RECENT", 5)
-    monkeypatch.setattr(jobdb, "_PAGE", 4)
+    monkeypatch.setattr(news, "_MOST_RECENT", 5)
+    monkeypatch.setattr(news, "_PAGE", 4)
     async with Jobs(db_path=tmp_path, executor="inline") as jobs:
         await run_all(jobs, *"abcdefghij")
         told = await past(jobs, 30)
@@ -178,7 +178,7 @@ async def test_what_nobody_listened_to_is_told_later_from_the_store(jobs: Jobs) 
         await run_all(jobs, "a")
         seen = await take(events, 2)
     await run_all(jobs, *"bc")
-    assert not jobs._jobdb._recent  # memory for nobody
+    assert not jobs._jobdb.news._recent  # memory for nobody
     async with aclosing(jobs.events(after=seen[-1].seq)) as events:
         seen += await take(events, 4)
         await run_all(jobs, "d")
@@ -189,7 +189,7 @@ async def test_what_nobody_listened_to_is_told_later_from_the_store(jobs: Jobs) 
 async def test_a_slow_listener_misses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(jobdb, "_MOST_RECENT", 10)
+    monkeypatch.setattr(news, "_MOST_RECENT", 10)
     async with (
         Jobs(db_path=tmp_path, executor="inline") as jobs,
         aclosing(jobs.events(after=0)) as events,
@@ -243,15 +243,15 @@ async def test_a_reader_that_is_behind_is_told_of_the_last_logs_only(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may hang for ever, and would keep a word on every job that there is meanwhile."""
-    monkeypatch.setattr(jobdb, "_MOST_UNREAD", 3)
+    monkeypatch.setattr(news, "_MOST_UNREAD", 3)
     async with aclosing(jobs.events()) as events:
         first = asyncio.ensure_future(anext(events))
         await jobs.count()
         await jobs.create("true", "here")
         await first
         for number in (1, 2, 3, 4, 5, 3):
-            jobs._jobdb.grown(f"job-{number}", "stdout", number)
-            jobs._jobdb.progressed(f"job-{number}", 1, 0.5, "")
+            jobs._jobdb.news.grown(f"job-{number}", "stdout", number)
+            jobs._jobdb.news.progressed(f"job-{number}", 1, 0.5, "")
         told = await take(events, 6)
     assert [event.job_id for event in told if event.kind == "log"] == ["job-4", "job-5", "job-3"]
     assert [event.job_id for event in told if event.kind == "progress"] == [
@@ -265,12 +265,12 @@ async def test_a_reader_of_one_job_is_not_woken_by_the_logs_of_others(jobs: Jobs
     async with aclosing(jobs.events("here")) as events:
         first = asyncio.ensure_future(anext(events))
         await jobs.count()
-        (listener,) = jobs._jobdb._listeners
+        (listener,) = jobs._jobdb.news._listeners
         listener.woken.clear()
-        jobs._jobdb.grown("other", "stdout", 1)
-        jobs._jobdb.progressed("other", 1, 0.5, "")
+        jobs._jobdb.news.grown("other", "stdout", 1)
+        jobs._jobdb.news.progressed("other", 1, 0.5, "")
         assert not listener.woken.is_set()
-        jobs._jobdb.grown("here", "stdout", 1)
+        jobs._jobdb.news.grown("here", "stdout", 1)
         assert (await first).offset == 1
 
 
@@ -379,17 +379,17 @@ async def test_a_heartbeat_comes_though_the_past_was_deleted(jobs: Jobs) -> None
 async def test_closing_an_iterator_leaves_nothing(jobs: Jobs) -> None:
     async with aclosing(jobs.events(heartbeat=0.02)) as events:
         await anext(events)
-        assert jobs._jobdb.has_listeners
-    assert not jobs._jobdb.has_listeners
+        assert jobs._jobdb.news.has_listeners
+    assert not jobs._jobdb.news.has_listeners
 
 
 async def test_cancelling_a_listener_leaves_nothing(jobs: Jobs) -> None:
     listening = asyncio.ensure_future(anext(jobs.events()))
     await jobs.count()
-    assert jobs._jobdb.has_listeners
+    assert jobs._jobdb.news.has_listeners
     listening.cancel()
     await asyncio.wait([listening])
-    assert not jobs._jobdb.has_listeners
+    assert not jobs._jobdb.news.has_listeners
 
 
 async def test_a_listener_that_leaves_takes_nothing_from_the_others(jobs: Jobs) -> None:

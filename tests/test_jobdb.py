@@ -321,7 +321,7 @@ async def test_two_events_are_one_write_and_both_are_told() -> None:
         assert (await end).exit_code == 3
         assert told == [started, await end]
         assert store.batches == [1, 1]
-        async with aclosing(jobdb.events(None, 0, None)) as events:
+        async with aclosing(jobdb.news.events(None, 0, None)) as events:
             statuses = [(await anext(events)).status for _ in range(3)]
         assert statuses == [Status.starting, Status.running, Status.failed]
         stored = await jobdb.stored("a-job")
@@ -392,7 +392,7 @@ async def test_all_records_are_made_and_told_in_order() -> None:
         assert await jobdb.create_all(jobs)
         assert [await jobdb.stored(job.record.self_id) for job in jobs] == jobs
         assert told == [job.record for job in jobs]
-        async with aclosing(jobdb.events(None, 0, None)) as events:
+        async with aclosing(jobdb.news.events(None, 0, None)) as events:
             seen = [await anext(events) for _ in jobs]
     assert [(event.seq, event.job_id) for event in seen] == [(1, "a"), (2, "b"), (3, "c")]
 
@@ -543,7 +543,7 @@ async def test_what_another_process_writes_is_told_to_its_newest_record(tmp_path
         await create(other, "theirs", "running")
         await one.wait_for("theirs", frozenset({Status.running}))
         ended = await other.apply("theirs", exited(3))
-        async with aclosing(one.events(None, 0, None)) as events:
+        async with aclosing(one.news.events(None, 0, None)) as events:
             while (await anext(events)).seq < 3:
                 pass
     assert told[-1] == ended
@@ -592,7 +592,7 @@ async def overtaken(
         yield jobdb, told
         store.may_give.set()
         await create(jobdb, "last")
-        async with aclosing(jobdb.events("last", 0, None)) as events:
+        async with aclosing(jobdb.news.events("last", 0, None)) as events:
             await anext(events)
 
 

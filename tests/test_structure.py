@@ -95,7 +95,7 @@ LAYERS = [
     ],
     [
         *("executors.shim_start", "executors.supervisors", "shim.lives", "shim.orphans"),
-        "stores.file_folder",
+        *("at_hand", "news", "waits", "stores.file_folder"),
         "stores.memory",
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],

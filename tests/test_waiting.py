@@ -43,7 +43,7 @@ async def outcome(task: asyncio.Task[object]) -> object:
 
 
 def waiters(jobs: Jobs) -> int:
-    return sum(map(len, jobs._jobdb._waiters.values()))
+    return sum(map(len, jobs._jobdb.waits._waiters.values()))
 
 
 @pytest.fixture(params=["sqlite", "memory"])
