@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Literal, ParamSpec
 
 import anodejobs
+from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.pidfds import exit_code
 from anodejobs.executors.shim_link import connected
@@ -111,7 +112,7 @@ def _check(name: str) -> Callable[[Callable[Looked, Verdict]], Callable[Looked, 
             try:
                 return Finding(name, *look(*args, **kwargs))
             except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-                return Finding(name, "warning", f"cannot be known: {_one_line(error)}")
+                return Finding(name, "warning", f"cannot be known: {one_line(error)}")
 
         return checked
 
@@ -245,9 +246,9 @@ def check_folder(place: Path, trials: Mapping[str, Callable[[Path], None]]) -> V
                 try:
                     trial(Path(name))
                 except OSError as error:
-                    refused.append(f"no {what} ({_one_line(error)})")
+                    refused.append(f"no {what} ({one_line(error)})")
     except OSError as error:
-        found = f"nothing can be made in {os.fspath(place)!r}: {_one_line(error)}"
+        found = f"nothing can be made in {os.fspath(place)!r}: {one_line(error)}"
         return "problem", found, "let the user who runs the application write there"
     if refused:
         found = f"{os.fspath(place)!r} has {', '.join(refused)}"
@@ -493,7 +494,7 @@ def check_pidfds(tell: Callable[[], int | None], release: str) -> Verdict:
     try:
         code = tell()
     except OSError as error:
-        found = f"{_one_line(error)}: processes are polled, and known by their start time only"
+        found = f"{one_line(error)}: processes are polled, and known by their start time only"
         level: Level = "problem" if tree.IS_LINUX else "warning"
         return level, found, "Linux 5.3, with pidfd_open allowed in the sandbox (seccomp)"
     if code != _CODE:
@@ -561,7 +562,7 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
     try:
         return "ok", f"pid {pid} answers; attempts that it looks after: {held(folder)}", ""
     except OSError as error:
-        found = f"pid {pid} holds the lock and does not answer: {_one_line(error)}"
+        found = f"pid {pid} holds the lock and does not answer: {one_line(error)}"
         remedy = f"see {os.fspath(folder / 'log')!r}; kill -9 {pid}: its jobs run on, with another"
         return "problem", found, remedy
 
@@ -596,16 +597,10 @@ def _run(argv: Sequence[str]) -> tuple[bool, str]:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return False, _one_line(error)
+        return False, one_line(error)
     if done.returncode == 0:
         return True, done.stdout
     return False, (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

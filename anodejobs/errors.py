@@ -170,3 +170,10 @@ def as_ours(cause: BaseException, other: AnodeJobsError) -> AnodeJobsError:
         return cause
     other.__cause__ = cause
     return other
+
+
+def one_line(error: Exception) -> str:
+    """Return what is wrong, in the system's words where it is the system that refuses."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -498,7 +498,7 @@ class ExecutorContract:
         self, app: Application, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.patch(monkeypatch, "anodejobs.executors.tree.send", "lambda process, signum: True")
-        self.patch(monkeypatch, "anodejobs.executors.processes._KILL_PATIENCE_S", "0.05")
+        self.patch(monkeypatch, "anodejobs.executors.endings.KILL_PATIENCE_S", "0.05")
         attempt = await app.run(f"{gate.wait}; exit 3")
         assert not await app.executor.stop(attempt, 0)
         assert lives(attempt.pid)
@@ -509,7 +509,7 @@ class ExecutorContract:
         self, app: Application, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.patch(monkeypatch, "anodejobs.executors.tree.send", "lambda process, signum: True")
-        self.patch(monkeypatch, "anodejobs.executors.processes._KILL_PATIENCE_S", "0.05")
+        self.patch(monkeypatch, "anodejobs.executors.endings.KILL_PATIENCE_S", "0.05")
         attempt = await app.run(f"{gate.wait}; exit 3", timeout=0.05, stop_grace=0)
         waiting = asyncio.create_task(app.over(attempt))
         async with asyncio.timeout(LIMIT_S):

@@ -94,7 +94,8 @@ LAYERS = [
         "stores.rows",
     ],
     [
-        *("executors.shim_start", "executors.supervisors", "shim.lives", "shim.orphans"),
+        *("executors.endings", "executors.limiting", "executors.jobpipes", "executors.shim_start"),
+        *("executors.supervisors", "shim.lives", "shim.orphans"),
         *("at_hand", "news", "waits", "stores.file_folder"),
         "stores.memory",
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),

@@ -1,27 +1,21 @@
 """Jobs as child processes of this process.
 
-Every job gets a session of its own and two pipes. It holds its ends of the pipes for reading and
-writing, so that it neither dies nor loses a byte when the reader dies: a later supervisor opens
-them again through ``/proc``. Nothing but the standard library and psutil is imported here.
+Every job gets a session of its own and two pipes. Nothing but the standard library and psutil is
+imported here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
-import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
-from anodejobs.errors import ExecutorError
+from anodejobs.errors import ExecutorError, one_line
 from anodejobs.events import (
     Adopted,
     Attempt,
@@ -33,7 +27,7 @@ from anodejobs.events import (
     StopRequested,
     utc_now,
 )
-from anodejobs.executors import cgroups, limits, supervisors, tree
+from anodejobs.executors import cgroups, supervisors, tree
 from anodejobs.executors.base import (
     STREAMS,
     Executor,
@@ -45,8 +39,10 @@ from anodejobs.executors.base import (
     TreeUsage,
 )
 from anodejobs.executors.children import AsyncioChild, Child, Children
-from anodejobs.executors.deaths import POLL_S, all_gone
-from anodejobs.executors.limits import AttemptLimits
+from anodejobs.executors.deaths import POLL_S
+from anodejobs.executors.endings import KILL_PATIENCE_S, Endings
+from anodejobs.executors.jobpipes import new_pipe, open_again, open_for_both
+from anodejobs.executors.limiting import account_of, argv_of, new_cgroup, verdict
 from anodejobs.executors.looks import Looks
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.pidfds import Reapings
@@ -56,11 +52,6 @@ from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_re
 from anodejobs.logs import LogFile, Reader
 
 LOG = logging.getLogger("anodejobs")
-
-_STOP_PATIENCE_S = 1.0
-"""How long it may take until all have stopped whom SIGSTOP has reached: somebody may wake them."""
-_KILL_PATIENCE_S = 5.0
-"""How long processes may take to die of SIGKILL before they count as unstoppable."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,17 +85,6 @@ class _Held:
         return self.child is not None and self.child.is_alive
 
 
-@dataclass(slots=True, eq=False)
-class _Stop:
-    """The ending of an attempt's processes, shared by all who ask for it."""
-
-    kill_at: float
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    result: asyncio.Future[bool] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-
 class Processes(Executor):
     """Runs jobs as children of this process, in which their pumps run too; they end with it.
 
@@ -117,12 +97,12 @@ class Processes(Executor):
         self._marking = marking
         self.supervisor = supervisors.new_supervisor()
         self._held: dict[str, _Held] = {}
-        self._stops: dict[str, _Stop] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
         self._logs: dict[str, LogFile] = {}
         self._left_logs: WeakValueDictionary[str, LogFile] = WeakValueDictionary()
         """Of what runs on though its job is over."""
         self._looks = Looks()
+        self._endings = Endings(self._looks, self._note_use, self._note_ending)
         self._samples: Samples | None = None
         self._own_peak = OwnPeak()
         self._on_growth: OnGrowth | None = None
@@ -171,11 +151,11 @@ class Processes(Executor):
             # All that takes descriptors or threads of ours, before there is a process.
             self._pumping()
             tree.boot_id()
-            cgroup = _cgroup(launch, attempt)
+            cgroup = new_cgroup(launch, attempt)
             for stream in STREAMS:
-                ours[stream], theirs[stream] = _pipe()
+                ours[stream], theirs[stream] = new_pipe()
             marks = launch.marks(number, attempt.token)
-            argv = _argv(launch, cgroup)
+            argv = argv_of(launch, cgroup)
             child = await self._started(launch, marks, theirs, argv=argv, about_to=about_to)
         except BaseException as error:
             for fd in ours.values():
@@ -185,7 +165,7 @@ class Processes(Executor):
             if isinstance(error, ProcessLookupError):  # not from exec: from looking for its child
                 return Lost(error=_TAKEN)
             if isinstance(error, (OSError, ValueError)):
-                return StartFailed(error=_one_line(error))
+                return StartFailed(error=one_line(error))
             raise
         finally:
             for fd in theirs.values():
@@ -227,7 +207,7 @@ class Processes(Executor):
                 self._marking.mark(marks["ANODEJOBS_TOKEN"])
                 # It spawns before it waits for anything.
                 asyncio.get_running_loop().call_soon(self._marking.unmark)
-            with _open_for_both(fds) as own_fds:
+            with open_for_both(fds) as own_fds:
                 process = await asyncio.create_subprocess_exec(
                     *argv,
                     stdin=self._null,
@@ -304,7 +284,7 @@ class Processes(Executor):
             tree.HAS_PIDFDS or started is None or not tree.is_alive(pid, started)
         ):
             return Lost(error=_UNSEEN)
-        fds = _open_pipes(pid, attempt)
+        fds = open_again(pid, attempt)
         self._hold(launch, attempt, fds, None, pidfd)
         return Adopted(attempt=attempt, gap=len(fds) < len(STREAMS))
 
@@ -334,9 +314,9 @@ class Processes(Executor):
         if code is None:
             return Lost(error=_UNSEEN if held.child is None else _TAKEN)
         started_at = held.attempt.started_monotonic or ended_at
-        account = await _account(held.attempt)
+        account = await account_of(held.attempt)
         cpu_seconds, peak_memory_bytes = self._used(held, account)
-        refused, limit = await _limits_word(held, code, account) if held.is_limited else _NONE
+        refused, limit = await verdict(held.launch, code, account) if held.is_limited else _NONE
         return Exited(
             exit_code=code,
             evidence="observed" if held.child else "adopted",
@@ -401,7 +381,8 @@ class Processes(Executor):
         if held.launch.leftovers == "kill":
             snapshot = await self._looks.take_soon()
             if snapshot.members(held.attempt, has_just_ended=True):
-                await self._stop(held.attempt, held.launch.stop_grace, has_just_ended=True)
+                grace = held.launch.stop_grace
+                await self._endings.stop(held.attempt, grace, has_just_ended=True)
             for pipe in held.pipes.values():
                 if pipe.fd is not None:
                     await self._pumping().release(pipe)
@@ -415,88 +396,28 @@ class Processes(Executor):
         held.let_go()
         self._held.pop(token, None)
         if held.attempt.cgroup is not None:
-            patience_s = _KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
+            patience_s = KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
             await asyncio.to_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
             held.stop_was_asked = True
-        return await self._stop(attempt, grace, may_hasten=may_hasten)
-
-    async def _stop(
-        self,
-        attempt: Attempt,
-        grace: float,
-        *,
-        may_hasten: bool = True,
-        has_just_ended: bool = False,
-    ) -> bool:
-        kill_at = time.monotonic() + grace
-        under_way = self._stops.get(attempt.token)
-        if under_way is not None:
-            if may_hasten and kill_at < under_way.kill_at:
-                under_way.kill_at = kill_at
-                under_way.wake.set()
-            return await asyncio.shield(under_way.result)
-        stop = self._stops[attempt.token] = _Stop(kill_at)
-        is_gone = False
-        try:
-            is_gone = await self._end_all(attempt, stop, has_just_ended)
-            if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
-                await asyncio.to_thread(cgroups.remove, attempt.cgroup, patience_s=0)
-        finally:
-            del self._stops[attempt.token]
-            stop.result.set_result(is_gone)
+        is_gone = await self._endings.stop(attempt, grace, may_hasten=may_hasten)
+        if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
+            await asyncio.to_thread(cgroups.remove, attempt.cgroup, patience_s=0)
         return is_gone
 
-    async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
-        """Ask all processes to end, those that appear meanwhile too; then make them."""
-        asked: set[tuple[int, float]] = set()
-        known: dict[tuple[int, float], tree.Process] = {}
-        while True:
-            snapshot = await self._looks.take()
-            members = snapshot.members(attempt, has_just_ended=has_just_ended, known=known.values())
-            known.update((member.key, member) for member in members)
-            if not members:
-                return await _has_emptied(attempt)
-            if not asked and self._samples is not None:  # what it has used goes with it
-                await self._samples.add(attempt.token, members)
-            give_up_at = stop.kill_at + _KILL_PATIENCE_S
-            now = time.monotonic()
-            if now >= give_up_at:
-                return False
-            if now >= stop.kill_at:
-                self._send_each(attempt, members, signal.SIGKILL)
-                if attempt.cgroup is not None:
-                    cgroups.kill(attempt.cgroup)
-                await all_gone(members, stop.wake, until=give_up_at)
-                continue
-            self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
-            # Stopped processes could not answer.
-            self._send_each(attempt, members, signal.SIGCONT)
-            asked.update(member.key for member in members)
-            await all_gone(members, stop.wake, until=stop.kill_at)
+    async def _note_use(self, attempt: Attempt, members: list[tree.Process]) -> None:
+        """Add up what they have used, while they can be asked."""
+        if self._samples is not None:
+            await self._samples.add(attempt.token, members)
 
-    def _send_each(self, attempt: Attempt, members: list[tree.Process], signum: int) -> None:
-        for member in members:
-            was_there = tree.send(member, signum)
-            if was_there and member.pid == attempt.pid and (held := self._held.get(attempt.token)):
-                held.stop_has_reached |= signum in (signal.SIGTERM, signal.SIGKILL)
+    def _note_ending(self, attempt: Attempt) -> None:
+        if held := self._held.get(attempt.token):
+            held.stop_has_reached = True
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
-        reached: dict[tuple[int, float], bool] = {}
-        give_up_at = time.monotonic() + _STOP_PATIENCE_S
-        while True:
-            snapshot = await self._looks.take()
-            members = snapshot.members(attempt)
-            fresh = [member for member in members if member.key not in reached]
-            for member in fresh:
-                reached[member.key] = tree.send(member, signum)
-            # The tree is still when a look finds nobody new, and all of them stopped: who was
-            # forking when the signal came does that to its end, after a look maybe.
-            is_still = not fresh and all(m.has_stopped or not reached[m.key] for m in members)
-            if signum != signal.SIGSTOP or is_still or time.monotonic() > give_up_at:
-                return
+        await self._endings.signal(attempt, signum)
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
@@ -599,108 +520,4 @@ _DOUBTFUL = "its supervisor died before it had started it, or soon after; the lo
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
 
 
-def _cgroup(launch: Launch, attempt: Attempt) -> str | None:
-    """Make the attempt's own cgroup, where it is to have one. Raises as ``_argv``."""
-    wanted = AttemptLimits(**_fields(launch)) if launch.limits else None
-    if wanted is None or not wanted.is_grouped:
-        return None
-    return cgroups.create(attempt.token, limits.tree_settings(wanted), wanted.cgroup_parent)
-
-
-async def _has_emptied(attempt: Attempt) -> bool:
-    """Return whether nothing is left of which no look can tell; it is killed."""
-    if attempt.cgroup is None:
-        return True
-    return await asyncio.to_thread(cgroups.end, attempt.cgroup, patience_s=_KILL_PATIENCE_S)
-
-
-def _argv(launch: Launch, cgroup: str | None) -> Sequence[str]:
-    """Return what is to be executed. Raises OSError, ValueError where a limit cannot be set."""
-    if launch.limits is None:
-        return launch.argv
-    return limits.limited(launch.argv, AttemptLimits(**_fields(launch)), cgroup)
-
-
-def _fields(launch: Launch) -> dict[str, Any]:
-    return dict(launch.limits or {})
-
-
-async def _account(attempt: Attempt) -> cgroups.Account:
-    if attempt.cgroup is None:
-        return _NO_ACCOUNT
-    return await asyncio.to_thread(cgroups.account, attempt.cgroup)
-
-
-async def _limits_word(
-    held: _Held, code: int, account: cgroups.Account
-) -> tuple[str | None, str | None]:
-    """Return why the limits could not be set, and which of them ended the attempt."""
-
-    def read() -> bytes:
-        with contextlib.suppress(OSError), open(held.launch.logs.stderr, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _STDERR_BYTES))
-            return file.read()
-        return b""
-
-    stderr = (await asyncio.to_thread(read)).decode("utf-8", "replace")
-    # Of an adopted one we know no more than what its cgroup tells.
-    set_limits = replace(AttemptLimits(**_fields(held.launch)), memory_max=account.memory_max)
-    oom_kills = account.oom_kills
-    why = limits.why_ended(set_limits, code, stderr_tail=stderr, oom_kills=oom_kills)
-    return limits.refusal(code, stderr), why
-
-
 _NONE = (None, None)
-_NO_ACCOUNT = cgroups.Account()
-_STDERR_BYTES = 16 * 1024
-
-
-def _pipe() -> tuple[int, int]:
-    """Return our end of a new pipe, which blocks nobody, and the other."""
-    if tree.IS_LINUX:
-        # Of the other end the job gets a description of its own, and that blocks.
-        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, False)
-    return ours, theirs
-
-
-@contextmanager
-def _open_for_both(ends: dict[Stream, int]) -> Iterator[dict[Stream, int]]:
-    """Give the ends of pipes to write to opened anew, for reading too, where that can be done."""
-    opened: dict[Stream, int] = {}
-    try:
-        for stream, fd in ends.items() if tree.IS_LINUX else ():
-            opened[stream] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-        yield opened or ends
-    finally:
-        for fd in opened.values():
-            os.close(fd)
-
-
-def _open_pipes(pid: int, attempt: Attempt) -> dict[Stream, int]:
-    """Return our ends of the pipes of a process that another supervisor started.
-
-    Only a pipe that was made for it is opened: to read any other is to steal its bytes.
-    """
-    fds: dict[Stream, int] = {}
-    for number, stream in enumerate(STREAMS):
-        path = f"/proc/{pid}/fd/{number + 1}"
-        with contextlib.suppress(OSError):
-            seen = os.stat(path)
-            if attempt.pipes is not None:
-                is_ours = seen.st_ino == attempt.pipes[number]
-            else:
-                flags = Path(f"/proc/{pid}/fdinfo/{number + 1}").read_text()
-                mode = int(flags.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
-                is_ours = mode == os.O_RDWR
-            if is_ours and stat.S_ISFIFO(seen.st_mode):
-                fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    return fds
-
-
-def _one_line(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename!r}" if error.filename else error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,137 @@
+"""Signals to all processes of an attempt, above all those that end them.
+
+There may be more of them after each look, so it is looked again until there are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from anodejobs.events import Attempt
+from anodejobs.executors import cgroups, tree
+from anodejobs.executors.deaths import all_gone
+from anodejobs.executors.looks import Looks
+
+_STOP_PATIENCE_S = 1.0
+"""How long it may take until all have stopped whom SIGSTOP has reached: somebody may wake them."""
+KILL_PATIENCE_S = 5.0
+"""How long processes may take to die of SIGKILL before they count as unstoppable."""
+
+
+@dataclass(slots=True, eq=False)
+class _Stop:
+    """The ending of an attempt's processes, shared by all who ask for it."""
+
+    kill_at: float
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    result: asyncio.Future[bool] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Endings:
+    """Ends and signals attempts, whoever has started them.
+
+    ``before_end`` is awaited with the processes that are about to be ended, and ``on_ending`` is
+    called when an attempt's main process has been reached by what ends it.
+    """
+
+    def __init__(
+        self,
+        looks: Looks,
+        before_end: Callable[[Attempt, list[tree.Process]], Awaitable[None]],
+        on_ending: Callable[[Attempt], None],
+    ) -> None:
+        self._looks = looks
+        self._before_end = before_end
+        self._on_ending = on_ending
+        self._stops: dict[str, _Stop] = {}
+
+    async def stop(
+        self,
+        attempt: Attempt,
+        grace: float,
+        *,
+        may_hasten: bool = True,
+        has_just_ended: bool = False,
+    ) -> bool:
+        """As ``Executor.stop``; all who ask for it share it.
+
+        ``has_just_ended``: its main process is not to be found any more.
+        """
+        kill_at = time.monotonic() + grace
+        under_way = self._stops.get(attempt.token)
+        if under_way is not None:
+            if may_hasten and kill_at < under_way.kill_at:
+                under_way.kill_at = kill_at
+                under_way.wake.set()
+            return await asyncio.shield(under_way.result)
+        stop = self._stops[attempt.token] = _Stop(kill_at)
+        is_gone = False
+        try:
+            is_gone = await self._end_all(attempt, stop, has_just_ended)
+        finally:
+            del self._stops[attempt.token]
+            stop.result.set_result(is_gone)
+        return is_gone
+
+    async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
+        """Ask all processes to end, those that appear meanwhile too; then make them."""
+        asked: set[tuple[int, float]] = set()
+        known: dict[tuple[int, float], tree.Process] = {}
+        while True:
+            snapshot = await self._looks.take()
+            members = snapshot.members(attempt, has_just_ended=has_just_ended, known=known.values())
+            known.update((member.key, member) for member in members)
+            if not members:
+                return await _has_emptied(attempt)
+            if not asked:
+                await self._before_end(attempt, members)
+            give_up_at = stop.kill_at + KILL_PATIENCE_S
+            now = time.monotonic()
+            if now >= give_up_at:
+                return False
+            if now >= stop.kill_at:
+                self._send_each(attempt, members, signal.SIGKILL)
+                if attempt.cgroup is not None:
+                    cgroups.kill(attempt.cgroup)
+                await all_gone(members, stop.wake, until=give_up_at)
+                continue
+            self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
+            # Stopped processes could not answer.
+            self._send_each(attempt, members, signal.SIGCONT)
+            asked.update(member.key for member in members)
+            await all_gone(members, stop.wake, until=stop.kill_at)
+
+    def _send_each(self, attempt: Attempt, members: list[tree.Process], signum: int) -> None:
+        for member in members:
+            is_ending = tree.send(member, signum) and signum != signal.SIGCONT
+            if is_ending and member.pid == attempt.pid:
+                self._on_ending(attempt)
+
+    async def signal(self, attempt: Attempt, signum: int) -> None:
+        """As ``Executor.signal``; SIGSTOP leaves nobody who goes on."""
+        reached: dict[tuple[int, float], bool] = {}
+        give_up_at = time.monotonic() + _STOP_PATIENCE_S
+        while True:
+            snapshot = await self._looks.take()
+            members = snapshot.members(attempt)
+            fresh = [member for member in members if member.key not in reached]
+            for member in fresh:
+                reached[member.key] = tree.send(member, signum)
+            # The tree is still when a look finds nobody new, and all of them stopped: who was
+            # forking when the signal came does that to its end, after a look maybe.
+            is_still = not fresh and all(m.has_stopped or not reached[m.key] for m in members)
+            if signum != signal.SIGSTOP or is_still or time.monotonic() > give_up_at:
+                return
+
+
+async def _has_emptied(attempt: Attempt) -> bool:
+    """Return whether nothing is left of which no look can tell; it is killed."""
+    if attempt.cgroup is None:
+        return True
+    return await asyncio.to_thread(cgroups.end, attempt.cgroup, patience_s=KILL_PATIENCE_S)

@@ -1,0 +1,62 @@
+"""The pipes between jobs and the log pump.
+
+A job holds its ends for reading and writing, so that it neither dies nor loses a byte when the
+reader dies: a later supervisor opens them again through ``/proc``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anodejobs.events import Attempt
+from anodejobs.executors import tree
+from anodejobs.executors.base import STREAMS, Stream
+
+
+def new_pipe() -> tuple[int, int]:
+    """Return our end of a new pipe, which blocks nobody, and the other."""
+    if tree.IS_LINUX:
+        # Of the other end the job gets a description of its own, and that blocks.
+        return os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    return ours, theirs
+
+
+@contextmanager
+def open_for_both(ends: dict[Stream, int]) -> Iterator[dict[Stream, int]]:
+    """Give the ends of pipes to write to opened anew, for reading too, where that can be done."""
+    opened: dict[Stream, int] = {}
+    try:
+        for stream, fd in ends.items() if tree.IS_LINUX else ():
+            opened[stream] = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        yield opened or ends
+    finally:
+        for fd in opened.values():
+            os.close(fd)
+
+
+def open_again(pid: int, attempt: Attempt) -> dict[Stream, int]:
+    """Return our ends of the pipes of a process that another supervisor started.
+
+    Only a pipe that was made for it is opened: to read any other is to steal its bytes.
+    """
+    fds: dict[Stream, int] = {}
+    for number, stream in enumerate(STREAMS):
+        path = f"/proc/{pid}/fd/{number + 1}"
+        with contextlib.suppress(OSError):
+            seen = os.stat(path)
+            if attempt.pipes is not None:
+                is_ours = seen.st_ino == attempt.pipes[number]
+            else:
+                flags = Path(f"/proc/{pid}/fdinfo/{number + 1}").read_text()
+                mode = int(flags.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
+                is_ours = mode == os.O_RDWR
+            if is_ours and stat.S_ISFIFO(seen.st_mode):
+                fds[stream] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return fds
