@@ -84,9 +84,10 @@ if TYPE_CHECKING:
 class Jobs:
     """External commands as supervised jobs, recorded in ``db_path``.
 
-    It opens itself at first use, on the running event loop, and is closed by ``async with`` or
-    ``close()``. Opening takes care of what an earlier ``Jobs`` left on the directory: jobs that
-    still run are adopted, those that are gone become ``lost``.
+    It opens itself at first use, on the running event loop, where it lives until it is closed by
+    ``async with`` or ``close()``; any other loop is refused. Opening takes care of what an earlier
+    ``Jobs`` left on the directory: jobs that still run are adopted, those that are gone become
+    ``lost``.
 
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``,
     ``postgresql://…``, ``mysql://…``); by default SQLite in ``<db_path>/jobs.db``. ``executor`` is

@@ -41,6 +41,8 @@ from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
+_ELSEWHERE = "this Jobs lives on another event loop: await it there, or make one for this loop"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
@@ -97,6 +99,8 @@ class Root:
         self._task: asyncio.Task[None] | None = None
         self._pid = 0
         """The process that opened it: a fork of that has the memory, and nothing that works."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where all of it lives: what another one awaits here nobody would wake."""
         self._opened: asyncio.Future[Parts] | None = None
         self._parts: Parts | None = None
         self._closing = asyncio.Event()
@@ -123,21 +127,31 @@ class Root:
             raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
         if self._closing.is_set():
             raise ExecutorError("this Jobs is closed; make another one")
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise ExecutorError(_ELSEWHERE)
         if self._parts is not None:
             return self._parts
         if self._task is None:
             self._pid = os.getpid()
-            self._opened = asyncio.get_running_loop().create_future()
+            self._loop = loop
+            self._opened = loop.create_future()
             self._task = asyncio.create_task(self._serve(self._opened), name="anodejobs")
         assert self._opened is not None
         return await asyncio.shield(self._opened)
 
     async def close(self) -> None:
         """Return once all is let go of. Idempotent; cancelling does not take it back."""
+        task, loop = self._task, self._loop
+        is_over = task is None or task.done() or self._pid != os.getpid()
+        if is_over or loop is None or loop.is_closed():  # closed under it: there is no waiting
+            self._closing.set()
+            return
+        if loop is not asyncio.get_running_loop():
+            raise ExecutorError(_ELSEWHERE)
         self._closing.set()
-        # One that ended with an event loop that was closed under it cannot be waited for any more.
-        if self._task is not None and not self._task.done() and self._pid == os.getpid():
-            await asyncio.wait((self._task,))
+        assert task is not None
+        await asyncio.wait((task,))
 
     async def _serve(self, opened: asyncio.Future[Parts]) -> None:
         """Be the one owner of all tasks, from opening to closing."""

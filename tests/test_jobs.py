@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import os
 import shlex
@@ -913,7 +914,45 @@ CALLS: dict[str, Callable[[Jobs], Awaitable[object]]] = {
     "job_logs": lambda jobs: jobs.job_logs("old"),
     "follow": lambda jobs: anext(aiter(jobs.follow("old"))),
     "events": lambda jobs: anext(aiter(jobs.events())),
+    "create": lambda jobs: jobs.create("true"),
+    "submit": lambda jobs: jobs.submit("true"),
+    "start": lambda jobs: jobs.start("old"),
+    "cancel": lambda jobs: jobs.cancel("old"),
+    "attempts": lambda jobs: jobs.attempts("old"),
+    "get_results": lambda jobs: jobs.get_results("old"),
+    "metrics": lambda jobs: jobs.metrics(),
+    "cleanup": lambda jobs: jobs.cleanup(1),
+    "on": lambda jobs: jobs.on(print),
+    "add_dependency": lambda jobs: jobs.add_dependency("old", "older"),
+    "remove_dependency": lambda jobs: jobs.remove_dependency("old", "older"),
+    "get_dependencies": lambda jobs: jobs.get_dependencies("old"),
+    "get_dependents": lambda jobs: jobs.get_dependents("old"),
+    "create_batch": lambda jobs: jobs.create_batch([{"command": "true"}]),
+    "get_batch": lambda jobs: jobs.get_batch("batch"),
+    "cancel_batch": lambda jobs: jobs.cancel_batch("batch"),
+    "wait_batch": lambda jobs: jobs.wait_batch("batch"),
+    "batch_progress": lambda jobs: jobs.batch_progress("batch"),
+    "pause_queue": lambda jobs: jobs.pause_queue(),
+    "resume_queue": lambda jobs: jobs.resume_queue(),
+    "paused_queues": lambda jobs: jobs.paused_queues(),
+    "schedule": lambda jobs: jobs.schedule("true", "nightly", every=60),
+    "unschedule": lambda jobs: jobs.unschedule("nightly"),
+    "schedules": lambda jobs: jobs.schedules(),
+    "add_template": lambda jobs: jobs.add_template({"name": "one", "command": "true"}),
+    "remove_template": lambda jobs: jobs.remove_template("one"),
+    "templates": lambda jobs: jobs.templates(),
+    "run_template": lambda jobs: jobs.run_template("one"),
+    "submit_template": lambda jobs: jobs.submit_template("one"),
 }
+
+
+def test_every_call_is_among_these() -> None:
+    calls = {
+        name
+        for name, call in inspect.getmembers(Jobs, inspect.isfunction)
+        if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+    }
+    assert CALLS.keys() == {name for name in calls if not name.startswith("_")} - {"close"}
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -922,6 +961,38 @@ async def test_a_closed_jobs_refuses_every_call(tmp_path: Path, call: str) -> No
         await ended(jobs, "true", "old")
     with pytest.raises(ExecutorError, match="closed"):
         await CALLS[call](jobs)
+
+
+@pytest.mark.parametrize("call", [*CALLS, "close"])
+async def test_a_call_on_another_event_loop_is_refused(
+    tmp_path: Path, jobs: Jobs, call: str
+) -> None:
+    """What it awaited would be done here, and nobody would wake it there."""
+    calls = {**CALLS, "close": lambda jobs: jobs.close()}
+
+    async def called() -> None:
+        with pytest.raises(ExecutorError, match="lives on another event loop"):
+            await calls[call](jobs)
+
+    await ended(jobs, "true", "old")
+    await asyncio.to_thread(asyncio.run, called())
+    assert list(await jobs.list_status()) == ["old"]
+
+
+async def test_a_thread_may_ask_on_the_loop_where_it_lives(jobs: Jobs) -> None:
+    loop = asyncio.get_running_loop()
+
+    def asked() -> Status:
+        running = asyncio.run_coroutine_threadsafe(ended(jobs, "exit 3", "a"), loop)
+        return running.result(LIMIT_S).status
+
+    assert await asyncio.to_thread(asked) is Status.failed
+
+
+def test_a_jobs_whose_event_loop_was_closed_under_it_can_be_closed(tmp_path: Path) -> None:
+    jobs = Jobs(db_path=tmp_path, store="memory://", executor="inline")
+    asyncio.run(jobs.count())  # type: ignore[arg-type]
+    asyncio.run(jobs.close())
 
 
 async def test_a_jobs_closed_before_its_first_use_cannot_be_used(tmp_path: Path) -> None:
