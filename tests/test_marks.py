@@ -207,6 +207,30 @@ async def test_a_process_that_bears_a_mark_only_while_it_spawns_is_no_part_of_th
     assert snapshot.members(Attempt(token="0" * 32, supervisor="")) == []
 
 
+@pytest.mark.smoke
+async def test_a_shim_that_still_bears_the_mark_of_a_job_is_not_ended_with_it(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread may be kept from taking it off for long, on a busy machine."""
+    in_shims(monkeypatch, "import anodejobs.executors.marks as m;m.Marking.unmark=lambda self:None")
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    await jobs.run("read _ < gate; exit 4", "other", cwd=tmp_path)
+    await jobs.run("exit 3", "short")
+    assert (await jobs.wait("short", timeout=LIMIT_S)).exit_code == 3
+    shim = shim_of(tmp_path)
+    assert read_tag(shim) is not None
+    await jobs.run("exec sleep 600", "stopped")
+    assert (await jobs.usage("stopped")).processes == 1
+    stopped = await jobs.stop("stopped")
+    assert stopped is not None and stopped.status is Status.stopped
+    await jobs.run("exec sleep 600", "restarted")
+    await jobs.restart("restarted")  # what it left is looked for before it begins anew
+    assert shim_of(tmp_path) == shim
+    await asyncio.to_thread(gate.write_text, "go\n")
+    assert (await jobs.wait("other", timeout=LIMIT_S)).exit_code == 4
+
+
 async def test_marking_leaves_the_process_as_it_was() -> None:
     code = f"""
     import os, subprocess
@@ -505,8 +529,12 @@ def shim_of(folder: Path) -> int:
 
 def sweep_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the shim look for orphans all the time."""
-    patch = "import anodejobs.shim.server as s;s._SWEEP_EVERY_S=0.002;main()"
-    bootstrap = shim_start._BOOTSTRAP.removesuffix("main()") + patch
+    in_shims(monkeypatch, "import anodejobs.shim.server as s;s._SWEEP_EVERY_S=0.002")
+
+
+def in_shims(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have shims run the line before they begin."""
+    bootstrap = f"{shim_start._BOOTSTRAP.removesuffix('main()')}{code};main()"
     monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
 
 

@@ -204,12 +204,12 @@ class Snapshot:
         process lives or ``has_just_ended``, before the number can be used again. What was ``known``
         as a member stays one, though the parent has ended by which alone it was found.
         """
-        found = self._bearers(attempt.token)
+        main = self.processes.get(attempt.pid) if attempt.pid is not None else None
+        is_main = main is not None and main.start_time == attempt.start_time
+        found = self._bearers(attempt.token, main.parent if main is not None and is_main else None)
         found += (self.processes[process.pid] for process in known if self.holds(process))
         if attempt.cgroup is not None:
             found += self._in(attempt.cgroup)
-        main = self.processes.get(attempt.pid) if attempt.pid is not None else None
-        is_main = main is not None and main.start_time == attempt.start_time
         if main is not None and is_main:
             found.append(main)
         if attempt.pid is not None and (is_main or (has_just_ended and main is None)):
@@ -227,10 +227,15 @@ class Snapshot:
         # Oldest first: a shell whose child was ended before it would take that for its own end.
         return sorted(members.values(), key=lambda process: process.key[::-1])
 
-    def _bearers(self, token: str) -> list[Process]:
-        # Read again: a shim bears the mark while it spawns, and is no part of that job.
+    def _bearers(self, token: str, starter: int | None = None) -> list[Process]:
+        # A shim bears the mark while it spawns, and for a moment longer: to take it for a part of
+        # the job would be to end it, and all other jobs with it. We may be that shim.
         tag = tag_of(token)
-        tagged = (p for p in self._by_tag.get(tag, ()) if read_tag(p.pid) == tag)
+        tagged = (
+            process
+            for process in self._by_tag.get(tag, ())
+            if process.pid not in (os.getpid(), starter) and read_tag(process.pid) == tag
+        )
         return [*self._by_token.get(token, ()), *tagged]
 
     def _in(self, cgroup: str) -> Iterator[Process]:
