@@ -1018,6 +1018,20 @@ async def test_an_application_that_comes_in_time_keeps_jobs_from_being_stopped(
         assert (record.status, record.exit_code) == (Status.failed, 7)
 
 
+async def test_a_shim_that_cannot_end_a_job_goes_on_to_look_after_it(tmp_path: Path) -> None:
+    """It has no descriptor to look with, for example."""
+    ended = f"open({str(tmp_path / 'go')!r}, 'w').close()"
+    refused = f"lambda *a, **k: {ended} or s.asyncio.to_thread(s.os.listdir, 'nowhere')"
+    setup = BRIEF_GRACE + SHIM_WITH.format("Processes.stop", refused)
+    body = started("job", HELD, ", on_host_death='stop'") + noted_pid("job")
+    killed_host(tmp_path, body, setup)
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("job", timeout=60)
+        assert (record.exit_code, record.evidence) == (7, "recorded")
+    assert "job job was not ended" in (tmp_path / "job_db/shim/log").read_text()
+
+
 # Closing and leaving.
 
 

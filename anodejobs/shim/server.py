@@ -551,7 +551,10 @@ class Server:
                 self._tasks.create_task(self._end(life))
 
     async def _end(self, life: Life) -> None:
-        await self._processes.stop(life.attempt, life.launch.stop_grace)
+        try:
+            await self._processes.stop(life.attempt, life.launch.stop_grace)
+        except Exception:
+            LOG.exception("job %s was not ended", life.launch.job_id)
 
     def _cancel_timers(self) -> None:
         for timer in (self._leaving, self._abandoning):
