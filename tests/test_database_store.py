@@ -409,6 +409,29 @@ async def test_saves_that_stay_lost_say_that_their_outcome_is_unknown(postgres, 
         await store.close()
 
 
+async def test_a_driver_that_has_lost_its_way_is_asked_again(postgres, monkeypatch):
+    """It says so where a connection is lost in the middle of something."""
+    asyncpg = pytest.importorskip("asyncpg")
+    store = await opened(DatabaseJobStore(postgres.url))
+    rows, confused = Session.rows, []
+
+    def rows_of_the_confused(session: Session, sql: str, *parameters: Any) -> list[Any]:
+        if confused:
+            raise asyncpg.InternalClientError(confused.pop())
+        return rows(session, sql, *parameters)
+
+    monkeypatch.setattr(Session, "rows", rows_of_the_confused)
+    try:
+        record = make_record(secrets.token_hex(4))
+        confused += ["another operation is in progress"] * 2
+        assert await store.get(record.self_id) is None
+        confused += ["another operation is in progress"] * 2
+        assert await store.commit([make_insert(record)]) != [None]
+        assert await store.get(record.self_id) is not None
+    finally:
+        await store.close()
+
+
 @pytest.mark.parametrize("is_committed", [True, False])
 async def test_a_delete_of_unknown_outcome_is_done(store, monkeypatch, is_committed):
     record = make_record()

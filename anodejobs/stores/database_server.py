@@ -24,6 +24,7 @@ from anodejobs.stores.database_writes import Batch, Work
 from anodejobs.stores.rows import Row
 
 T = TypeVar("T")
+Faults = tuple[type[BaseException], ...]
 
 LOG = logging.getLogger("anodejobs")
 
@@ -88,12 +89,13 @@ class Server:
         host, port = url.host or "localhost", f":{url.port}" if url.port else ""
         self.place = f"{url.drivername.partition('+')[0]}://{host}{port}/{url.database or ''}"
         """What may be said of it."""
-        driver_faults = _driver_faults(self.dialect)
+        driver_faults, self._confusions = _driver_faults(self.dialect)
         self._url.get_dialect().import_dbapi()  # which takes its time, now and not in `open`
-        self._faults: tuple[type[BaseException], ...] = (
+        self._faults: Faults = (
             *(SQLAlchemyError, OSError, EOFError, TimeoutError, ValueError, TypeError),
             *(KeyError, OverflowError),
             *driver_faults,
+            *self._confusions,
         )
         self._readers: AsyncEngine | None = None
         self._writers: AsyncEngine | None = None
@@ -205,7 +207,7 @@ class Server:
         codes = {getattr(cause, "sqlstate", None), *cause.args[:1]}
         if not self.dialect.lost.isdisjoint(codes):
             return True
-        return isinstance(cause, (OSError, EOFError)) or "closed" in str(cause)
+        return isinstance(cause, (OSError, EOFError, *self._confusions)) or "closed" in str(cause)
 
     def _in_session(
         self, do: Callable[[Session], T], ring: Statement = ("", ())
@@ -296,17 +298,18 @@ def _drivers_own(url: URL, dialect: Dialect) -> URL:
     return url.set(drivername=dialect.scheme)
 
 
-def _driver_faults(dialect: Dialect) -> tuple[type[BaseException], ...]:
+def _driver_faults(dialect: Dialect) -> tuple[Faults, Faults]:
+    """Return the driver's errors, and those by which it says that it has lost its way.
+
+    The latter come when a connection is lost in the middle of something.
+    """
     try:
         driver = import_module(dialect.driver)
     except ImportError as error:
         raise missing(dialect) from error
-    faults: tuple[type[BaseException], ...] = (
-        (driver.PostgresError, driver.InterfaceError)
-        if isinstance(dialect, Postgres)
-        else (driver.Error,)
-    )
-    return faults
+    if isinstance(dialect, Postgres):
+        return (driver.PostgresError, driver.InterfaceError), (driver.InternalClientError,)
+    return (driver.Error,), ()
 
 
 def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
