@@ -128,7 +128,7 @@ class Root:
         if self._closing.is_set():
             raise ExecutorError("this Jobs is closed; make another one")
         loop = asyncio.get_running_loop()
-        if self._loop not in (None, loop):
+        if self._loop is not None and self._loop is not loop:
             raise ExecutorError(_ELSEWHERE)
         if self._parts is not None:
             return self._parts

@@ -204,15 +204,15 @@ class Snapshot:
         process lives or ``has_just_ended``, before the number can be used again. What was ``known``
         as a member stays one, though the parent has ended by which alone it was found.
         """
-        main = self.processes.get(attempt.pid) if attempt.pid is not None else None
-        is_main = main is not None and main.start_time == attempt.start_time
-        found = self._bearers(attempt.token, main.parent if main is not None and is_main else None)
+        at_pid = self.processes.get(attempt.pid) if attempt.pid is not None else None
+        main = at_pid if at_pid and at_pid.start_time == attempt.start_time else None
+        found = self._bearers(attempt.token, starter=main.parent if main else None)
         found += (self.processes[process.pid] for process in known if self.holds(process))
         if attempt.cgroup is not None:
             found += self._in(attempt.cgroup)
-        if main is not None and is_main:
+        if main is not None:
             found.append(main)
-        if attempt.pid is not None and (is_main or (has_just_ended and main is None)):
+        if attempt.pid is not None and (main or (has_just_ended and at_pid is None)):
             found += (
                 process
                 for process in self._by_session.get(attempt.pid, ())
@@ -227,7 +227,7 @@ class Snapshot:
         # Oldest first: a shell whose child was ended before it would take that for its own end.
         return sorted(members.values(), key=lambda process: process.key[::-1])
 
-    def _bearers(self, token: str, starter: int | None = None) -> list[Process]:
+    def _bearers(self, token: str, *, starter: int | None = None) -> list[Process]:
         # A shim bears the mark while it spawns, and for a moment longer: to take it for a part of
         # the job would be to end it, and all other jobs with it. We may be that shim.
         tag = tag_of(token)

@@ -89,13 +89,14 @@ class Server:
         host, port = url.host or "localhost", f":{url.port}" if url.port else ""
         self.place = f"{url.drivername.partition('+')[0]}://{host}{port}/{url.database or ''}"
         """What may be said of it."""
-        driver_faults, self._confusions = _driver_faults(self.dialect)
+        driver_faults, driver_losses = _driver_faults(self.dialect)
         self._url.get_dialect().import_dbapi()  # which takes its time, now and not in `open`
+        self._losses: Faults = (OSError, EOFError, *driver_losses)
+        """By these it is told that a connection was lost."""
         self._faults: Faults = (
-            *(SQLAlchemyError, OSError, EOFError, TimeoutError, ValueError, TypeError),
-            *(KeyError, OverflowError),
+            *(SQLAlchemyError, TimeoutError, ValueError, TypeError, KeyError, OverflowError),
             *driver_faults,
-            *self._confusions,
+            *self._losses,
         )
         self._readers: AsyncEngine | None = None
         self._writers: AsyncEngine | None = None
@@ -207,7 +208,7 @@ class Server:
         codes = {getattr(cause, "sqlstate", None), *cause.args[:1]}
         if not self.dialect.lost.isdisjoint(codes):
             return True
-        return isinstance(cause, (OSError, EOFError, *self._confusions)) or "closed" in str(cause)
+        return isinstance(cause, self._losses) or "closed" in str(cause)
 
     def _in_session(
         self, do: Callable[[Session], T], ring: Statement = ("", ())
@@ -299,10 +300,7 @@ def _drivers_own(url: URL, dialect: Dialect) -> URL:
 
 
 def _driver_faults(dialect: Dialect) -> tuple[Faults, Faults]:
-    """Return the driver's errors, and those by which it says that it has lost its way.
-
-    The latter come when a connection is lost in the middle of something.
-    """
+    """Return the driver's errors, and what else it raises where a connection is lost."""
     try:
         driver = import_module(dialect.driver)
     except ImportError as error:
