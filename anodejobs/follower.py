@@ -12,6 +12,7 @@ from anodejobs.jobdb import JobDB
 from anodejobs.logs import LogChunk, LogTail
 from anodejobs.records import JobRecord
 from anodejobs.stores.base import Stored
+from anodejobs.threads import in_thread
 
 _LIVE_BYTES = 64 * 1024
 _CATCH_UP_BYTES = 256 * 1024
@@ -88,4 +89,4 @@ async def _read(tail: LogTail) -> bytes:
     try:
         return tail.read_cached(_LIVE_BYTES)
     except BlockingIOError:
-        return await asyncio.to_thread(tail.read, _CATCH_UP_BYTES)
+        return await in_thread(tail.read, _CATCH_UP_BYTES)

@@ -74,6 +74,7 @@ from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import JobStore, Query, SortKey, Stored
 from anodejobs.templates import Template, render
+from anodejobs.threads import in_thread
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
 
@@ -839,7 +840,7 @@ class Jobs:
             return [read_text(logs.path(stream), tail) for stream in STREAMS]
 
         try:
-            stdout, stderr = await asyncio.to_thread(read)
+            stdout, stderr = await in_thread(read)
         except OSError as error:
             raise unreadable(job_id, error) from error
         return stdout, stderr
@@ -946,5 +947,5 @@ async def _remove_files(deleted: Sequence[Stored]) -> None:
                 errors[job.record.self_id] = error
         return errors
 
-    for job_id, error in (await asyncio.to_thread(remove)).items():
+    for job_id, error in (await in_thread(remove)).items():
         raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error

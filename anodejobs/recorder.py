@@ -19,6 +19,7 @@ from anodejobs.progress import last_progress
 from anodejobs.records import JobRecord
 from anodejobs.sequels import Recovery, recovered, with_sequel
 from anodejobs.stores.base import TooLarge
+from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -99,7 +100,7 @@ class Recorder:
             exit = replace(exit, progress=progress and progress[0])
         if exit.result_error is not None or not files.has_result(logfile, number):
             return exit
-        result = await asyncio.to_thread(files.result, logfile, number)
+        result = await in_thread(files.result, logfile, number)
         if result is None:
             return exit
         return replace(exit, result=result.value, result_error=result.error)

@@ -37,6 +37,7 @@ from anodejobs.sequels import Recovery
 from anodejobs.starter import Starter
 from anodejobs.stock import Choice
 from anodejobs.succession import Succession
+from anodejobs.threads import in_thread
 from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
@@ -199,7 +200,7 @@ class Root:
                 self._planner.place = replace(self._planner.place, host=host)
 
         try:
-            await asyncio.to_thread(make)
+            await in_thread(make)
         except OSError as error:
             raise StoreError(f"cannot use {self._db_path}: {error}") from error
 

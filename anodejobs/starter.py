@@ -23,6 +23,7 @@ from anodejobs.planner import Place, Plan
 from anodejobs.reconciler import Reconciler
 from anodejobs.records import JobRecord
 from anodejobs.stores.base import Stored
+from anodejobs.threads import in_thread
 from anodejobs.transitions import renewed
 from anodejobs.watcher import Answer, Opened, Watcher
 
@@ -118,7 +119,7 @@ class Starter:
                 await self._links.settle(old)
         try:
             if old is not None:
-                await asyncio.to_thread(remove_attempts, launch, old)
+                await in_thread(remove_attempts, launch, old)
         except OSError as error:  # its result would be taken for that of this run
             return None, f"what an earlier run left cannot be removed: {error}"
         return None, None

@@ -27,6 +27,7 @@ from anodejobs.planner import Plan, Planner
 from anodejobs.records import JobFilter, JobSpec, Scheduled
 from anodejobs.schedules import Schedule, due, next_after
 from anodejobs.stores.base import UNFINISHED, Query
+from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -344,7 +345,7 @@ class Timetable:
         """Make the jobs that are due of one schedule, for as long as this is its text."""
         progress = await self._resumed(entry, progress)
         # In a thread: after a long pause there may be very many.
-        missed = await asyncio.to_thread(due, entry.times, progress.until, now)
+        missed = await in_thread(due, entry.times, progress.until, now)
         if missed.left_out:
             LOG.warning("schedule %s: %s", entry.name, missed.left_out)
         if missed.firings:

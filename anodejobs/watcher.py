@@ -31,6 +31,7 @@ from anodejobs.owner import Owner, refuse, resolve
 from anodejobs.recorder import Recorder
 from anodejobs.records import JobRecord, Status
 from anodejobs.stores.base import Stored
+from anodejobs.threads import in_thread
 from anodejobs.transitions import transition
 
 LOG = logging.getLogger("anodejobs")
@@ -181,7 +182,7 @@ class Watcher:
         number = record.attempt
         try:
             if record.payload is not None:
-                await asyncio.to_thread(_hand_out, launch, record)
+                await in_thread(_hand_out, launch, record)
         except OSError as error:
             return StartFailed(error=f"its payload cannot be written: {error}")
         try:

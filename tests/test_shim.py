@@ -111,6 +111,28 @@ async def test_a_shim_that_cannot_look_for_orphans_goes_on(
     assert "Too many open files" in (tmp_path / "job_db/shim/log").read_text()
 
 
+async def test_a_job_is_stopped_though_the_shim_can_start_no_thread(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What forks without end uses up the limit on processes, which is one on threads too."""
+    in_shims(
+        monkeypatch,
+        """
+        import threading
+        start = threading.Thread.start
+        def refused(thread):
+            if thread.name.startswith("asyncio_"):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        threading.Thread.start = refused
+        """,
+    )
+    await jobs.run("sleep 600 & sleep 600", "a")
+    stopped = await jobs.stop("a")
+    assert stopped is not None and (stopped.status, stopped.error) == (Status.stopped, None)
+    assert (await ran(jobs, "exit 3", "b")).exit_code == 3
+
+
 async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(
     tmp_path: Path, jobs: Jobs, gate: Gate
 ) -> None:

@@ -64,7 +64,7 @@ PUBLIC = [
 
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
-    ["errors", "events", "faults"],
+    ["errors", "events", "faults", "threads"],
     ["dependencies", "jobqueue", "folderwatch", "regular", "this_job"],
     ["executors.cgroups", "executors.limited", "executors.limits"],
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
@@ -316,10 +316,14 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
     assert not clocks & set(_dotted_names(module))
 
 
+BELOW = {"errors", "events", "logs", "jobfiles", "faults", "regular", "threads"}
+"""What everything may know."""
+
+
 def test_executors_know_neither_records_nor_stores():
     for module in _modules("executors"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
+            is_below = known in BELOW
             # The package itself: the interpreter that is started is told where that lies.
             is_said = known in ("", "shim.draining", "shim.peers", "shim.protocol")
             is_said = is_said and module.startswith("executors.shim")
@@ -330,7 +334,7 @@ def test_the_shim_knows_neither_records_nor_stores_nor_applications():
     """It is of its own version: what it knows of others is what is said over its socket."""
     for module in _modules("shim"):
         for known in _imports(module):
-            is_below = known in ("errors", "events", "logs", "jobfiles", "faults", "regular")
+            is_below = known in BELOW
             is_executor = known.startswith("executors") and "shim" not in known
             assert is_below or is_executor or known.startswith("shim"), (module, known)
 
@@ -359,6 +363,7 @@ def test_stores_know_nothing_above_them():
                 "records",
                 "logs",
                 "regular",
+                "threads",
                 "executors.base",
             ), module
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from anodejobs.executors import tree
+from anodejobs.threads import in_thread
 
 POLL_S = 0.2
 """How long one wait for strangers' deaths takes where the system has no pidfds."""
@@ -25,7 +26,7 @@ async def all_gone(
     rest = max(0.0, until - time.monotonic())
     if not tree.HAS_PIDFDS:
         # The one poll: psutil looks again and again, and cannot be woken.
-        await asyncio.to_thread(tree.wait_gone, members, min(rest, POLL_S))
+        await in_thread(tree.wait_gone, members, min(rest, POLL_S))
         return
     with _deaths(members, wake.set), contextlib.suppress(TimeoutError):
         async with asyncio.timeout(None if rest == math.inf else rest):

@@ -15,6 +15,7 @@ from anodejobs.events import Attempt
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.deaths import all_gone
 from anodejobs.executors.looks import Looks
+from anodejobs.threads import in_thread
 
 _STOP_PATIENCE_S = 1.0
 """How long it may take until all have stopped whom SIGSTOP has reached: somebody may wake them."""
@@ -134,4 +135,4 @@ async def _has_emptied(attempt: Attempt) -> bool:
     """Return whether nothing is left of which no look can tell; it is killed."""
     if attempt.cgroup is None:
         return True
-    return await asyncio.to_thread(cgroups.end, attempt.cgroup, patience_s=KILL_PATIENCE_S)
+    return await in_thread(cgroups.end, attempt.cgroup, patience_s=KILL_PATIENCE_S)

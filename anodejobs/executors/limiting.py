@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from anodejobs.events import Attempt
 from anodejobs.executors import cgroups, limits
 from anodejobs.executors.base import Launch
 from anodejobs.executors.limits import AttemptLimits
+from anodejobs.threads import in_thread
 
 _STDERR_BYTES = 16 * 1024
 _NO_ACCOUNT = cgroups.Account()
@@ -37,7 +37,7 @@ async def account_of(attempt: Attempt) -> cgroups.Account:
     """Return what the attempt's cgroup tells of it, if it has one."""
     if attempt.cgroup is None:
         return _NO_ACCOUNT
-    return await asyncio.to_thread(cgroups.account, attempt.cgroup)
+    return await in_thread(cgroups.account, attempt.cgroup)
 
 
 async def verdict(
@@ -52,7 +52,7 @@ async def verdict(
             return file.read()
         return b""
 
-    stderr = (await asyncio.to_thread(read)).decode("utf-8", "replace")
+    stderr = (await in_thread(read)).decode("utf-8", "replace")
     # Of an adopted one we know no more than what its cgroup tells.
     set_limits = replace(AttemptLimits(**_fields(launch)), memory_max=account.memory_max)
     oom_kills = account.oom_kills

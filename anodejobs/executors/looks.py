@@ -7,6 +7,7 @@ import contextlib
 import time
 
 from anodejobs.executors import tree
+from anodejobs.threads import in_thread
 
 _LOOK_EVERY_S = 0.5
 """How often, at most, leftovers of ended jobs are looked for."""
@@ -32,7 +33,7 @@ class Looks:
         async with self._turn:
             if self._began_at < asked_at:
                 began_at = time.monotonic()
-                self.latest, self._cost_s = await asyncio.to_thread(_taken, self.latest)
+                self.latest, self._cost_s = await in_thread(_taken, self.latest)
                 self._began_at, self._ended_at = began_at, time.monotonic()
             return self.latest
 

@@ -50,6 +50,7 @@ from anodejobs.executors.pump import LogPump, Pipe
 from anodejobs.executors.samples import OwnPeak, Samples
 from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
 from anodejobs.logs import LogFile, Reader
+from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -371,7 +372,7 @@ class Processes(Executor):
         pid, started = held.attempt.pid, held.attempt.start_time
         assert pid is not None and started is not None
         while process := tree.look_at(pid, started):
-            await asyncio.to_thread(tree.wait_gone, [process], POLL_S)
+            await in_thread(tree.wait_gone, [process], POLL_S)
         return None
 
     async def clean(self, token: str) -> None:
@@ -397,14 +398,14 @@ class Processes(Executor):
         self._held.pop(token, None)
         if held.attempt.cgroup is not None:
             patience_s = KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
-            await asyncio.to_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
+            await in_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
             held.stop_was_asked = True
         is_gone = await self._endings.stop(attempt, grace, may_hasten=may_hasten)
         if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
-            await asyncio.to_thread(cgroups.remove, attempt.cgroup, patience_s=0)
+            await in_thread(cgroups.remove, attempt.cgroup, patience_s=0)
         return is_gone
 
     async def _note_use(self, attempt: Attempt, members: list[tree.Process]) -> None:
@@ -421,7 +422,7 @@ class Processes(Executor):
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
-        return await asyncio.to_thread(tree.measure, snapshot.members(attempt))
+        return await in_thread(tree.measure, snapshot.members(attempt))
 
     @contextmanager
     def follow(

@@ -21,6 +21,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
 from anodejobs.logs import LogFile
+from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -183,7 +184,7 @@ class LogPump:
         self._stopping = True
         if self._thread is not None:
             self._wake()
-            await asyncio.to_thread(self._thread.join)
+            await in_thread(self._thread.join)
             self._thread = None
         for pipe in list(self._pipes):
             self._end(pipe)

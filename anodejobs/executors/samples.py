@@ -18,6 +18,7 @@ from heapq import heappop, heappush
 
 from anodejobs.events import Attempt
 from anodejobs.executors import tree
+from anodejobs.threads import begun_in_thread, in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -68,7 +69,7 @@ class Samples:
         """Look at what are the processes of the attempt at this moment, if it is watched."""
         watched = self._watched.get(token)
         if watched is not None:
-            watched.add(await asyncio.to_thread(tree.sample, members))
+            watched.add(await in_thread(tree.sample, members))
 
     def forget(self, token: str) -> tree.Sample:
         """Return the most that was seen at one look of each, zeros where there was none."""
@@ -102,7 +103,7 @@ class Samples:
                 due.append(watched)
         if due:
             attempts = [watched.attempt for watched in due]
-            self._look = self._loop.run_in_executor(None, _looked_at, attempts)
+            self._look = begun_in_thread(_looked_at, attempts)
             self._look.add_done_callback(partial(self._looked, due))
         else:
             self._arm()

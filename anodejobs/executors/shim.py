@@ -46,6 +46,7 @@ from anodejobs.shim.protocol import (
     request_of,
     start_request,
 )
+from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
 
@@ -115,7 +116,7 @@ class Shim(Executor):
 
     async def open(self, host: Host) -> None:
         self._host = host
-        identity = await asyncio.to_thread(_identity, self._folder)
+        identity = await in_thread(_identity, self._folder)
         self.supervisor = supervisors.shim_supervisor(self._folder, identity)
         with contextlib.suppress(OSError):
             await self._connect()
@@ -226,7 +227,7 @@ class Shim(Executor):
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
-        return await asyncio.to_thread(tree.measure, snapshot.members(attempt))
+        return await in_thread(tree.measure, snapshot.members(attempt))
 
     @contextmanager
     def follow(
@@ -476,7 +477,7 @@ class Shim(Executor):
 
     async def _connect(self) -> Link:
         """Connect to the shim that listens. Raises OSError where none does."""
-        for name in await asyncio.to_thread(draining_sockets, self._folder):
+        for name in await in_thread(draining_sockets, self._folder):
             if name not in self._draining:
                 with contextlib.suppress(OSError):
                     self._draining[name], _ = await self._greet(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 import anodejobs
 from anodejobs.executors import tree
 from anodejobs.executors.deaths import readable
+from anodejobs.threads import begun_in_thread
 
 _START_PATIENCE_S = 30.0
 """How long a shim may take to say that it is ready."""
@@ -34,8 +35,7 @@ async def start_shim(folder: Path, linger_s: float) -> str:
     """
     told, tell = os.pipe()
     try:
-        loop = asyncio.get_running_loop()
-        spawning = loop.run_in_executor(None, _spawn, folder, linger_s, tell)
+        spawning = begun_in_thread(_spawn, folder, linger_s, tell)
         try:
             await asyncio.shield(spawning)
         except asyncio.CancelledError:

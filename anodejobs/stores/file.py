@@ -19,6 +19,7 @@ from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Unfinishe
 from anodejobs.stores.contents import Contents, Document
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.file_folder import JobFolder
+from anodejobs.threads import in_thread
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class FileJobStore(JobStore):
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.submit(self._folder.close)
-            await asyncio.to_thread(thread.shutdown)
+            await in_thread(thread.shutdown)
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         return await self._do("write to", self._commit, tuple(writes))

@@ -40,6 +40,7 @@ from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
 from anodejobs.stores.sqlite_queries import TALLY, TURN, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
+from anodejobs.threads import in_thread
 
 Durability = Literal["process", "power"]
 
@@ -533,7 +534,7 @@ class _Checkpoints:
         self._wanted.set()
         thread, self._thread = self._thread, None
         if thread is not None:
-            await asyncio.to_thread(thread.join)
+            await in_thread(thread.join)
 
     def _run(self) -> None:
         while True:

@@ -1,0 +1,44 @@
+"""Work that waits for the system, done in threads.
+
+A limit on processes is one on threads, too. A job that forks without end reaches it, and is to be
+stopped all the same: what no thread can be had for is done on the event loop, which waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Lock
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what the work gives. Cancelled, it goes on by itself."""
+    return await begun_in_thread(work, *args, **kwargs)
+
+
+def begun_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Begin the work, and return what it will give."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # whoever waits may give up, the work may not
+    turn = Lock()
+
+    def once() -> None:
+        if not turn.acquire(blocking=False):
+            return
+        try:
+            outcome.set_result(work(*args, **kwargs))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    try:
+        asyncio.get_running_loop().run_in_executor(None, once)
+    except (
+        RuntimeError
+    ):  # no thread can be started; one that there is may have taken it all the same
+        once()
+    return asyncio.wrap_future(outcome)
