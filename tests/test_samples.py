@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,7 @@ class TestPace:
             return [tree.Sample(memory_bytes=7) for _ in attempts], self.took_s
 
         monkeypatch.setattr(module, "_looked_at", looked_at)
+        monkeypatch.setattr(module, "begun_in_thread", Done)
 
         def watch() -> Attempt:
             attempt = Attempt(token=new_token(), supervisor="")
@@ -274,7 +276,7 @@ class TestPace:
 
 
 class Clock:
-    """A loop whose time is the test's, and whose executor is done at once."""
+    """A loop whose time is the test's."""
 
     class Timer:
         def __init__(self, clock: Clock, at: float, callback: Callable[[], None]) -> None:
@@ -295,25 +297,25 @@ class Clock:
         self.timer = Clock.Timer(self, at, callback)
         return self.timer
 
-    def run_in_executor(self, executor, function, *args):
-        class Done:
-            def __init__(self):
-                self.error = None
-                try:
-                    self.value = function(*args)
-                except OSError as error:
-                    self.error = error
 
-            def exception(self):
-                return self.error
+class Done:
+    """What work in a thread gives that is done at once."""
 
-            def result(self):
-                return self.value
+    def __init__(self, work: Callable[..., Any], *args: Any) -> None:
+        self.error: OSError | None = None
+        try:
+            self.value = work(*args)
+        except OSError as error:
+            self.error = error
 
-            def add_done_callback(self, callback):
-                callback(self)
+    def exception(self) -> OSError | None:
+        return self.error
 
-        return Done()
+    def result(self) -> Any:
+        return self.value
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        callback(self)
 
 
 def test_a_sample_counts_processes_that_still_are_who_they_were():
