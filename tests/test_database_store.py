@@ -6,6 +6,8 @@ The servers are real; see ``tests.servers`` for which.
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import os
 import secrets
 import socket
@@ -454,7 +456,7 @@ async def test_a_write_that_waits_for_too_long_is_given_up(database, store, monk
     monkeypatch.setattr(database_server, "PATIENCE_S", 0.0)
     monkeypatch.setattr(database_server, "ATTEMPT_S", 0.2)
     async with clock_held(database):
-        with pytest.raises(StoreError, match=r"more than 0.2 s; nothing of it was written"):
+        with pytest.raises(StoreError, match=r"did not answer in time; nothing of it was written"):
             await store.commit([make_insert(make_record())])
     assert await store.commit([make_insert(make_record())]) == [1]
 
@@ -565,6 +567,50 @@ async def test_cancelled_reads_and_writes_leave_a_store_that_works(store):
         done, _ = await asyncio.wait(calls)
         assert all(call.cancelled() or call.exception() is None for call in done)
     assert await store.commit([make_insert(make_record("after"))]) != [None]
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+async def test_a_connection_that_is_given_up_while_it_is_made_is_closed(scheme):
+    accepted, closed = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        while await reader.read(4096):
+            pass
+        closed.set()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1")
+    async with server, asyncio.timeout(PATIENCE_S):
+        port = server.sockets[0].getsockname()[1]
+        store = DatabaseJobStore(f"{scheme}://me@127.0.0.1:{port}/jobs")
+        opening = asyncio.create_task(store.open(nobody_listens))
+        await accepted.wait()
+        opening.cancel()
+        await asyncio.wait([opening])
+        assert opening.cancelled()
+        await closed.wait()
+        await store.close()
+
+
+async def test_connections_that_the_server_has_closed_in_time_are_let_go_of_in_silence(
+    mysql, monkeypatch, caplog
+):
+    await empty(mysql)
+    monkeypatch.setattr(database_server, "ATTEMPT_S", 2.0)  # half of it, and it is closed
+    store = DatabaseJobStore(mysql.url)
+    await store.open(nobody_listens)
+    everything = Query(filter=JobFilter())
+    await asyncio.gather(*(store.page(everything) for _ in range(4)))
+    listed = "SELECT id FROM information_schema.processlist WHERE db = DATABASE()"
+    first = set(await mysql.ado(listed))
+    async with asyncio.timeout(PATIENCE_S):
+        while first & set(await mysql.ado(listed)):  # which takes its time
+            pass
+    await asyncio.gather(*(store.page(everything) for _ in range(4)))
+    await store.close()
+    gc.collect()  # which would complain of what was not closed
+    assert not [told for told in caplog.records if told.levelno >= logging.ERROR]
 
 
 # Whole programs.

@@ -489,6 +489,22 @@ class ExecutorContract:
         assert first.result() and second.result()
         assert_is_end(await app.over(attempt), 0)
 
+    async def test_a_second_stop_goes_on_where_the_first_is_cancelled(
+        self, app: Application
+    ) -> None:
+        attempt = await app.run(python(STUBBORN))
+        await app.written(attempt, b"ready")
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(app.executor.stop(attempt, 600))
+            await app.written(attempt, b"asked")
+            second = tasks.create_task(app.executor.stop(attempt, 600))
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait([first])
+            assert await app.executor.stop(attempt, 0)
+        assert second.result()
+        assert_is_end(await app.over(attempt), -9)
+
     async def test_where_nothing_is_left_to_be_stopped_all_are_gone(self, app: Application) -> None:
         attempt = await app.run("exit 3")
         await app.over(attempt)

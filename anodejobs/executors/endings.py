@@ -29,9 +29,10 @@ class _Stop:
 
     kill_at: float
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    result: asyncio.Future[bool] = field(
+    result: asyncio.Future[bool | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    """Whether all are gone; None: it was given up."""
 
 
 class Endings:
@@ -65,14 +66,16 @@ class Endings:
         ``has_just_ended``: its main process is not to be found any more.
         """
         kill_at = time.monotonic() + grace
-        under_way = self._stops.get(attempt.token)
-        if under_way is not None:
+        while under_way := self._stops.get(attempt.token):
             if may_hasten and kill_at < under_way.kill_at:
                 under_way.kill_at = kill_at
                 under_way.wake.set()
-            return await asyncio.shield(under_way.result)
+            result = await asyncio.shield(under_way.result)
+            if result is not None:
+                return result
+            # Who did it was cancelled, or has failed: the first of the others goes on.
         stop = self._stops[attempt.token] = _Stop(kill_at)
-        is_gone = False
+        is_gone: bool | None = None
         try:
             is_gone = await self._end_all(attempt, stop, has_just_ended)
         finally:

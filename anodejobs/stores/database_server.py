@@ -266,7 +266,7 @@ def missing(dialect: Dialect) -> StoreError:
 def told(error: BaseException) -> str:
     """Return what the server or its driver says, without statement and values."""
     if isinstance(error, TimeoutError) and not str(error):
-        return f"it took more than {ATTEMPT_S:g} s"
+        return "the server did not answer in time"
     cause = _driver_error(error)
     text = cause.args[-1] if cause.args else cause
     return " ".join(f"{text}".split()) or type(cause).__name__
@@ -319,8 +319,11 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
             "idle_in_transaction_session_timeout": f"{ATTEMPT_S / 2 * 1000:.0f}",
         }
         return {"timeout": _CONNECT_S, "server_settings": settings}
+    from anodejobs.stores.database_aiomysql import connected
+
     return {
-        "connect_timeout": _CONNECT_S,
+        "async_creator_fn": connected,
+        "timeout": _CONNECT_S,
         "charset": "utf8mb4",
         # A value that does not fit is an error, and a backslash is what the driver takes it for. A
         # connection that is silent for so long is one of a stopped process, which keeps all others
