@@ -212,20 +212,26 @@ class JobDB:
     ) -> Stored:
         waiting = self._at_hand.waiting(job_id)
         while True:
-            stored = self._at_hand.alive(job_id) or waiting or await self.stored(job_id)
-            if token is not None and stored.attempt.token != token:
+            at_hand = self._at_hand.alive(job_id) or waiting
+            # Of what is at hand another process may have made something else by now: only what the
+            # store says tells that the event comes too late, or is not allowed.
+            is_known = at_hand is not None and token in (None, at_hand.attempt.token)
+            stored = at_hand if at_hand and is_known else await self.stored(job_id, token)
+            if token not in (None, stored.attempt.token):
                 return stored
             try:
                 event = asked if isinstance(asked, Event) else asked(stored.record)
                 record = transition(stored.record, event)
             except InvalidTransition:
-                if stored is not waiting:
+                if not is_known:
                     raise
-                record = stored.record
+                waiting = None
+                self._at_hand.forget(job_id)
+                continue
             if record is stored.record:
                 if stored is not waiting:
                     return stored
-                waiting = None  # another process may have changed it: look at the store
+                waiting = None
                 continue
             launch = bring(stored.launch)
             save = _save(stored.record, event, record, None if launch is stored.launch else launch)
@@ -450,8 +456,15 @@ class JobDB:
 
     # Reading.
 
-    async def stored(self, job_id: str) -> Stored:
-        """Return the job with what its supervisor needs. Raises JobNotFound."""
+    async def stored(self, job_id: str, token: str | None = None) -> Stored:
+        """Return the job with what its supervisor needs. Raises JobNotFound.
+
+        ``token`` is that of an attempt that is known to have been on record: where the job has
+        another one here, that may be an earlier one, and another process went on from there.
+        """
+        known = self._at_hand.alive(job_id)
+        if known is not None and token not in (None, known.attempt.token):
+            self._at_hand.forget(job_id)
         stored = await self._find(job_id)
         if stored is None:
             raise JobNotFound(job_id)

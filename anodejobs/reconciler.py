@@ -135,7 +135,7 @@ class Reconciler:
     async def _current(self, job: Unfinished) -> Stored | None:
         """Return what is to be known of the job, None where that attempt is over by now."""
         try:
-            stored = await self._jobdb.stored(job.job_id)
+            stored = await self._jobdb.stored(job.job_id, job.attempt.token)
         except JobNotFound:  # over, and deleted
             return None
         is_current = not stored.record.is_done and stored.attempt.token == job.attempt.token

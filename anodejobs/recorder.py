@@ -47,7 +47,7 @@ class Recorder:
             try:
                 known = event
                 if isinstance(event, Exited | StartFailed | Lost):
-                    stored = await self._jobdb.stored(job_id)
+                    stored = await self._jobdb.stored(job_id, token)
                     known = await self.concluded(stored.record, event)
                 await self._jobdb.apply(job_id, known, token=token)
                 return

@@ -303,7 +303,7 @@ class Watcher:
         try:
             # What waits for its next attempt waits on, for another application.
             await self._control.stop(job_id, None, reason, here_only=True)
-            if (await self._jobdb.stored(job_id)).attempt.token != token:
+            if (await self._jobdb.stored(job_id, token)).attempt.token != token:
                 attempt = Attempt(token=token, supervisor=self._executor.supervisor)
                 await self._give_up(attempt, launch.stop_grace)
         except AnodeJobsError as error:

@@ -697,6 +697,61 @@ async def test_no_change_is_lost_between_rivals(two: tuple[JobDB, JobDB]) -> Non
     assert counts == [{Status.stopped: 1, Status.finished: 1, Status.failed: 19}] * 2
 
 
+@asynccontextmanager
+async def behind(store: JobStore) -> AsyncIterator[JobDB]:
+    """A JobDB that hears of nothing that others write."""
+    jobdb = JobDB(store)
+    await jobdb.open()
+    server = asyncio.create_task(jobdb.serve())
+    try:
+        yield jobdb
+    finally:
+        server.cancel()
+        await asyncio.wait([server])
+        await jobdb.close()
+
+
+async def test_an_end_is_recorded_by_who_has_not_heard_of_the_start(tmp_path: Path) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        await create(other, status="queued")
+        attempt = make_attempt(pid=2)
+        await one.apply("a-job", Admitted(attempt=attempt))
+        await one.apply("a-job", Started(attempt=attempt))
+        record = await other.apply("a-job", exited(3), token=attempt.token)
+        assert (record.status, record.exit_code) == (Status.failed, 3)
+        assert await one.get("a-job") == record
+
+
+async def test_an_end_is_recorded_by_who_knows_an_earlier_attempt_only(tmp_path: Path) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        first = await create(other, status="running")
+        again = dataclasses.replace(exited(1), retry_at=utc_now())
+        await one.apply("a-job", again, token=first.token)
+        await one.apply("a-job", Readied())
+        attempt = make_attempt(pid=2)
+        await one.apply("a-job", Admitted(attempt=attempt))
+        await one.apply("a-job", Started(attempt=attempt))
+        assert (await other.stored("a-job")).attempt == first
+        assert (await other.stored("a-job", attempt.token)).record.attempt == 2
+        record = await other.apply("a-job", exited(3), token=attempt.token)
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 3, 2)
+
+
+async def test_an_end_is_recorded_by_who_has_heard_of_nothing_after_the_start(
+    tmp_path: Path,
+) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        attempt = await create(other, status="starting")
+        await one.apply("a-job", Started(attempt=attempt))
+        record = await other.apply("a-job", exited(3), token=attempt.token)
+        assert (record.status, record.exit_code) == (Status.failed, 3)
+        with pytest.raises(InvalidTransition):
+            await other.apply("a-job", Paused())
+
+
 async def test_a_batch_with_refused_writes_keeps_the_others(tmp_path: Path) -> None:
     async with rivals("sqlite", tmp_path) as (one, other):
         names = [f"job-{n}" for n in range(30)]
