@@ -32,6 +32,7 @@ from typing import Literal, ParamSpec
 import anodejobs
 from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
+from anodejobs.executors.descriptors import left_for_jobs
 from anodejobs.executors.pidfds import exit_code
 from anodejobs.executors.shim_link import connected
 from anodejobs.executors.shim_start import interpreter
@@ -345,7 +346,7 @@ def check_descriptors(soft: int, hard: int) -> Verdict:
     if soft == resource.RLIM_INFINITY:
         return "ok", "no limit", ""
     # Two pipes and a pidfd; log files are closed when idle.
-    found = f"{soft:,} a process, for about {soft // 3:,} running jobs"
+    found = f"{soft:,} a process, for about {left_for_jobs(soft) // 3:,} running jobs"
     if soft >= 4096:
         return "ok", found, ""
     most = "unlimited" if hard == resource.RLIM_INFINITY else hard

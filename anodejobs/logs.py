@@ -128,6 +128,11 @@ class LogFile:
         """Where the file is; made when it is asked for, since most jobs write nothing."""
         return Path(self.name)
 
+    @property
+    def fd(self) -> int | None:
+        """The descriptor of the file, where it is open."""
+        return self._fd
+
     def open(self) -> None:
         """Open the file, and go on where it ends."""
         if self._fd is not None:

@@ -156,8 +156,9 @@ class Root:
 
     async def _serve(self, opened: asyncio.Future[Parts]) -> None:
         """Be the one owner of all tasks, from opening to closing."""
-        executor = self._executor()
+        executor: Executor | None = None
         try:
+            executor = self._executor()
             await self._prepare_directory()
             await self._jobdb.open()
             await self._serve_tasks(executor, opened)
@@ -176,7 +177,8 @@ class Root:
             if self._parts is not None:
                 self._parts.progress.close()
             try:
-                await executor.close()
+                if executor is not None:
+                    await executor.close()
             finally:
                 await self._jobdb.close()
 

@@ -422,7 +422,7 @@ def test_fewer_than_4096_descriptors_are_a_warning(soft, level):
 
 def test_descriptors_are_told_in_jobs_and_how_far_they_can_be_raised():
     finding = doctor.check_descriptors(1024, 4096)
-    assert "about 341 running jobs" in finding.found
+    assert "about 330 running jobs" in finding.found
     assert "up to 4096" in finding.remedy
 
 

@@ -1140,8 +1140,10 @@ async def test_a_program_that_is_interrupted_twice_leaves_no_job_and_no_complain
         os.close(pipe)
     assert program.returncode == -signal.SIGINT
     assert not psutil.pid_exists(pid)
+    # Python's own, interrupted as it reads the source for a line that it tells.
+    ours = b"".join(line for line in complaints.splitlines() if b"tokenize.py" not in line)
     for word in (b"never", b"destroyed", b"ResourceWarning", b"Exception ignored"):
-        assert word not in complaints
+        assert word not in ours
 
 
 async def test_a_program_that_forgets_to_close_does_not_hang(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from anodejobs.executors.descriptors import raise_lack
+
 _PREFIX = "anodejobs-"
 _ABANDONED_AFTER_S = 60.0
 """An empty one that is older was left by a supervisor that was killed; a younger one may be of a
@@ -182,13 +184,15 @@ def pids(path: str) -> set[int]:
     """Return the processes that are in the cgroup or below."""
     found: set[int] = set()
     for folder in _folders(path):
-        with contextlib.suppress(OSError):
+        try:
             found.update(map(int, _words(folder / "cgroup.procs")))
+        except OSError as error:
+            raise_lack(error)
     return found - {0}  # those that are not in sight from here
 
 
 def _folders(path: str) -> Iterator[Path]:
-    for folder, _, _ in os.walk(path, topdown=False):
+    for folder, _, _ in os.walk(path, topdown=False, onerror=raise_lack):
         yield Path(folder)
 
 

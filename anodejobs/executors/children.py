@@ -39,6 +39,12 @@ class Child(ABC):
         May be asked any number of times; cancelling costs nothing.
         """
 
+    def kill(self) -> None:
+        """Kill it, unless its end was seen: nobody else has its pid before."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):  # somebody else has reaped it
+                os.kill(self.pid, signal.SIGKILL)
+
     @abstractmethod
     def let_go(self) -> None:
         """Close what it has open for itself, though it may run on. Idempotent."""
@@ -141,9 +147,11 @@ class AsyncioChild(Child):
         self.pid = process.pid
         self.rusage = None  # asyncio does not ask for it
         self._process = process
-        started = tree.start_time(self.pid)
-        # None where it has ended already: then there is nothing to be contradicted.
-        self._pidfd = None if started is None else tree.open_pidfd(self.pid, started)
+        self._pidfd: int | None = None
+        with contextlib.suppress(OSError):  # descriptors lack
+            started = tree.start_time(self.pid)
+            # None where it has ended already: then there is nothing to be contradicted.
+            self._pidfd = None if started is None else tree.open_pidfd(self.pid, started)
 
     @property
     def is_alive(self) -> bool:

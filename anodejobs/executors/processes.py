@@ -158,6 +158,7 @@ class Processes(Executor):
             marks = launch.marks(number, attempt.token)
             argv = argv_of(launch, cgroup)
             child = await self._started(launch, marks, theirs, argv=argv, about_to=about_to)
+            start_time = await _start_time(child)
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
@@ -175,8 +176,7 @@ class Processes(Executor):
             token=attempt.token,
             supervisor=attempt.supervisor,
             pid=child.pid,
-            # None where it has ended already: then there is nothing that could be signalled.
-            start_time=tree.start_time(child.pid) if child.is_alive else None,
+            start_time=start_time,
             boot_id=tree.boot_id(),
             started_monotonic=started_monotonic,
             pipes=(os.fstat(ours["stdout"]).st_ino, os.fstat(ours["stderr"]).st_ino),
@@ -272,6 +272,13 @@ class Processes(Executor):
         return not self._held[token].is_alive
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
+        try:
+            return await self._taken_on(launch, attempt)
+        except OSError as error:  # descriptors lack, which says nothing of the process
+            what = f"job {launch.job_id!r} cannot be taken on now: {one_line(error)}"
+            raise ExecutorError(what) from error
+
+    async def _taken_on(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
             attempt = await self._found_by_token(attempt)
         elif attempt.boot_id != tree.boot_id():
@@ -285,7 +292,12 @@ class Processes(Executor):
             tree.HAS_PIDFDS or started is None or not tree.is_alive(pid, started)
         ):
             return Lost(error=_UNSEEN)
-        fds = open_again(pid, attempt)
+        try:
+            fds = open_again(pid, attempt)
+        except BaseException:
+            if pidfd is not None:
+                os.close(pidfd)
+            raise
         self._hold(launch, attempt, fds, None, pidfd)
         return Adopted(attempt=attempt, gap=len(fds) < len(STREAMS))
 
@@ -514,6 +526,20 @@ class Processes(Executor):
         if self._pump is None:
             self._pump = LogPump(asyncio.get_running_loop(), self._tell)
         return self._pump
+
+
+async def _start_time(child: Child) -> float | None:
+    """Return when the child began; None where it has ended, and nothing could be signalled.
+
+    Where that cannot be known it is killed, as it could be neither signalled nor found again, and
+    OSError is raised.
+    """
+    try:
+        return tree.start_time(child.pid) if child.is_alive else None
+    except OSError:
+        child.kill()
+        await child.wait()
+        raise
 
 
 _TAKEN = "the application, or something in it, took the exit code before it could be read"

@@ -20,6 +20,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 
+from anodejobs.executors.descriptors import is_kept
 from anodejobs.logs import LogFile
 from anodejobs.threads import in_thread
 
@@ -374,11 +375,14 @@ class LogPump:
 
     def _note_open(self, log: LogFile) -> None:
         """Keep the number of open logs bounded: the one unused for longest is closed."""
-        self._open_logs[log] = None
-        self._open_logs.move_to_end(log)
-        if len(self._open_logs) > self._most_open_logs:
+        is_one_too_many = len(self._open_logs) >= self._most_open_logs or (
+            log.fd is not None and is_kept(log.fd)
+        )
+        if log not in self._open_logs and self._open_logs and is_one_too_many:
             oldest, _ = self._open_logs.popitem(last=False)
             oldest.close()
+        self._open_logs[log] = None
+        self._open_logs.move_to_end(log)
 
     def _enlarge(self, fd: int, pipe: Pipe) -> None:
         if not hasattr(fcntl, "F_SETPIPE_SZ"):

@@ -8,6 +8,7 @@ processor at most. An attempt that is over before the first costs nothing but be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import time
@@ -69,7 +70,8 @@ class Samples:
         """Look at what are the processes of the attempt at this moment, if it is watched."""
         watched = self._watched.get(token)
         if watched is not None:
-            watched.add(await in_thread(tree.sample, members))
+            with contextlib.suppress(OSError):  # what cannot be seen now does not count
+                watched.add(await in_thread(tree.sample, members))
 
     def forget(self, token: str) -> tree.Sample:
         """Return the most that was seen at one look of each, zeros where there was none."""

@@ -326,7 +326,8 @@ class Shim(Executor):
         if attempt.pid is None or attempt.start_time is None:
             return
         if self._held_pidfds < self._most_pidfds:
-            watched.pidfd = tree.open_pidfd(attempt.pid, attempt.start_time, even_if_dead=True)
+            with contextlib.suppress(OSError):  # descriptors lack
+                watched.pidfd = tree.open_pidfd(attempt.pid, attempt.start_time, even_if_dead=True)
             self._held_pidfds += watched.pidfd is not None
 
     # What the shim says of itself.

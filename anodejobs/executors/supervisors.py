@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 
 from anodejobs.executors import tree
-from anodejobs.executors.deaths import all_gone
+from anodejobs.executors.deaths import POLL_S, all_gone
+from anodejobs.executors.descriptors import raise_lack
 from anodejobs.regular import open_regular
 
 _LIVING: set[str] = set()
@@ -56,13 +57,16 @@ def identity(path: Path, start: str = "") -> str:
 
 
 def is_alive(supervisor: str) -> bool:
-    """Return whether the supervisor still looks after its attempts."""
-    if supervisor.startswith(_SHIM):
-        return is_locked(Path(supervisor.split(":", 2)[2]) / "lock")
-    boot, pid, started, _ = supervisor.split(":")
-    if int(pid) == os.getpid():
-        return supervisor in _LIVING
-    return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+    """Return whether the supervisor still looks after its attempts, as far as can be seen now."""
+    try:
+        if supervisor.startswith(_SHIM):
+            return is_locked(Path(supervisor.split(":", 2)[2]) / "lock")
+        boot, pid, started, _ = supervisor.split(":")
+        if int(pid) == os.getpid():
+            return supervisor in _LIVING
+        return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+    except OSError:  # descriptors lack
+        return True
 
 
 def is_elsewhere(supervisor: str, folder: Path) -> bool:
@@ -81,16 +85,21 @@ async def outlive(supervisor: str) -> None:
         await asyncio.get_running_loop().create_future()
     _, pid, started, _ = supervisor.split(":")
     while is_alive(supervisor):
-        process = tree.look_at(int(pid), float(started))
+        try:
+            process = tree.look_at(int(pid), float(started))
+        except OSError:  # descriptors lack
+            await asyncio.sleep(POLL_S)
+            continue
         if process is not None:
             await all_gone([process])
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a living process holds the lock."""
+    """Return whether a living process holds the lock. Raises OSError where descriptors lack."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        raise_lack(error)
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

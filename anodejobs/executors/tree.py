@@ -4,7 +4,8 @@ A process is recognised by its pid and start time together, and signalled throug
 opened before the start time was compared. On Linux ``/proc`` is read directly: a look at all
 processes is a few milliseconds. Elsewhere psutil does the same more slowly.
 
-Everything here may wait for the kernel; call ``take_snapshot`` in a thread.
+Everything here may wait for the kernel; call ``take_snapshot`` in a thread. It raises OSError where
+descriptors lack, since a process that cannot be looked at has not gone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Literal
 from anodejobs.events import Attempt
 from anodejobs.executors import cgroups
 from anodejobs.executors.base import TreeUsage
+from anodejobs.executors.descriptors import raise_lack
 from anodejobs.executors.marks import read_tag, tag_of
 
 # psutil is imported where it is needed: a shim on Linux has no use for it, and stays small.
@@ -93,7 +95,8 @@ def read_token(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environ = file.read()
-    except OSError:
+    except OSError as error:
+        raise_lack(error)
         return None
     for variable in environ.split(b"\0"):
         if variable.startswith(_TOKEN):
@@ -121,11 +124,13 @@ def _stat(pid: int) -> list[bytes] | None:
     """Return the fields of ``/proc/<pid>/stat`` from the state on, None where it is gone."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        raise_lack(error)
         return None
     try:
         stat = os.read(fd, 4096)
-    except OSError:
+    except OSError as error:
+        raise_lack(error)
         return None
     finally:
         os.close(fd)
@@ -294,12 +299,16 @@ def open_pidfd(pid: int, started: float, *, even_if_dead: bool = False) -> int |
         return None
     try:
         fd = os.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        raise_lack(error)
         return None
-    if not (is_alive(pid, started) or (even_if_dead and _is_there(pid, started))):
-        os.close(fd)
-        return None
-    return fd
+    is_it = False
+    try:
+        is_it = is_alive(pid, started) or (even_if_dead and _is_there(pid, started))
+    finally:
+        if not is_it:
+            os.close(fd)
+    return fd if is_it else None
 
 
 def _is_there(pid: int, started: float) -> bool:

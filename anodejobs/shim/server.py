@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from anodejobs import faults
+from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Lost, Started, StartFailed, StopRequested
 from anodejobs.executors import tree
 from anodejobs.executors.base import Stream
@@ -68,6 +69,8 @@ class Server:
         self._spawning: set[str] = set()
         self._turn_to_start = asyncio.Semaphore(_MOST_STARTS)
         self._unrecorded: dict[str, float] = {}
+        self._put_off: list[Life] = []
+        """What is to be taken on, and could not be yet."""
         self._tombs: set[str] = set()
         self._older_tombs: set[str] = set()
         self._tomb_age = 0
@@ -166,6 +169,8 @@ class Server:
         for life in lives:
             if life.has_ended:
                 self._tasks.create_task(self._clean_up_after(life))
+            elif life.events and self._put_off:
+                self._put_off.append(life)
             elif life.events:
                 await self._adopt(life)
         # Those whose start is in doubt are looked for, all with one look.
@@ -174,9 +179,13 @@ class Server:
         self._journal.flush()
 
     async def _adopt(self, life: Life) -> None:
-        """Take on a process that another shim has started."""
+        """Take on a process that another shim has started, or put that off."""
         try:
             event = await self._processes.adopt(life.launch, life.attempt)
+        except ExecutorError as error:  # which says nothing of the process
+            LOG.error("it is tried again: %s", error)
+            self._put_off.append(life)
+            return
         except Exception as error:
             LOG.exception("job %s could not be adopted", life.launch.job_id)
             event = Lost(error=f"the shim failed: {error!r}")
@@ -188,6 +197,15 @@ class Server:
             self._happened(life, event)
             self._tasks.create_task(self._clean_up_after(life))
 
+    async def _adopt_those_put_off(self) -> None:
+        """Take on what could not be before, as far as that is possible now."""
+        put_off, self._put_off = self._put_off, []
+        for tried, life in enumerate(put_off, start=1):
+            await self._adopt(life)
+            if self._put_off:  # the others before it, next time
+                self._put_off[:0] = put_off[tried:]
+                return
+
     async def _keep_house(self) -> None:
         """What is to be looked after now and then; the one place where time alone wakes us."""
         next_forgetting = self._loop.time() + _FORGET_EVERY_S
@@ -197,6 +215,7 @@ class Server:
                 self._orphans.sweep()
             except OSError:  # there are no more descriptors, say
                 LOG.exception("no look for orphans")
+            await self._adopt_those_put_off()
             await self._listen_again()
             if self._loop.time() >= next_forgetting:
                 next_forgetting = self._loop.time() + _FORGET_EVERY_S
