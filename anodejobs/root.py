@@ -18,7 +18,7 @@ from typing import Literal
 
 from anodejobs.control import Control
 from anodejobs.errands import Errands
-from anodejobs.errors import ExecutorError, StoreError, as_ours
+from anodejobs.errors import AnodeJobsError, ExecutorError, StoreError, as_ours
 from anodejobs.executors.base import Executor
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
@@ -157,6 +157,7 @@ class Root:
     async def _serve(self, opened: asyncio.Future[Parts]) -> None:
         """Be the one owner of all tasks, from opening to closing."""
         executor: Executor | None = None
+        refusal: AnodeJobsError | None = None
         try:
             executor = self._executor()
             await self._prepare_directory()
@@ -166,8 +167,7 @@ class Root:
             cause = _root_cause(error)
             if not opened.done():
                 other = ExecutorError(f"this Jobs could not be opened: {cause!r}")
-                opened.set_exception(as_ours(cause, other))
-                opened.exception()  # looked at: who opened may have been cancelled
+                refusal = as_ours(cause, other)
             elif not isinstance(cause, asyncio.CancelledError):
                 self._failure = cause
                 LOG.critical("no job of %s is watched any more", self._db_path, exc_info=cause)
@@ -180,7 +180,12 @@ class Root:
                 if executor is not None:
                     await executor.close()
             finally:
-                await self._jobdb.close()
+                try:
+                    await self._jobdb.close()
+                finally:
+                    if refusal is not None:  # told last: the program may end right after
+                        opened.set_exception(refusal)
+                        opened.exception()  # looked at: who opened may have been cancelled
 
     def _executor(self) -> Executor:
         match self._terms.executor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import inspect
 import logging
@@ -10,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -41,10 +43,11 @@ from anodejobs import (
     starter,
 )
 from anodejobs.events import Attempt, utc_now
+from anodejobs.executors.base import Host
 from anodejobs.executors.processes import Processes
 from anodejobs.logs import remove_logs
 from anodejobs.planner import Plan
-from tests.conftest import python
+from tests.conftest import descriptors, python
 
 LIMIT_S = 60.0
 SECRET = "hunter2-is-no-password"
@@ -1095,6 +1098,21 @@ async def end(process: Process) -> None:
     """Let the program come to its end, and see that it is a good one."""
     _, errors = await process.communicate(b"")
     assert (process.returncode, errors.decode()) == (0, "")
+
+
+async def test_an_opening_that_fails_is_told_when_all_is_let_go_of(tmp_path: Path) -> None:
+    class Broken(Processes):
+        async def open(self, host: Host) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def threads() -> set[threading.Thread]:
+        return {t for t in threading.enumerate() if not t.name.startswith("asyncio_")}
+
+    before = threads(), descriptors()
+    with pytest.raises(ExecutorError, match="could not be opened: .*Too many open files"):
+        async with Jobs(tmp_path / "db", executor=Broken()):
+            pass
+    assert (threads(), descriptors()) == before
 
 
 INTERRUPTED = """

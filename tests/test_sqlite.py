@@ -249,6 +249,21 @@ async def test_closing_twice_at_once_closes_once(tmp_path):
         await store.last_seq()
 
 
+async def test_closing_that_is_cancelled_ends_the_threads_all_the_same(tmp_path):
+    before = set(threading.enumerate())
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    await store.open(lambda: None)
+    threads = set(threading.enumerate()) - before
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert len(threads) == 3
+    for thread in threads:
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+        assert not thread.is_alive()
+
+
 async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, monkeypatch):
     monkeypatch.setattr("anodejobs.stores.sqlite._TRUNCATE_ABOVE_BYTES", 1024 * 1024)
     log = tmp_path / "jobs.db-wal"

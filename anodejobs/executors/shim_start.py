@@ -14,6 +14,7 @@ from anodejobs.executors import tree
 from anodejobs.executors.deaths import readable
 from anodejobs.threads import begun_in_thread
 
+_REFUSED = "it cannot be started"
 _START_PATIENCE_S = 30.0
 """How long a shim may take to say that it is ready."""
 
@@ -33,7 +34,10 @@ async def start_shim(folder: Path, linger_s: float) -> str:
     It leaves ``linger_s`` seconds after its last job and its last application. Cancelled, this
     leaves nothing behind here; the shim may come up all the same.
     """
-    told, tell = os.pipe()
+    try:
+        told, tell = os.pipe()
+    except OSError as error:
+        return f"{_REFUSED}: {error}"
     try:
         spawning = begun_in_thread(_spawn, folder, linger_s, tell)
         try:
@@ -42,7 +46,7 @@ async def start_shim(folder: Path, linger_s: float) -> str:
             await asyncio.wait([spawning])
             raise
         except OSError as error:
-            return f"it cannot be started: {error}"
+            return f"{_REFUSED}: {error}"
         is_told = await readable(told, within_s=_START_PATIENCE_S)
         word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
         return word or "it died while it started"

@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -242,12 +242,13 @@ class SqliteJobStore(JobStore):
 
     async def close(self) -> None:
         self._bell.close()
-        await self._checkpoints.stop()
-        writer, self._writer = self._writer, None
-        reader, self._reader = self._reader, None
-        for connection in (reader, writer):
-            if connection is not None:
-                await connection.close()
+        # Also where this is cancelled: their threads would keep the program from ending.
+        async with AsyncExitStack() as connections:
+            for connection in (self._writer, self._reader):
+                if connection is not None:
+                    connections.push_async_callback(connection.close)
+            self._writer = self._reader = None
+            await self._checkpoints.stop()
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         async with self._turn, self._translated("write to"):
