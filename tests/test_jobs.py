@@ -1109,7 +1109,7 @@ async def test_an_opening_that_fails_is_told_when_all_is_let_go_of(tmp_path: Pat
         return {t for t in threading.enumerate() if not t.name.startswith("asyncio_")}
 
     before = threads(), descriptors()
-    with pytest.raises(ExecutorError, match="could not be opened: .*Too many open files"):
+    with pytest.raises(ExecutorError, match=r"could not be opened: .*Too many open files"):
         async with Jobs(tmp_path / "db", executor=Broken()):
             pass
     assert (threads(), descriptors()) == before
