@@ -130,6 +130,22 @@ async def test_what_cannot_be_taken_on_is_not_lost(tmp_path: Path) -> None:
     assert not any(psutil.pid_exists(record.last_pid) for record in records.values())
 
 
+async def test_a_process_that_could_not_be_found_again_is_not_left_running(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.count()  # which opens it
+    pids = []
+
+    def start_time(pid: int) -> float:
+        pids.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(tree, "start_time", start_time)
+    record = await jobs.run(["sleep", "600"])
+    assert (record.status, record.error) == (Status.failed_start, "Too many open files")
+    assert len(pids) == 1 and not psutil.pid_exists(pids[0])
+
+
 def test_what_cannot_be_looked_at_has_not_gone() -> None:
     pid, started = os.getpid(), tree.start_time(os.getpid())
     assert started is not None
