@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from anodejobs import JobRecord, Jobs, Status
+from anodejobs import ExecutorError, JobRecord, Jobs, Status
 from anodejobs.executors import shim, shim_start, tree
 from tests.conftest import descriptors, has_died, locker, python
 from tests.programs import application
@@ -840,6 +840,26 @@ async def test_when_an_application_is_killed_another_records_the_ends_of_its_job
             assert (await jobs.job_logs("theirs"))[0] == NUMBERED
             assert "adopted" not in str(await whys(jobs, "theirs"))
     assert starts(tmp_path) == 1
+
+
+async def test_a_shim_that_does_not_answer_is_told_of_and_used_once_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("true", "a")
+        pid = shim_pid(tmp_path)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            monkeypatch.setattr(shim, "_ANSWER_S", 0.2)
+            with pytest.raises(ExecutorError, match="does not answer"):
+                await reopened(tmp_path).count()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        monkeypatch.setattr(shim, "_ANSWER_S", 60.0)
+        async with reopened(tmp_path) as other, asyncio.timeout(60):
+            assert (await other.wait("a")).exit_code == 0
+            await other.run("true", "b")
+            assert (await jobs.wait("b")).exit_code == 0
 
 
 async def test_the_end_of_a_job_whose_application_hangs_is_recorded_by_another(

@@ -58,6 +58,8 @@ _FIRST_RETRY_S = 0.01
 _LONGEST_RETRY_S = 2.0
 _MOST_ATTEMPTS = 8
 """How often a shim is started that does not come up, before that is an error."""
+_ANSWER_S = 60.0
+"""How long a shim may take to answer who connects: it may have thousands of jobs to take on."""
 _DYING_S = 1.0
 """How long a shim that has hung up may take to be dead."""
 _HANG_UP_S = 1.0
@@ -505,7 +507,12 @@ class Shim(Executor):
                 lambda: Link(self._told, self._lost, self._open_links), sock=connection
             )
         try:
-            version = await self._hail(link)
+            async with asyncio.timeout(_ANSWER_S):
+                version = await self._hail(link)
+        except TimeoutError:
+            link.abort()
+            what = f"the shim of {self._folder} does not answer: is it stopped?"
+            raise ExecutorError(what) from None
         except BaseException:
             link.close()
             raise
