@@ -42,6 +42,8 @@ from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
+_RESIGNING_S = 3.0
+"""How long the others may take to be told that we go."""
 _ELSEWHERE = "this Jobs lives on another event loop: await it there, or make one for this loop"
 
 
@@ -323,5 +325,6 @@ class _Closed(Exception):  # no error: how a task group is ended
 
 
 async def _resign(scheduler: Scheduler) -> None:
-    with contextlib.suppress(StoreError):  # who comes next looks by itself
-        await scheduler.resign()
+    with contextlib.suppress(StoreError, TimeoutError):  # who comes next looks by itself
+        async with asyncio.timeout(_RESIGNING_S):
+            await scheduler.resign()

@@ -613,6 +613,54 @@ async def test_connections_that_the_server_has_closed_in_time_are_let_go_of_in_s
     assert not [told for told in caplog.records if told.levelno >= logging.ERROR]
 
 
+@asynccontextmanager
+async def line_to(database: Database) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Give the URL of a line to the database, and what is set for as long as it carries."""
+    url = make_url(database.url)
+    port = url.port or (5432 if database.kind is POSTGRES else 3306)
+    carries, lines = asyncio.Event(), asyncio.TaskGroup()
+    carries.set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                await carries.wait()
+                writer.write(data)
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(url.host, port)
+        lines.create_task(carry(reader, there[1]))
+        lines.create_task(carry(there[0], writer))
+
+    async with lines, await asyncio.start_server(connect, "127.0.0.1") as server:
+        near = url.set(host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+        try:
+            yield near.render_as_string(hide_password=False), carries
+        finally:
+            carries.set()
+
+
+@pytest.mark.parametrize("has_jobs", [False, True])
+async def test_closing_does_not_wait_for_a_database_that_says_nothing(
+    database, tmp_path, monkeypatch, has_jobs
+):
+    await empty(database)
+    monkeypatch.setattr("anodejobs.root._RESIGNING_S", 0.2)
+    monkeypatch.setattr("anodejobs.stores.database_asyncpg.GOODBYE_S", 0.2)
+    async with line_to(database) as (url, carries), asyncio.timeout(PATIENCE_S):
+        jobs = Jobs(tmp_path / "db", store=url, stop_grace=0.1)
+        record = await jobs.submit("true")
+        await jobs.wait(record.self_id)
+        if has_jobs:
+            await jobs.run(["sleep", "600"], "left")
+        carries.clear()
+        await jobs.close()
+    if has_jobs:
+        async with Jobs(tmp_path / "db", store=database.url, stop_grace=0.1) as jobs:
+            assert (await jobs.stop("left")).status is Status.stopped
+
+
 # Whole programs.
 
 

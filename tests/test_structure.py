@@ -91,7 +91,7 @@ LAYERS = [
         *("executors.samples", "executors.shim_link"),
         *("shim.clients", "shim.journal"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.pages"),
-        *("stores.database_aiomysql", "stores.rows"),
+        *("stores.database_aiomysql", "stores.database_asyncpg", "stores.rows"),
     ],
     [
         *("executors.endings", "executors.limiting", "executors.jobpipes", "executors.shim_start"),

@@ -318,7 +318,10 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
             "default_transaction_isolation": "read committed",
             "idle_in_transaction_session_timeout": f"{ATTEMPT_S / 2 * 1000:.0f}",
         }
-        return {"timeout": _CONNECT_S, "server_settings": settings}
+        from anodejobs.stores.database_asyncpg import Connection
+
+        own = {"connection_class": Connection}
+        return {"timeout": _CONNECT_S, "server_settings": settings, **own}
     from anodejobs.stores.database_aiomysql import connected
 
     return {
