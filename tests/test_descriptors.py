@@ -18,6 +18,8 @@ from anodejobs.executors import deaths, supervisors, tree
 from tests.programs import application, ends_well
 from tests.test_shim_recovery import SHIM_WITH, killed_with_its_shim
 
+pytestmark = pytest.mark.smoke
+
 LIMIT_S = 60.0
 
 # As many jobs as may run, of which one makes room for another.
