@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anodejobs import Jobs, Status
+from anodejobs import ExecutorError, Jobs, Status
 from anodejobs.executors import deaths, supervisors, tree
 from tests.programs import application, ends_well
 from tests.test_shim_recovery import SHIM_WITH, killed_with_its_shim
@@ -146,6 +146,26 @@ async def test_a_process_that_could_not_be_found_again_is_not_left_running(
     record = await jobs.run(["sleep", "600"])
     assert (record.status, record.error) == (Status.failed_start, "Too many open files")
     assert len(pids) == 1 and not psutil.pid_exists(pids[0])
+
+
+async def test_what_cannot_be_stopped_is_told_and_not_given_up(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.run(["sleep", "600"], "timed", timeout=0.2)
+    await jobs.run(["sleep", "600"], "asked")
+
+    def take_snapshot(known: tree.Snapshot | None = None) -> tree.Snapshot:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patches:
+        patches.setattr(tree, "take_snapshot", take_snapshot)
+        for call in (jobs.pause, jobs.usage, jobs.stop):
+            with pytest.raises(ExecutorError, match="Too many open files"):
+                await call("asked")
+        await jobs.wait("timed", status="failed_stop", timeout=LIMIT_S)
+    for job_id in ("asked", "timed"):
+        record = await jobs.stop(job_id)
+        assert record is not None and record.exit_code == -15
 
 
 def test_what_cannot_be_looked_at_has_not_gone() -> None:

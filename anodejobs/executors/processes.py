@@ -272,11 +272,8 @@ class Processes(Executor):
         return not self._held[token].is_alive
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
-        try:
+        with _lack_told(f"job {launch.job_id!r} cannot be taken on now"):
             return await self._taken_on(launch, attempt)
-        except OSError as error:  # descriptors lack, which says nothing of the process
-            what = f"job {launch.job_id!r} cannot be taken on now: {one_line(error)}"
-            raise ExecutorError(what) from error
 
     async def _taken_on(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -369,7 +366,12 @@ class Processes(Executor):
                 return await self._code(held)
         except TimeoutError:
             await tell(StopRequested(error=f"timed out after {timeout:g} s"))
-            if not await self.stop(held.attempt, held.launch.stop_grace):
+            try:
+                is_gone = await self.stop(held.attempt, held.launch.stop_grace)
+            except ExecutorError as error:  # it is waited for all the same
+                LOG.error("job %s timed out: %s", held.launch.job_id, error)
+                is_gone = False
+            if not is_gone:
                 await tell(StopFailed())
             return await self._code(held)
 
@@ -415,7 +417,8 @@ class Processes(Executor):
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
             held.stop_was_asked = True
-        is_gone = await self._endings.stop(attempt, grace, may_hasten=may_hasten)
+        with _lack_told("the job cannot be stopped now"):
+            is_gone = await self._endings.stop(attempt, grace, may_hasten=may_hasten)
         if attempt.cgroup is not None and (self._is_closed or attempt.token not in self._held):
             await in_thread(cgroups.remove, attempt.cgroup, patience_s=0)
         return is_gone
@@ -430,11 +433,13 @@ class Processes(Executor):
             held.stop_has_reached = True
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
-        await self._endings.signal(attempt, signum)
+        with _lack_told("the job cannot be signalled now"):
+            await self._endings.signal(attempt, signum)
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
-        snapshot = await self._looks.take()
-        return await in_thread(tree.measure, snapshot.members(attempt))
+        with _lack_told("the job cannot be measured now"):
+            snapshot = await self._looks.take()
+            return await in_thread(tree.measure, snapshot.members(attempt))
 
     @contextmanager
     def follow(
@@ -526,6 +531,15 @@ class Processes(Executor):
         if self._pump is None:
             self._pump = LogPump(asyncio.get_running_loop(), self._tell)
         return self._pump
+
+
+@contextmanager
+def _lack_told(what: str) -> Iterator[None]:
+    """Raise ExecutorError where descriptors lack, which says nothing of the processes."""
+    try:
+        yield
+    except OSError as error:
+        raise ExecutorError(f"{what}: {one_line(error)}") from error
 
 
 async def _start_time(child: Child) -> float | None:
