@@ -21,6 +21,7 @@ import pytest
 
 from anodejobs import ExecutorError, JobRecord, Jobs, Status
 from anodejobs.executors import shim, shim_start, tree
+from anodejobs.executors.shim_link import Link
 from tests.conftest import descriptors, has_died, locker, python
 from tests.programs import application
 from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
@@ -840,6 +841,31 @@ async def test_when_an_application_is_killed_another_records_the_ends_of_its_job
             assert (await jobs.job_logs("theirs"))[0] == NUMBERED
             assert "adopted" not in str(await whys(jobs, "theirs"))
     assert starts(tmp_path) == 1
+
+
+async def test_all_who_ask_for_a_shim_that_does_not_answer_are_told_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Counting(shim.Shim):
+        async def _hail(self, link: Link) -> int:
+            tried.append(link)
+            return await super()._hail(link)
+
+    async with reopened(tmp_path) as jobs:
+        await jobs.run("true", "a")
+        pid = shim_pid(tmp_path)
+        other = Counting(tmp_path / "job_db/shim")
+        monkeypatch.setattr(shim, "_ANSWER_S", 0.2)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            refused = await asyncio.gather(*(other.prepare() for _ in range(5)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await other.close()
+    assert len(tried) == 1
+    assert all(one is not None and "does not answer" in one.error for one in refused)
 
 
 async def test_a_shim_that_does_not_answer_is_told_of_and_used_once_it_does(

@@ -465,6 +465,9 @@ class Shim(Executor):
                     return self._link
                 try:
                     return await self._connect()
+                except ExecutorError as refusal:
+                    self._failed = asyncio.get_running_loop().time(), refusal
+                    raise
                 except OSError:
                     word = await start_shim(self._folder, LINGER_S)
                 if word not in ("ready", "taken"):
