@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from anodejobs import ExecutorError, Jobs, Status
 from anodejobs.executors import deaths, supervisors, tree
+from tests.conftest import descriptors
 from tests.programs import application, ends_well
 from tests.test_shim_recovery import SHIM_WITH, killed_with_its_shim
 
@@ -166,6 +168,28 @@ async def test_what_cannot_be_stopped_is_told_and_not_given_up(
     for job_id in ("asked", "timed"):
         record = await jobs.stop(job_id)
         assert record is not None and record.exit_code == -15
+
+
+async def test_a_job_gives_its_descriptors_back_though_its_leftovers_cannot_be_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_snapshot(known: tree.Snapshot | None = None) -> tree.Snapshot:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with Jobs(tmp_path / "db", executor="inline") as jobs:
+        await jobs.run("true", "first")  # what is opened once is open then
+        await jobs.wait("first")
+        before = descriptors()
+        with monkeypatch.context() as patches:
+            patches.setattr(tree, "take_snapshot", take_snapshot)
+            await jobs.run("sleep 600 & echo $!", "second")
+            record = await jobs.wait("second")
+            assert record.exit_code == 0
+            left = int((await jobs.job_logs("second"))[0])
+            async with asyncio.timeout(LIMIT_S):
+                while len(descriptors()) > len(before):
+                    await jobs.count()  # which takes its time
+        os.kill(left, signal.SIGKILL)
 
 
 def test_what_cannot_be_looked_at_has_not_gone() -> None:

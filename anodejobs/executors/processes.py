@@ -394,10 +394,16 @@ class Processes(Executor):
         if held is None:
             return
         if held.launch.leftovers == "kill":
-            snapshot = await self._looks.take_soon()
-            if snapshot.members(held.attempt, has_just_ended=True):
-                grace = held.launch.stop_grace
-                await self._endings.stop(held.attempt, grace, has_just_ended=True)
+            try:
+                snapshot = await self._looks.take_soon()
+                if snapshot.members(held.attempt, has_just_ended=True):
+                    grace = held.launch.stop_grace
+                    await self._endings.stop(held.attempt, grace, has_just_ended=True)
+            except (
+                OSError
+            ) as error:  # descriptors lack: those of the job are let go of all the more
+                job_id, why = held.launch.job_id, one_line(error)
+                LOG.error("what job %s left behind was not ended: %s", job_id, why)
             for pipe in held.pipes.values():
                 if pipe.fd is not None:
                     await self._pumping().release(pipe)
