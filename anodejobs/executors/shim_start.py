@@ -14,7 +14,6 @@ from anodejobs.executors import tree
 from anodejobs.executors.deaths import readable
 from anodejobs.threads import begun_in_thread
 
-_REFUSED = "it cannot be started"
 _START_PATIENCE_S = 30.0
 """How long a shim may take to say that it is ready."""
 
@@ -37,7 +36,7 @@ async def start_shim(folder: Path, linger_s: float) -> str:
     try:
         told, tell = os.pipe()
     except OSError as error:
-        return f"{_REFUSED}: {error}"
+        return _refused(error)
     try:
         spawning = begun_in_thread(_spawn, folder, linger_s, tell)
         try:
@@ -46,12 +45,16 @@ async def start_shim(folder: Path, linger_s: float) -> str:
             await asyncio.wait([spawning])
             raise
         except OSError as error:
-            return f"{_REFUSED}: {error}"
+            return _refused(error)
         is_told = await readable(told, within_s=_START_PATIENCE_S)
         word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
         return word or "it died while it started"
     finally:
         os.close(told)
+
+
+def _refused(error: OSError) -> str:
+    return f"it cannot be started: {error}"
 
 
 def _spawn(folder: Path, linger_s: float, tell: int) -> None:

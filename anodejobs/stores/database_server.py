@@ -320,8 +320,11 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         }
         from anodejobs.stores.database_asyncpg import Connection
 
-        own = {"connection_class": Connection}
-        return {"timeout": _CONNECT_S, "server_settings": settings, **own}
+        return {
+            "connection_class": Connection,
+            "timeout": _CONNECT_S,
+            "server_settings": settings,
+        }
     from anodejobs.stores.database_aiomysql import connected
 
     return {
