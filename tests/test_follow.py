@@ -71,6 +71,39 @@ async def test_each_line_is_there_before_the_job_writes_the_next(jobs: Jobs, gat
         assert not [chunk async for chunk in chunks]
 
 
+async def test_who_follows_a_job_before_it_starts_gets_each_line_as_it_comes(
+    jobs: Jobs, gate: Gate
+) -> None:
+    await jobs.create(f"echo 1; {gate.wait}; echo 2", job_id="a")
+    async with following(jobs, "a") as chunks:
+        first = asyncio.ensure_future(anext(chunks))
+        await started_once_awaited(jobs, "a")
+        assert (await first).data == b"1\n"
+        gate.open()
+        assert (await anext(chunks)).data == b"2\n"
+
+
+async def test_who_follows_a_job_before_it_starts_misses_nothing_that_is_set_aside(
+    tmp_path: Path, gate: Gate
+) -> None:
+    async with Jobs(tmp_path / "db", executor="inline", log_max_bytes=1000) as jobs:
+        await jobs.create(f"seq 2000; {gate.wait}", job_id="a")
+        async with following(jobs, "a") as chunks:
+            first = asyncio.ensure_future(anext(chunks))
+            await started_once_awaited(jobs, "a")
+            read = (await first).data
+            gate.open()
+            read += b"".join([chunk.data async for chunk in chunks])
+        assert read == b"".join(b"%d\n" % n for n in range(1, 2001))
+
+
+async def started_once_awaited(jobs: Jobs, job_id: str) -> None:
+    """Start the job when somebody waits for it."""
+    while not jobs._jobdb.waits.awaits(job_id):  # noqa: ASYNC110  # nobody is told
+        await asyncio.sleep(0)
+    await jobs.start(job_id)
+
+
 async def test_a_line_that_is_not_ended_is_given_as_well(jobs: Jobs, gate: Gate) -> None:
     await jobs.run(f"printf 'Name: '; {gate.wait}", job_id="a")
     async with following(jobs, "a") as chunks:

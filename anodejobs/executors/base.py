@@ -295,7 +295,10 @@ class Executor(ABC):
     def follow(
         self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
     ) -> AbstractContextManager[None]:
-        """Keep for the tail what it has not read, and tell at once when there is more for it."""
+        """Keep for the tail what it has not read, and tell at once when there is more for it.
+
+        That goes for an attempt that is still to come, too.
+        """
 
     @abstractmethod
     def report_growth(self, on_growth: OnGrowth | None) -> None:

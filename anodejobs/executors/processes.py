@@ -86,6 +86,27 @@ class _Held:
         return self.child is not None and self.child.is_alive
 
 
+@dataclass(slots=True, eq=False)
+class _Follow:
+    """A reader of what an attempt writes, which is told of growth from when the pipe is there."""
+
+    tail: Reader
+    on_growth: Callable[[], None]
+    pump: LogPump | None = None
+    pipe: Pipe | None = None
+
+    def attach(self, pump: LogPump, pipe: Pipe) -> None:
+        self.pump, self.pipe = pump, pipe
+        pipe.log.readers.add(self.tail)
+        pump.follow(pipe, self.on_growth)
+
+    def detach(self) -> None:
+        if self.pump is not None and self.pipe is not None:
+            self.pump.unfollow(self.pipe, self.on_growth)
+            self.pipe.log.readers.discard(self.tail)
+            self.pump.trim(self.pipe.log)
+
+
 class Processes(Executor):
     """Runs jobs as children of this process, in which their pumps run too; they end with it.
 
@@ -99,6 +120,8 @@ class Processes(Executor):
         self.supervisor = supervisors.new_supervisor()
         self._held: dict[str, _Held] = {}
         self._owners: dict[Pipe, tuple[str, Stream]] = {}
+        self._follows: dict[tuple[str, Stream], dict[_Follow, None]] = {}
+        """By token and stream; some come before the attempt does."""
         self._logs: dict[str, LogFile] = {}
         self._left_logs: WeakValueDictionary[str, LogFile] = WeakValueDictionary()
         """Of what runs on though its job is over."""
@@ -263,6 +286,8 @@ class Processes(Executor):
             self._logs[name] = log
             pipe = pipes[stream] = pump.add(fd, log)
             self._owners[pipe] = (launch.job_id, stream)
+            for follow in self._follows.get((attempt.token, stream), ()):
+                follow.attach(pump, pipe)
         self._held[attempt.token] = _Held(launch, attempt, pipes, child, pidfd)
         if self._samples is None:
             self._samples = Samples()
@@ -451,20 +476,19 @@ class Processes(Executor):
     def follow(
         self, token: str, stream: Stream, tail: Reader, on_growth: Callable[[], None]
     ) -> Iterator[None]:
-        held = self._held.get(token)
-        pipe = held.pipes.get(stream) if held else None
-        if pipe is None:
-            yield
-            return
-        pump = self._pumping()
-        pipe.log.readers.add(tail)
-        pump.follow(pipe, on_growth)
+        follow = _Follow(tail, on_growth)
+        follows = self._follows.setdefault((token, stream), {})
+        follows[follow] = None
         try:
+            held = self._held.get(token)
+            if held and stream in held.pipes:
+                follow.attach(self._pumping(), held.pipes[stream])
             yield
         finally:
-            pump.unfollow(pipe, on_growth)
-            pipe.log.readers.discard(tail)
-            pump.trim(pipe.log)
+            del follows[follow]
+            if not follows:
+                del self._follows[token, stream]
+            follow.detach()
 
     def report_growth(self, on_growth: OnGrowth | None) -> None:
         self._on_growth = on_growth
