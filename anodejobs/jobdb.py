@@ -599,4 +599,6 @@ def _is_respecified(before: JobRecord, after: JobRecord) -> bool:
 
 def _own(cause: BaseException) -> AnodeJobsError:
     """Return the cause as an error that callers know."""
-    return as_ours(cause, StoreError(f"the write was given up: {cause or type(cause).__name__}"))
+    return as_ours(
+        cause, StoreError(f"the write was given up: {str(cause) or type(cause).__name__}")
+    )

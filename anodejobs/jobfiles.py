@@ -9,9 +9,12 @@ Nothing here knows records or processes. Calls that are said to block belong in 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import time
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +23,10 @@ from anodejobs.regular import open_regular, remove
 from anodejobs.this_job import MOST_RESULT_BYTES
 
 __all__ = ["MOST_RESULT_BYTES", "JobFiles", "Result", "job_files"]
+
+
+_STALE_PART_S = 3600.0
+"""How old a half-written file is that nobody writes any more."""
 
 
 @cache
@@ -41,15 +48,27 @@ class JobFiles:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = os.path.abspath(folder)
+        self._parts = os.path.join(self._folder, "parts")
+        """Holds what is being written, until it is put in its place."""
         self.progress_folder = Path(self._folder, "progress")
         """Holds one file for each attempt that has told its progress."""
 
     def open(self) -> None:
         """Make the folders, where they are not there yet. Blocks."""
-        for name in ("payloads", "results", "progress"):
+        for name in ("payloads", "results", "progress", "parts"):
             os.makedirs(os.path.join(self._folder, name), mode=0o700, exist_ok=True)
         # makedirs leaves those above to the umask.
         os.chmod(self._folder, 0o700)
+        self._remove_stale_parts()
+
+    def _remove_stale_parts(self) -> None:
+        """Remove what processes that died had half written."""
+        before = time.time() - _STALE_PART_S
+        with os.scandir(self._parts) as parts:
+            for part in parts:
+                with contextlib.suppress(FileNotFoundError):  # another application was quicker
+                    if part.stat(follow_symlinks=False).st_mtime < before:
+                        remove(part.path)
 
     def variables(
         self, logfile: str, attempt_number: int, *, has_payload: bool = False
@@ -63,21 +82,22 @@ class JobFiles:
             found["ANODEJOBS_PAYLOAD"] = self._payload(logfile)
         return found
 
-    def prepare(self, logfile: str, attempt_number: int, payload: object = None) -> dict[str, str]:
-        """Write the payload, forget what an earlier run left, and return ``variables``. Blocks.
+    def hand_out(self, logfile: str, payload: object) -> None:
+        """Write the payload. Blocks.
 
-        Is only needed where there is a payload (None is none), or where the job's id has been used
-        before: attempts count from 1 again when a job is run anew.
+        Two who start the same attempt may both do so, while the job runs or before.
         """
-        has_payload = payload is not None
-        for path in (
-            self._result(logfile, attempt_number),
-            self._progress(logfile, attempt_number),
-        ):
-            remove(path)
-        if has_payload:
-            _write(self._payload(logfile), json.dumps(payload, separators=(",", ":")).encode())
-        return self.variables(logfile, attempt_number, has_payload=has_payload)
+        data = json.dumps(payload, separators=(",", ":")).encode()
+        # Put in place at once: no reader sees half of it, also not after a crash.
+        part = os.path.join(self._parts, str(uuid.uuid4()))
+        try:
+            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(data)
+            os.replace(part, self._payload(logfile))
+        except BaseException:
+            remove(part)
+            raise
 
     def has_result(self, logfile: str, attempt_number: int) -> bool:
         """Return whether the attempt wrote a result. A look at a name, which does not block."""
@@ -119,8 +139,12 @@ class JobFiles:
         """Remove all files of the job, which had so many attempts. Blocks."""
         remove(self._payload(logfile))
         for number in range(1, attempts + 1):
-            remove(self._result(logfile, number))
-            remove(self._progress(logfile, number))
+            self.remove_answers(logfile, number)
+
+    def remove_answers(self, logfile: str, attempt_number: int) -> None:
+        """Remove what an attempt gave back. Blocks."""
+        remove(self._result(logfile, attempt_number))
+        remove(self._progress(logfile, attempt_number))
 
     def payload(self, logfile: str) -> str:
         """Return the file that the job reads its payload from."""
@@ -134,16 +158,6 @@ class JobFiles:
 
     def _progress(self, logfile: str, attempt_number: int) -> str:
         return f"{self._folder}/progress/{logfile}.{attempt_number}"
-
-
-def _write(path: str, data: bytes) -> None:
-    """Put the data in place at once: no reader sees half of it, also not after a crash."""
-    part = f"{path}.part"
-    remove(part)  # of a process that died here
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-    os.replace(part, path)
 
 
 def _read(path: str) -> bytes:

@@ -50,7 +50,7 @@ _LONGEST_REST_S = 1.0
 _CLOCK_TICK_S = 0.05
 """The kernel's time of a file may be behind the clock by so much."""
 
-_LINE = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(%?)(?:\s+(.*))?", re.ASCII)
+_LINE = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)(%?)(?:\s+(.*))?", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 

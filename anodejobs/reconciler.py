@@ -84,7 +84,7 @@ class Reconciler:
             for job in unfinished:
                 is_mine = job.attempt.supervisor == mine
                 if is_mine and job.status is Status.starting:
-                    works.start_soon(self._start_again, job)
+                    works.start_soon(self._start_again, job, job.attempt.token in held)
                 elif job.attempt.token in held:
                     if job.status is Status.stopping:
                         works.start_soon(self._stop_again, job)
@@ -93,12 +93,16 @@ class Reconciler:
                 else:
                     self._heed(job.attempt.supervisor)
 
-    async def _start_again(self, job: Unfinished) -> None:
-        """Ask once more for a start that was committed; the executor knows whether it was done."""
+    async def _start_again(self, job: Unfinished, is_held: bool) -> None:
+        """Ask once more for a start that was committed; the executor knows whether it was done.
+
+        Who committed it may be alive, and about to ask for it as well.
+        """
         stored = await self._current(job)
         if stored is None or stored.record.status is not Status.starting:
             return
-        event = await self._watcher.begin(stored.record, stored.launch, stored.attempt)
+        record, launch, attempt = stored.record, stored.launch, stored.attempt
+        event = await self._watcher.begin(record, launch, attempt, is_held=is_held)
         await self._recorder.record(job.job_id, event, job.attempt.token)
         if not isinstance(event, Started):
             await self._executor.clean(job.attempt.token)

@@ -75,6 +75,8 @@ class Starter:
             if kept is not None:
                 resolve(answer, kept)
                 return None
+            if problem is None:
+                problem = await self._make_room(plan.launch, plan.record)
             if problem is not None:
                 refused = StartFailed(error=problem)
             return Opened(plan.record, plan.launch, refused)
@@ -117,12 +119,14 @@ class Starter:
                 return old, None
             if old is not None:
                 await self._links.settle(old)
-        try:
-            if old is not None:
-                await in_thread(remove_attempts, launch, old)
-        except OSError as error:  # its result would be taken for that of this run
-            return None, f"what an earlier run left cannot be removed: {error}"
-        return None, None
+        return None, None if old is None else await _removed(remove_attempts, launch, old)
+
+    async def _make_room(self, launch: Launch, record: JobRecord) -> str | None:
+        """Remove what another run left here that has been deleted or run anew elsewhere since.
+
+        Returns why the attempt must not begin, if so.
+        """
+        return await _removed(remove_attempt, launch, record) if self._is_shared else None
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
@@ -156,6 +160,9 @@ class Starter:
             except StoreError:
                 is_doubtful = True
                 raise
+            problem = await self._make_room(admitted.launch, admitted.record)
+            if problem is not None:
+                refused = StartFailed(error=problem)
             return Opened(admitted.record, admitted.launch, refused)
 
         try:
@@ -187,6 +194,25 @@ class Starter:
         """
         if self._admissions:
             await asyncio.wait(self._admissions, timeout=_SETTLING_S)
+
+
+async def _removed(
+    remove: Callable[[Launch, JobRecord], None], launch: Launch, record: JobRecord
+) -> str | None:
+    """Remove what an earlier run left, or return why the next one must not begin."""
+    try:
+        await in_thread(remove, launch, record)
+    except OSError as error:  # its result would be taken for that of the next run
+        return f"what an earlier run left cannot be removed: {error}"
+    return None
+
+
+def remove_attempt(launch: Launch, record: JobRecord) -> None:
+    """Remove the logs and answers of the attempt that the record tells of. Waits for the disk."""
+    logs = launch.logs.of_attempt(record.attempt)
+    remove_logs(map(logs.path, STREAMS))
+    if launch.files:
+        JobFiles(launch.files).remove_answers(record.logfile, record.attempt)
 
 
 def remove_attempts(launch: Launch, record: JobRecord) -> None:

@@ -177,11 +177,16 @@ class Watcher:
         with contextlib.suppress(ExecutorError):  # closed; the errand is there for the next one
             await self._executor.stop(attempt, grace)
 
-    async def begin(self, record: JobRecord, launch: Launch, attempt: Attempt) -> StartOutcome:
-        """Start what is on record as about to be, or learn how that went; record nothing."""
+    async def begin(
+        self, record: JobRecord, launch: Launch, attempt: Attempt, *, is_held: bool = False
+    ) -> StartOutcome:
+        """Start what is on record as about to be, or learn how that went; record nothing.
+
+        What the executor holds has been given its payload, and runs whatever becomes of that.
+        """
         number = record.attempt
         try:
-            if record.payload is not None:
+            if record.payload is not None and not is_held:
                 await in_thread(_hand_out, launch, record)
         except OSError as error:
             return StartFailed(error=f"its payload cannot be written: {error}")
@@ -312,7 +317,7 @@ class Watcher:
 
 def _hand_out(launch: Launch, record: JobRecord) -> None:
     """Write the payload of an attempt that is about to start. Waits for the disk."""
-    JobFiles(launch.files).prepare(record.logfile, record.attempt, record.payload)
+    JobFiles(launch.files).hand_out(record.logfile, record.payload)
 
 
 def _unwatched(job_id: str, error: Exception) -> Lost:

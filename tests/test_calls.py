@@ -76,9 +76,12 @@ class Caller:
         self._app, self._files, self._cwd = app, files, cwd
 
     def __call__(self, call: str, payload: object = None) -> subprocess.CompletedProcess[str]:
+        if payload is not None:
+            self._files.hand_out("job", payload)
+        variables = self._files.variables("job", 1, has_payload=payload is not None)
         return subprocess.run(
             call_argv(call, [str(self._app), *sys.path]),
-            env={**os.environ, **self._files.prepare("job", 1, payload)},
+            env={**os.environ, **variables},
             cwd=self._cwd,
             capture_output=True,
             text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -16,12 +17,13 @@ import pytest
 import anodejobs
 from anodejobs import JobRecord, Jobs, Status
 from anodejobs.faults import STEPS
+from anodejobs.jobfiles import JobFiles
 from tests.test_recovery import KERNEL_TELLS
 from tests.test_shim_recovery import REAPED
 
-# Says `out`, and ends with 7; the long one not before `go` is there.
-JOB = "echo x >> starts; echo out; exit 7"
-LONG_JOB = "echo x >> starts; echo out; until [ -e go ]; do sleep 0.01; done; exit 7"
+# Gives its payload back, says `out`, and ends with 7; the long one not before `go` is there.
+JOB = 'echo x >> starts; cat "$ANODEJOBS_PAYLOAD" > "$ANODEJOBS_RESULT"; echo out; exit 7'
+LONG_JOB = JOB.replace("exit", "until [ -e go ]; do sleep 0.01; done; exit")
 
 # The file whose removal is a death is made at the moment that the command line names.
 APPLICATION = """
@@ -44,13 +46,13 @@ async def main():
     async with Jobs("job_db") as jobs:
         arm("running")
         if how == "run":
-            await jobs.run(command, "job")
+            await jobs.run(command, "job", payload=[1])
         else:
             # What it depends on has ended already, so it is queued by what the queue decides.
             await jobs.run("true", "before")
             await jobs.wait("before")
             arm("submitting")
-            await jobs.submit(command, "job", depends_on=["before"], max_retries=1)
+            await jobs.submit(command, "job", depends_on=["before"], max_retries=1, payload=[1])
             await jobs.wait("job", "running")
         arm("ending")
         Path("go").touch()
@@ -136,7 +138,24 @@ async def test_a_death_at_a_step_leaves_a_job_that_ran_once_at_most_and_a_true_r
         return
     assert (record.status, record.exit_code) == (Status.failed, 7)
     assert record.evidence in ("observed", "recorded", "adopted")
+    assert record.result == [1]
     assert stdout == "out\n"
+
+
+@pytest.mark.parametrize("job", [JOB, LONG_JOB], ids=["short", "long"])
+async def test_what_was_started_is_known_though_its_payload_can_be_written_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    printed_at_death(tmp_path, "host: the process is known", "opening", job)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(JobFiles, "hand_out", full)
+    (tmp_path / "go").touch()
+    async with Jobs(tmp_path / "job_db") as jobs:
+        record = await jobs.wait("job", timeout=60)
+    assert (record.status, record.exit_code, record.result) == (Status.failed, 7, [1])
 
 
 OF_THE_QUEUE = ("host: a change of the queue was decided", "host: a job was admitted")

@@ -250,6 +250,29 @@ async def test_a_job_finds_its_payload_and_tells_its_result_on_whatever_host(tmp
         assert Path(path).is_relative_to(other.db_path)
 
 
+@pytest.mark.parametrize("asks", ["submit", "run"])
+async def test_a_run_has_nothing_of_one_that_its_host_did_before_the_job_was_used_elsewhere(
+    tmp_path, database, asks
+):
+    tells = 'echo out; echo 1 > "$ANODEJOBS_RESULT"; echo 0.5 >> "$ANODEJOBS_PROGRESS"'
+    async with (
+        host(tmp_path / "a", database) as a,
+        host(tmp_path / "b", database, only_queues=["elsewhere"]) as b,
+    ):
+        await a.run(tells, "job")
+        first = await a.wait("job")
+        assert (first.result, first.progress) == (1, 0.5)
+        if asks == "submit":
+            await b.submit("true", "job")
+        else:
+            assert await b.delete("job")
+            await a.run("true", "job")
+        second = await b.wait("job", timeout=LIMIT_S)
+        assert second.host == first.host
+        assert (second.status, second.result, second.progress) == (Status.finished, None, None)
+        assert await a.job_logs("job") == ("", "")
+
+
 async def test_a_host_starts_what_is_in_its_queues_and_bears_its_tags(tmp_path, database):
     async with (
         host(tmp_path / "a", database, only_queues=["gpu"]) as gpu,

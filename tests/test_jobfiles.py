@@ -44,21 +44,21 @@ def result_path(files: JobFiles, attempt: int = 1) -> Path:
 
 
 def test_a_payload_is_json_in_a_file(files):
-    variables = files.prepare("job", 1, {"regions": ["north", "süd"]})
+    files.hand_out("job", {"regions": ["north", "süd"]})
+    variables = files.variables("job", 1, has_payload=True)
     assert json.loads(Path(variables["ANODEJOBS_PAYLOAD"]).read_bytes()) == {
         "regions": ["north", "süd"]
     }
 
 
 def test_without_a_payload_there_is_no_variable_for_it(files):
-    assert files.prepare("job", 1).keys() == {"ANODEJOBS_RESULT", "ANODEJOBS_PROGRESS"}
+    assert files.variables("job", 1).keys() == {"ANODEJOBS_RESULT", "ANODEJOBS_PROGRESS"}
 
 
 @pytest.mark.parametrize("payload", [0, False, "", [], {}])
 def test_an_empty_payload_is_one(files, payload):
-    assert json.loads(Path(files.prepare("job", 1, payload)["ANODEJOBS_PAYLOAD"]).read_text()) == (
-        payload
-    )
+    files.hand_out("job", payload)
+    assert json.loads(Path(files.payload("job")).read_text()) == payload
 
 
 def test_files_and_folders_are_for_their_owner_only(files, tmp_path):
@@ -66,7 +66,8 @@ def test_files_and_folders_are_for_their_owner_only(files, tmp_path):
     try:
         files = JobFiles(tmp_path / "others")
         files.open()
-        payload = Path(files.prepare("job", 1, 1)["ANODEJOBS_PAYLOAD"])
+        files.hand_out("job", 1)
+        payload = Path(files.payload("job"))
     finally:
         os.umask(previous)
     assert payload.stat().st_mode & 0o777 == 0o600
@@ -74,21 +75,40 @@ def test_files_and_folders_are_for_their_owner_only(files, tmp_path):
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_job_without_payload_that_writes_nothing_has_no_files(files, tmp_path):
-    files.prepare("job", 1)
-    assert [path for path in (tmp_path / "job_files").rglob("*") if path.is_file()] == []
+def test_what_a_crash_left_of_a_payload_is_removed_when_nobody_writes_it_any_more(files, tmp_path):
+    parts = tmp_path / "job_files" / "parts"
+    old, new = parts / "old", parts / "new"
+    for part in (old, new):
+        part.write_text("half of")
+    os.utime(old, (0, 0))
+    files.open()
+    assert list(parts.iterdir()) == [new]
 
 
-def test_what_a_crash_left_of_a_payload_is_in_nobodys_way(files):
-    part = Path(files.prepare("job", 1, 1)["ANODEJOBS_PAYLOAD"] + ".part")
-    part.write_text("half of")
-    files.prepare("job", 1, 2)
-    assert not part.exists()
+def test_a_payload_that_cannot_be_put_in_its_place_leaves_nothing(files, tmp_path):
+    Path(files.payload("job")).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        files.hand_out("job", 1)
+    assert list((tmp_path / "job_files" / "parts").iterdir()) == []
+
+
+def test_two_who_start_an_attempt_may_both_hand_out_its_payload(files, monkeypatch):
+    replace = os.replace
+
+    def replace_later(part, path):
+        monkeypatch.setattr(os, "replace", replace)
+        files.hand_out("job", 1)  # the other one, in the middle of it
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", replace_later)
+    files.hand_out("job", 1)
+    assert Path(files.payload("job")).read_text() == "1"
 
 
 @pytest.mark.parametrize("job_id", ["../../x", "a/b", "Ü" * 200, "x" * 200, ".hidden", "a.1"])
 def test_every_job_id_has_its_files_inside(files, tmp_path, job_id):
-    variables = files.prepare(log_name(job_id), 1, 1)
+    files.hand_out(log_name(job_id), 1)
+    variables = files.variables(log_name(job_id), 1, has_payload=True)
     sh('echo 2 > "$ANODEJOBS_RESULT"; echo 0.5 >> "$ANODEJOBS_PROGRESS"', variables)
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(map(str, found)) == sorted(variables.values())
@@ -118,10 +138,17 @@ def test_each_attempt_has_its_own_result(files):
     assert (files.result("job", 1), files.result("job", 2)) == (Result(1), Result(2))
 
 
-def test_an_attempt_does_not_inherit_the_result_of_an_earlier_run(files):
-    result_path(files).write_text("1")
-    files.prepare("job", 1)
-    assert files.result("job", 1) is None
+def test_the_answers_of_an_attempt_can_be_removed_alone(files):
+    files.hand_out("job", 1)
+    for attempt in (1, 2):
+        sh(
+            'echo 1 > "$ANODEJOBS_RESULT"; echo 1 >> "$ANODEJOBS_PROGRESS"',
+            files.variables("job", attempt),
+        )
+    files.remove_answers("job", 1)
+    assert (files.has_result("job", 1), files.has_progress("job", 1)) == (False, False)
+    assert (files.has_result("job", 2), files.has_progress("job", 2)) == (True, True)
+    assert Path(files.payload("job")).exists()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +206,8 @@ def test_a_result_that_is_a_folder_is_an_error(files):
 
 def test_removing_leaves_nothing_of_a_job(files, tmp_path):
     for attempt in (1, 2, 3):
-        variables = files.prepare("job", attempt, {"n": attempt})
+        files.hand_out("job", {"n": attempt})
+        variables = files.variables("job", attempt)
         sh('echo 1 > "$ANODEJOBS_RESULT"; echo 1 >> "$ANODEJOBS_PROGRESS"', variables)
     files.remove("job", 3)
     assert [path for path in (tmp_path / "job_files").rglob("*") if path.is_file()] == []
@@ -187,7 +215,6 @@ def test_removing_leaves_nothing_of_a_job(files, tmp_path):
 
 def test_removing_a_job_leaves_others_alone(files):
     for name in ("job", "job.1", "job2"):
-        files.prepare(name, 1, 1)
         Path(files.variables(name, 1)["ANODEJOBS_RESULT"]).write_text("1")
     files.remove("job", 1)
     assert (files.result("job.1", 1), files.result("job2", 1)) == (Result(1), Result(1))
@@ -225,7 +252,13 @@ def test_a_line_of_progress_is_a_number_and_a_text(line, expected):
     assert parse_progress(line) == expected
 
 
-@pytest.mark.parametrize("line", [b"", b"loading", b"0.4loading", b"nan", b"inf x", b"0x1", b"1_0"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"loading", b"0.4loading", b"nan", b"inf x", b"0x1", b"1_0"),
+        pytest.param(b"1" * 200_000 + b"x", id="many digits"),  # in linear time, or not in a day
+    ],
+)
 def test_another_line_is_none_of_progress(line):
     assert parse_progress(line) is None
 
