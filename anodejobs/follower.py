@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 
-from anodejobs.errors import ExecutorError
+from anodejobs.errors import ExecutorError, JobNotFound
 from anodejobs.executors.base import Executor, Stream
 from anodejobs.jobdb import JobDB
 from anodejobs.logs import LogChunk, LogTail
-from anodejobs.records import JobRecord
+from anodejobs.records import JobRecord, Status
+from anodejobs.sequels import begun_attempt
 from anodejobs.stores.base import Stored
 from anodejobs.threads import in_thread
+from anodejobs.transitions import SIGNALLABLE
+from anodejobs.waits import Waiter
 
 _LIVE_BYTES = 64 * 1024
 _CATCH_UP_BYTES = 256 * 1024
@@ -53,15 +56,31 @@ class Follower:
             end = stack.enter_context(self._jobdb.waits.wait_for_attempt(self._record))
             end.future.add_done_callback(lambda _: woken.set())
             end.consider(self._stored.record)
+            if self._record.status is Status.starting and not await self._has_begun(end):
+                return
             while True:
                 woken.clear()
-                is_over = end.future.done() and bool(end.future.result())
+                is_over = end.future.done() and _has_ended(end.future)
                 async with aclosing(self._unread()) as unread:
                     async for chunk in unread:
                         yield chunk
                 if is_over:
                     return
                 await woken.wait()
+
+    async def _has_begun(self, end: Waiter) -> bool:
+        """Return whether the attempt was begun, once that is known.
+
+        Before it is, there may be logs of an earlier run.
+        """
+        with self._jobdb.waits.wait(self._record.self_id, SIGNALLABLE) as begun:
+            begun.consider((await self._jobdb.stored(self._record.self_id)).record)
+            await asyncio.wait((begun.future, end.future), return_when=asyncio.FIRST_COMPLETED)
+            if not end.future.done():
+                return True
+            after = end.future.result()
+            is_same_run = after.created_at == self._record.created_at
+            return is_same_run and begun_attempt(after) >= self._record.attempt
 
     async def _unread(self) -> AsyncGenerator[LogChunk, None]:
         """Give what is in the files now, a piece of each in turn."""
@@ -77,6 +96,13 @@ class Follower:
                     yield LogChunk(stream, tail.offset - len(data), data)
                 else:
                     streams.remove(stream)
+
+
+def _has_ended(end: asyncio.Future[JobRecord]) -> bool:
+    """Return True, or raise why it is not known; a job that is deleted has ended."""
+    with suppress(JobNotFound):
+        end.result()
+    return True
 
 
 def unreadable(job_id: str, error: OSError) -> ExecutorError:

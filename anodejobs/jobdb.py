@@ -18,7 +18,6 @@ from anodejobs.at_hand import AtHand
 from anodejobs.errors import (
     AnodeJobsError,
     InvalidTransition,
-    JobActive,
     JobNotFound,
     StoreError,
     as_ours,
@@ -214,7 +213,7 @@ class JobDB:
         while True:
             at_hand = self._at_hand.alive(job_id) or waiting
             # Of what is at hand another process may have made something else by now: only what the
-            # store says tells that the event comes too late, or is not allowed.
+            # store says tells that the event comes too late, is not allowed, or changes nothing.
             is_known = at_hand is not None and token in (None, at_hand.attempt.token)
             stored = at_hand if at_hand and is_known else await self.stored(job_id, token)
             if token not in (None, stored.attempt.token):
@@ -225,22 +224,19 @@ class JobDB:
             except InvalidTransition:
                 if not is_known:
                     raise
-                waiting = None
-                self._at_hand.forget(job_id)
-                continue
-            if record is stored.record:
-                if stored is not waiting:
-                    return stored
-                waiting = None
-                continue
-            launch = bring(stored.launch)
-            save = _save(stored.record, event, record, None if launch is stored.launch else launch)
-            if await self._write(save):
-                self._log(save)
-                attempt = save.attempt or stored.attempt
-                return Stored(record=record, launch=launch, attempt=attempt)
+                record = stored.record
+            if record is not stored.record:
+                launch = bring(stored.launch)
+                brought = None if launch is stored.launch else launch
+                save = _save(stored.record, event, record, brought)
+                if await self._write(save):
+                    self._log(save)
+                    attempt = save.attempt or stored.attempt
+                    return Stored(record=record, launch=launch, attempt=attempt)
+            elif not is_known:
+                return stored
             waiting = None
-            self._at_hand.forget(job_id)  # another writer was quicker: look again
+            self._at_hand.forget(job_id)  # another writer was quicker, or may have been: look again
 
     # The hosts that share the records.
 
@@ -283,25 +279,12 @@ class JobDB:
         assert isinstance(self._store, SharedJobStore)
         return self._store
 
-    async def delete_all(self, records: Iterable[JobRecord]) -> list[Stored]:
-        """Remove the ended jobs whose records these still are, at once; return those removed."""
-        jobs: list[Stored] = []
-        for record in records:
-            stored = await self._store.get(record.self_id)
-            if stored is not None and stored.record.revision == record.revision:
-                jobs.append(stored)
-        removed = await asyncio.gather(*(self._write(Delete(record=job.record)) for job in jobs))
-        return [job for job, was_removed in zip(jobs, removed, strict=True) if was_removed]
+    async def delete_all(self, records: Sequence[JobRecord]) -> int:
+        """Remove the ended jobs whose records these still are, at once, with their histories.
 
-    async def delete(self, job_id: str) -> Stored | None:
-        """Remove the job and its history; return it, None if there was none. Raises JobActive."""
-        while stored := await self._store.get(job_id):
-            record = stored.record
-            if not record.is_done:
-                raise JobActive(job_id, record.status)
-            if await self._write(Delete(record=record)):
-                return stored
-        return None
+        Returns how many that were.
+        """
+        return sum(await asyncio.gather(*(self._write(Delete(record=r)) for r in records)))
 
     def _write(self, write: Write) -> asyncio.Future[bool]:
         """Have it committed with the next batch; the result says whether it was applied."""
@@ -401,6 +384,7 @@ class JobDB:
         self._at_hand.forget_ended()
         for heed in self.on_foreign:
             heed()
+        last, is_gone = await self._store.last_seq(), False
         while entries := await self._store.history(after=self.news.cursor, limit=_PAGE):
             # Read before anything is remembered: what is committed meanwhile rings again.
             job_ids = list(dict.fromkeys(e.job_id for e in entries if e.job_id is not None))
@@ -410,8 +394,13 @@ class JobDB:
                 await self._tell_records(job_ids)
             for entry in entries:
                 if entry.seq > self.news.cursor:
+                    is_gone = is_gone or entry.seq > self.news.cursor + 1
                     self.news.note(entry.seq, entry)
             self.news.tell()
+        if is_gone or self.news.cursor < last:
+            # The history of a job goes with it: there may have been an end that nobody heard of.
+            self.news.cursor = max(self.news.cursor, last)
+            await self._look_for_deleted()
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
@@ -426,6 +415,22 @@ class JobDB:
         finally:
             self._newer = None
 
+    async def _look_for_deleted(self) -> None:
+        """Look at every job that is waited for: it may be there no more."""
+        awaited = self.waits.awaited()
+        for start in range(0, len(awaited), _PAGE):
+            job_ids = awaited[start : start + _PAGE]
+            found = {job.record.self_id: job for job in await self._store.get_all(job_ids)}
+            for job_id in job_ids:
+                self._tell_waits(job_id, found.get(job_id))
+
+    def _tell_waits(self, job_id: str, stored: Stored | None) -> None:
+        if stored is None:
+            self._at_hand.forget(job_id)
+            self.waits.fail_for(job_id, JobNotFound(job_id))
+        else:
+            self.waits.tell(stored.record)
+
     async def _refresh(self, job_id: str) -> None:
         """Look again at a job that another process may have changed."""
         self._at_hand.forget_waiting(job_id)
@@ -434,10 +439,9 @@ class JobDB:
         if known is None and not self.waits.awaits(job_id):
             return
         stored = await self._store.get(job_id)
-        if stored is None or (known and known != stored.record):
+        if stored is not None and known and known != stored.record:
             self._at_hand.forget(job_id)
-        if stored is not None:
-            self.waits.tell(stored.record)
+        self._tell_waits(job_id, stored)
 
     def fail(self, cause: BaseException) -> None:
         """End every wait and every write with the cause: nothing will be written any more.
@@ -465,17 +469,18 @@ class JobDB:
         known = self._at_hand.alive(job_id)
         if known is not None and token not in (None, known.attempt.token):
             self._at_hand.forget(job_id)
-        stored = await self._find(job_id)
+        stored = await self.find(job_id)
         if stored is None:
             raise JobNotFound(job_id)
         return stored
 
     async def get(self, job_id: str) -> JobRecord | None:
         """Return the record, None where there is none."""
-        stored = await self._find(job_id)
+        stored = await self.find(job_id)
         return stored.record if stored else None
 
-    async def _find(self, job_id: str) -> Stored | None:
+    async def find(self, job_id: str) -> Stored | None:
+        """Return the job as ``stored`` does, None where there is none."""
         known = self._at_hand.alive(job_id)
         if known is not None:
             return known
@@ -483,6 +488,10 @@ class JobDB:
         if stored is not None and stored.record.status in ALIVE:
             self.on_stranger(stored)
         return stored
+
+    async def on_disk(self, job_id: str) -> Stored | None:
+        """Return the job as the store has it at this moment, None where there is none."""
+        return await self._store.get(job_id)
 
     def turns(self) -> AsyncGenerator[Sequence[JobRecord | Turn], None]:
         """Give every job that has not ended, some at a time."""

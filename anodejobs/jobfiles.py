@@ -135,16 +135,9 @@ class JobFiles:
         """Return the file that the attempt appends its progress to."""
         return self._progress(logfile, attempt_number)
 
-    def remove(self, logfile: str, attempts: int) -> None:
-        """Remove all files of the job, which had so many attempts. Blocks."""
-        remove(self._payload(logfile))
-        for number in range(1, attempts + 1):
-            self.remove_answers(logfile, number)
-
-    def remove_answers(self, logfile: str, attempt_number: int) -> None:
-        """Remove what an attempt gave back. Blocks."""
-        remove(self._result(logfile, attempt_number))
-        remove(self._progress(logfile, attempt_number))
+    def answers(self, logfile: str, attempt_number: int) -> tuple[str, str]:
+        """Return the files in which the attempt gives something back. Does not block."""
+        return self._result(logfile, attempt_number), self._progress(logfile, attempt_number)
 
     def payload(self, logfile: str) -> str:
         """Return the file that the job reads its payload from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -80,6 +81,9 @@ from anodejobs.transitions import Opening, renewed
 
 if TYPE_CHECKING:
     from anodejobs.settings import JobsSettings
+
+
+LOG = logging.getLogger("anodejobs")
 
 
 class Jobs:
@@ -674,26 +678,39 @@ class Jobs:
         """Remove the job's record, history and logs; return whether there was one.
 
         Where it has finished, jobs that depend on it no longer wait for it; else it counts for them
-        as one that has failed. Raises JobActive where it has not ended.
+        as one that has failed. Raises JobActive where it has not ended, and StoreError where its
+        logs cannot be removed: then it is kept.
         """
         owner = (await self._open_for(job_id)).owner
         return await owner.owned(self._delete, job_id)
 
     async def _delete(self, job_id: str) -> bool:
-        record = await self._jobdb.get(job_id)
-        if record is not None and record.status is Status.finished:
-            await self._links.release(job_id)
-        deleted = await self._jobdb.delete(job_id)
-        await _remove_files([] if deleted is None else [deleted])
-        return deleted is not None
+        while stored := await self._jobdb.on_disk(job_id):
+            record = stored.record
+            if not record.is_done:
+                raise JobActive(job_id, record.status)
+            if record.status is Status.finished:
+                await self._links.release(job_id)
+            await _remove_files(stored)
+            if await self._jobdb.delete_all([record]):
+                return True
+        return False
 
     async def _delete_old(self, records: Sequence[JobRecord]) -> int:
         """Delete the jobs whose records these still are; return how many they were."""
 
         async def delete() -> int:
-            deleted = await self._jobdb.delete_all(records)
-            await _remove_files(deleted)
-            return len(deleted)
+            removed: list[JobRecord] = []
+            for record in records:
+                stored = await self._jobdb.on_disk(record.self_id)
+                if stored is None or stored.record.revision != record.revision:
+                    continue
+                try:
+                    await _remove_files(stored)
+                    removed.append(record)
+                except StoreError as error:  # the others go all the same
+                    LOG.error("%s", error)
+            return await self._jobdb.delete_all(removed)
 
         owner = (await self._root.open()).owner
         return await owner.owned(delete)
@@ -701,7 +718,8 @@ class Jobs:
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
 
-        By default ``retention_days`` ago. A job that others still wait for is kept.
+        By default ``retention_days`` ago. A job that others still wait for is kept, and so is one
+        whose logs cannot be removed, which is logged.
         """
         days = checked_days("older_than_days", older_than_days)
         days = self._retention_days if days is None else days
@@ -834,7 +852,11 @@ class Jobs:
         check_count("attempt", attempt, least=1)
         await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
-        logs = stored.launch.logs.of_attempt(attempt or begun_attempt(stored.record))
+        last = begun_attempt(stored.record)
+        number = last if attempt is None else attempt
+        if not 1 <= number <= last:  # what may be there is of an earlier run
+            return "", ""
+        logs = stored.launch.logs.of_attempt(number)
 
         def read() -> list[str]:
             return [read_text(logs.path(stream), tail) for stream in STREAMS]
@@ -870,8 +892,10 @@ class Jobs:
             with contextlib.suppress(StatusUnreachable):
                 record = await self._jobdb.wait_for(job_id, ALIVE)
             stored = await self._jobdb.stored(job_id)
-        elif record.status is Status.cancelled:
-            record = record.changed({"attempt": begun_attempt(record)})
+        number = record.attempt if record.status in ALIVE else begun_attempt(record)
+        if not number:
+            return
+        record = record.changed({"attempt": number})
         follower = Follower(self._jobdb, executor, stored, record, offsets)
         async with aclosing(follower.chunks()) as chunks:
             async for chunk in chunks:
@@ -935,17 +959,14 @@ class Jobs:
         return owner.own(calls, "callbacks").cancel
 
 
-async def _remove_files(deleted: Sequence[Stored]) -> None:
-    """Remove the logs and files of jobs that are there no more."""
+async def _remove_files(stored: Stored) -> None:
+    """Remove the logs and files of a job that is about to be deleted.
 
-    def remove() -> dict[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for job in deleted:
-            try:
-                remove_attempts(job.launch, job.record)
-            except OSError as error:
-                errors[job.record.self_id] = error
-        return errors
-
-    for job_id, error in (await in_thread(remove)).items():
-        raise StoreError(f"job {job_id!r} is deleted, but not its logs: {error}") from error
+    Before it is: then its id is free, and the files of that name may be another job's.
+    """
+    job_id = stored.record.self_id
+    try:
+        await in_thread(remove_attempts, stored.launch, stored.record)
+    except OSError as error:
+        why = f"job {job_id!r} is not deleted, as its logs cannot be removed: {error}"
+        raise StoreError(why) from error

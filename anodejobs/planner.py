@@ -41,6 +41,8 @@ class Place:
     dirname: str
     logdir: str
     files: str
+    is_shared: bool = False
+    """Whether jobs that ran here may have been deleted or run anew on another host since."""
 
     def bring(self, launch: Launch) -> Launch:
         """Return what starts a job here: the same, or with its logs and files in this directory."""
@@ -133,6 +135,7 @@ class Planner:
             start_grace=spec.start_grace,
             leftovers=spec.leftovers,
             on_host_death=spec.on_host_death,
+            earlier=1 if self.place.is_shared else 0,
         )
         now = utc_now()
         record = opened(

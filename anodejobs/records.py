@@ -215,7 +215,8 @@ class JobRecord(Model):
     reached: list[_Status] = []
     """Every status the attempt has had so far, in order."""
     revision: int = 1
-    """Counts the changes of this record; the store refuses a write made from an older one."""
+    """Grows with each change of the record, and is no job's of this id again; the store refuses a
+    write made from an older one."""
 
     if TYPE_CHECKING:
 

@@ -135,9 +135,10 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
 
 
 def begun_attempt(record: JobRecord) -> int:
-    """Return the last attempt that was started."""
-    is_begun = record.status not in WAITING and record.status is not Status.cancelled
-    return record.attempt if is_begun else max(1, record.attempt - 1)
+    """Return the last attempt that is known to have been started, 0 where none is."""
+    is_to_come = record.status in (*WAITING, Status.starting, Status.cancelled)
+    is_refused = record.status is Status.failed_start and record.started_at is None
+    return record.attempt - 1 if is_to_come or is_refused else record.attempt
 
 
 def _is_of(record: JobRecord, at: datetime) -> bool:

@@ -12,19 +12,17 @@ from dataclasses import replace
 
 from anodejobs import faults
 from anodejobs.errors import AnodeJobsError, InvalidJob, JobActive, StoreError
-from anodejobs.events import Admitted, Attempt, StartFailed, Submitted, Withdrawn
-from anodejobs.executors.base import STREAMS, Executor, Launch
+from anodejobs.events import Admitted, Attempt
+from anodejobs.executors.base import Executor, Launch
 from anodejobs.jobdb import JobDB, unstarted
 from anodejobs.jobfiles import JobFiles
 from anodejobs.links import Links
-from anodejobs.logs import remove_logs
 from anodejobs.owner import Owner, refuse, resolve
 from anodejobs.planner import Place, Plan
 from anodejobs.reconciler import Reconciler
 from anodejobs.records import JobRecord
+from anodejobs.regular import remove
 from anodejobs.stores.base import Stored
-from anodejobs.threads import in_thread
-from anodejobs.transitions import renewed
 from anodejobs.watcher import Answer, Opened, Watcher
 
 _RETRY_S = 0.1
@@ -71,62 +69,40 @@ class Starter:
         async def opened(attempt: Attempt) -> Opened | None:
             faults.reached("host: a run was asked for")
             refused = await self._executor.prepare()
-            kept, problem = await self._record_first(plan, attempt, may_replace)
-            if kept is not None:
-                resolve(answer, kept)
+            recorded = await self._record_first(plan, attempt, may_replace)
+            if isinstance(recorded, JobRecord):
+                resolve(answer, recorded)
                 return None
-            if problem is None:
-                problem = await self._make_room(plan.launch, plan.record)
-            if problem is not None:
-                refused = StartFailed(error=problem)
-            return Opened(plan.record, plan.launch, refused)
+            return Opened(recorded.record, recorded.launch, refused)
 
         life = self._watcher.live(plan.launch, opened, answer)
         return await self._owner.answer(answer, life, plan.record.self_id)
 
     async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
         """Return the record of a new run that is not to be started now; else as ``start``."""
-        record = plan.record
-        if await self._jobdb.create(record, plan.launch, unstarted(), replace=None) is not None:
-            return record
-        # It must not start before the files of the earlier run are gone.
-        waiting = renewed(record, "create").changed({"due_at": record.due_at})
-        held = replace(plan, record=waiting)
-        kept, problem = await self._record_first(held, unstarted(), may_replace)
-        if kept is not None:
-            return kept
-        if problem is not None:
-            return await self._jobdb.apply(record.self_id, Withdrawn(error=problem))
-        if record.submitted_at is None:
-            return held.record
-        is_ready = not record.depends_on and record.due_at is None
-        return await self._jobdb.apply(record.self_id, Submitted(is_ready=is_ready))
+        recorded = await self._record_first(plan, unstarted(), may_replace)
+        return recorded if isinstance(recorded, JobRecord) else recorded.record
 
     async def _record_first(
         self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
-    ) -> tuple[JobRecord | None, str | None]:
-        """Commit the first record of a run, or return the record that stays in its place.
-
-        With it comes why the run must not begin, where an earlier one's files cannot be removed.
-        """
-        old: JobRecord | None = None
-        record, launch = plan.record, plan.launch
-        while await self._jobdb.create(record, launch, attempt, replace=old) is None:
-            old = await self._jobdb.get(record.self_id)
-            if old is not None and not old.is_done:
-                raise JobActive(old.self_id, old.status)
-            if old is not None and not may_replace(old):
-                return old, None
-            if old is not None:
-                await self._links.settle(old)
-        return None, None if old is None else await _removed(remove_attempts, launch, old)
-
-    async def _make_room(self, launch: Launch, record: JobRecord) -> str | None:
-        """Remove what another run left here that has been deleted or run anew elsewhere since.
-
-        Returns why the attempt must not begin, if so.
-        """
-        return await _removed(remove_attempt, launch, record) if self._is_shared else None
+    ) -> Plan | JobRecord:
+        """Commit the first record of a run, or return the record that stays in its place."""
+        job_id, launch = plan.record.self_id, plan.launch
+        old: Stored | None = None
+        while True:
+            replaced = None if old is None else old.record
+            record = await self._jobdb.create(plan.record, launch, attempt, replace=replaced)
+            if record is not None:
+                return Plan(record=record, launch=launch)
+            old = await self._jobdb.find(job_id)
+            if old is None:
+                continue
+            if not old.record.is_done:
+                raise JobActive(job_id, old.record.status)
+            if not may_replace(old.record):
+                return old.record
+            await self._links.settle(old.record)
+            launch = replace(plan.launch, earlier=max(old.launch.earlier, old.record.attempt))
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
@@ -160,9 +136,6 @@ class Starter:
             except StoreError:
                 is_doubtful = True
                 raise
-            problem = await self._make_room(admitted.launch, admitted.record)
-            if problem is not None:
-                refused = StartFailed(error=problem)
             return Opened(admitted.record, admitted.launch, refused)
 
         try:
@@ -196,29 +169,10 @@ class Starter:
             await asyncio.wait(self._admissions, timeout=_SETTLING_S)
 
 
-async def _removed(
-    remove: Callable[[Launch, JobRecord], None], launch: Launch, record: JobRecord
-) -> str | None:
-    """Remove what an earlier run left, or return why the next one must not begin."""
-    try:
-        await in_thread(remove, launch, record)
-    except OSError as error:  # its result would be taken for that of the next run
-        return f"what an earlier run left cannot be removed: {error}"
-    return None
-
-
-def remove_attempt(launch: Launch, record: JobRecord) -> None:
-    """Remove the logs and answers of the attempt that the record tells of. Waits for the disk."""
-    logs = launch.logs.of_attempt(record.attempt)
-    remove_logs(map(logs.path, STREAMS))
-    if launch.files:
-        JobFiles(launch.files).remove_answers(record.logfile, record.attempt)
-
-
 def remove_attempts(launch: Launch, record: JobRecord) -> None:
     """Remove the logs and files of a job that has ended. Waits for the disk."""
-    for number in range(1, record.attempt + 1):
-        logs = launch.logs.of_attempt(number)
-        remove_logs(map(logs.path, STREAMS))
+    for number in range(1, max(record.attempt, launch.earlier) + 1):
+        for path in launch.of_attempt(number).traces(number):
+            remove(path)
     if launch.files:
-        JobFiles(launch.files).remove(record.logfile, record.attempt)
+        remove(JobFiles(launch.files).payload(record.logfile))

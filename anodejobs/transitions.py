@@ -210,9 +210,12 @@ def opened(opening: Opening, **fields: Any) -> JobRecord:
     if opening != "start":
         is_ready = opening == "submit" and not record.depends_on and record.due_at is None
         status = Status.queued if is_ready else Status.pending
+    assert record.created_at is not None
     record.__dict__.update(  # nobody has seen it yet
         status=status,
         reached=[status],
+        # Never used before: it must not be taken for a job of this id that was deleted.
+        revision=int(record.created_at.timestamp() * 1_000_000),
         submitted_at=None if opening == "create" else record.created_at,
     )
     return record

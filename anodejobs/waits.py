@@ -92,6 +92,10 @@ class Waits:
         if not others:
             del self._waiters[waiter.job_id]
 
+    def awaited(self) -> list[str]:
+        """Return the ids of all jobs that are waited for."""
+        return list(self._waiters)
+
     def awaits(self, job_id: str) -> bool:
         """Return whether anybody waits for the job."""
         return job_id in self._waiters

@@ -142,6 +142,19 @@ async def test_a_death_at_a_step_leaves_a_job_that_ran_once_at_most_and_a_true_r
     assert stdout == "out\n"
 
 
+@pytest.mark.parametrize("step", ["host: the start is on record", "shim: a start was asked for"])
+async def test_a_run_after_a_death_has_nothing_of_the_run_before(tmp_path: Path, step: str) -> None:
+    async with Jobs(tmp_path / "job_db") as jobs:
+        await jobs.run(JOB, "job", cwd=tmp_path, payload=[2])
+        assert (await jobs.wait("job")).result == [2]
+    printed_at_death(tmp_path, step, "opening", "echo x >> starts")
+    async with Jobs(tmp_path / "job_db") as jobs:
+        record = await jobs.wait("job", timeout=60)
+        assert (record.status, record.result) == (Status.finished, None)
+        assert await jobs.job_logs("job") == ("", "")
+    assert (tmp_path / "starts").read_text() == "x\nx\n"
+
+
 @pytest.mark.parametrize("job", [JOB, LONG_JOB], ids=["short", "long"])
 async def test_what_was_started_is_known_though_its_payload_can_be_written_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str

@@ -28,7 +28,6 @@ from anodejobs import (
     AnodeJobsError,
     ExecutorError,
     InvalidTransition,
-    JobActive,
     JobEvent,
     JobFilter,
     JobNotFound,
@@ -48,6 +47,7 @@ from anodejobs.events import (
     Paused,
     Readied,
     Relinked,
+    Resumed,
     Started,
     StartFailed,
     StopRequested,
@@ -285,20 +285,15 @@ async def test_a_second_record_for_an_id_is_refused() -> None:
         assert await jobdb.get("a-job") == make_record("a-job")
 
 
-async def test_an_active_job_is_not_deleted() -> None:
+async def test_a_deletion_is_of_the_record_that_was_looked_at() -> None:
     async with served(MemoryJobStore()) as jobdb:
         await create(jobdb, status="running")
-        with pytest.raises(JobActive):
-            await jobdb.delete("a-job")
-
-
-async def test_a_deletion_gives_what_was_kept_of_the_job() -> None:
-    async with served(MemoryJobStore()) as jobdb:
-        attempt = await create(jobdb, status="running")
+        old = await jobdb.get("a-job")
+        assert old is not None
         record = await jobdb.apply("a-job", exited())
-        stored = Stored(record=record, launch=make_launch("a-job"), attempt=attempt)
-        assert await jobdb.delete("a-job") == stored
-        assert await jobdb.delete("a-job") is None
+        assert await jobdb.delete_all([old]) == 0
+        assert await jobdb.delete_all([record]) == 1
+        assert await jobdb.delete_all([record]) == 0
         assert await jobdb.get("a-job") is None
 
 
@@ -529,8 +524,7 @@ async def test_a_deletion_is_told() -> None:
         told: list[str] = []
         jobdb.on_deleted = told.append
         await create(jobdb, status="finished")
-        await jobdb.delete("a-job")
-        await jobdb.delete("a-job")
+        await jobdb.delete_all([make_record("a-job", status="finished")] * 2)
     assert told == ["a-job"]
 
 
@@ -611,7 +605,8 @@ async def test_an_older_record_of_another_process_is_not_told_after_a_newer_one(
 
 async def test_a_record_of_another_process_is_not_told_after_it_was_deleted_here() -> None:
     async with overtaken("ab", ended="a") as (jobdb, told):
-        await jobdb.delete("a")
+        stored = await jobdb.on_disk("a")
+        assert stored is not None and await jobdb.delete_all([stored.record])
         new = make_record("a", status="pending")
         assert await jobdb.create(new, make_launch("a"), make_attempt(), replace=None)
         assert told == [new]
@@ -750,6 +745,45 @@ async def test_an_end_is_recorded_by_who_has_heard_of_nothing_after_the_start(
         assert (record.status, record.exit_code) == (Status.failed, 3)
         with pytest.raises(InvalidTransition):
             await other.apply("a-job", Paused())
+
+
+async def test_what_changes_nothing_of_what_is_at_hand_may_change_what_is_on_disk(
+    tmp_path: Path,
+) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        await create(other, status="running")
+        await one.apply("a-job", Paused())
+        assert (await other.apply("a-job", Resumed())).status is Status.running
+        assert [event.status for event in await one.history("a-job")] == [
+            Status.running,
+            Status.paused,
+            Status.running,
+        ]
+
+
+@pytest.mark.parametrize("is_last", [True, False], ids=["last", "not last"])
+async def test_a_wait_for_what_another_process_deletes_before_its_end_was_heard_of_is_over(
+    tmp_path: Path, is_last: bool
+) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        for name in ("a-job", "b-job"):
+            await create(one, name, "running")
+        await other._catch_up()
+        waits = [asyncio.create_task(other.wait_for(name)) for name in ("a-job", "b-job")]
+        while len(other.waits.awaited()) < 2:  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0)
+        await one.delete_all([await one.apply("a-job", exited())])
+        if not is_last:
+            await create(one, "c-job", "running")
+        await other._catch_up()
+        with pytest.raises(JobNotFound):
+            await waits[0]
+        assert other.news.cursor == await stores[0].last_seq()
+        await one.apply("b-job", exited(3))
+        await other._catch_up()
+        assert (await waits[1]).exit_code == 3
 
 
 async def test_a_batch_with_refused_writes_keeps_the_others(tmp_path: Path) -> None:
@@ -935,22 +969,22 @@ async def test_a_cancelled_run_whose_start_cannot_be_recorded_harms_no_other(
 async def test_callbacks_go_on_when_a_store_that_could_not_be_read_is_back(
     jobs: Jobs, store: FaultyStore
 ) -> None:
-    called: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
-    await jobs.on(lambda record: called.put_nowait((record.self_id, record.revision)))
+    called: asyncio.Queue[tuple[str, Status]] = asyncio.Queue()
+    await jobs.on(lambda record: called.put_nowait((record.self_id, record.status)))
     await jobs.run("sleep 1000", "first")
     async with asyncio.timeout(LIMIT_S):
-        while await called.get() != ("first", 2):
+        while await called.get() != ("first", Status.running):
             pass
     await jobs.stop("first")
     async with asyncio.timeout(LIMIT_S):
-        while (await called.get())[1] < 4:
+        while await called.get() != ("first", Status.stopped):
             pass
         store.failing_reads = 3
         await jobs.run("true", "second")
         await store.has_failed_reading.wait()
         seen = [await called.get() for _ in range(3)]
     assert {job_id for job_id, _ in seen} == {"second"}
-    assert seen[-1] == ("second", 3)
+    assert seen[-1] == ("second", Status.finished)
 
 
 async def test_progress_that_nobody_can_be_told_of_harms_nothing(

@@ -15,10 +15,14 @@ from pathlib import Path
 import pytest
 
 from anodejobs import folderwatch, progress
+from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.folderwatch import Inotify, Listing
 from anodejobs.jobfiles import MOST_RESULT_BYTES, JobFiles, Result
-from anodejobs.logs import log_name
+from anodejobs.logs import log_name, rotated_folder
 from anodejobs.progress import ProgressWatch, last_progress, parse_progress
+from anodejobs.records import JobRecord
+from anodejobs.starter import remove_attempts
+from anodejobs.testing import make_launch, make_record
 
 PATIENCE_S = 60.0
 
@@ -138,19 +142,6 @@ def test_each_attempt_has_its_own_result(files):
     assert (files.result("job", 1), files.result("job", 2)) == (Result(1), Result(2))
 
 
-def test_the_answers_of_an_attempt_can_be_removed_alone(files):
-    files.hand_out("job", 1)
-    for attempt in (1, 2):
-        sh(
-            'echo 1 > "$ANODEJOBS_RESULT"; echo 1 >> "$ANODEJOBS_PROGRESS"',
-            files.variables("job", attempt),
-        )
-    files.remove_answers("job", 1)
-    assert (files.has_result("job", 1), files.has_progress("job", 1)) == (False, False)
-    assert (files.has_result("job", 2), files.has_progress("job", 2)) == (True, True)
-    assert Path(files.payload("job")).exists()
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -205,29 +196,46 @@ def test_a_result_that_is_a_folder_is_an_error(files):
 
 
 def test_removing_leaves_nothing_of_a_job(files, tmp_path):
+    files.hand_out("job", 1)
+    launch, record = an_attempt(files, 3)
     for attempt in (1, 2, 3):
-        files.hand_out("job", {"n": attempt})
-        variables = files.variables("job", attempt)
-        sh('echo 1 > "$ANODEJOBS_RESULT"; echo 1 >> "$ANODEJOBS_PROGRESS"', variables)
-    files.remove("job", 3)
-    assert [path for path in (tmp_path / "job_files").rglob("*") if path.is_file()] == []
+        sh(
+            'echo 1 > "$ANODEJOBS_RESULT"; echo 1 >> "$ANODEJOBS_PROGRESS"',
+            files.variables("job", attempt),
+        )
+        logs = launch.of_attempt(attempt).logs
+        for path in (logs.path("stdout"), logs.path("stderr")):
+            path.write_text("said")
+            rotated_folder(path).mkdir()
+            (rotated_folder(path) / "4").write_text("said before")
+    remove_attempts(launch, record)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_removing_a_job_leaves_others_alone(files):
     for name in ("job", "job.1", "job2"):
         Path(files.variables(name, 1)["ANODEJOBS_RESULT"]).write_text("1")
-    files.remove("job", 1)
+    remove_attempts(*an_attempt(files, 1))
+    assert files.result("job", 1) is None
     assert (files.result("job.1", 1), files.result("job2", 1)) == (Result(1), Result(1))
 
 
 def test_removing_what_is_not_there_does_nothing(files):
-    files.remove("job", 2)
+    remove_attempts(*an_attempt(files, 2))
 
 
 def test_a_folder_that_a_job_made_of_its_result_is_removed_with_it(files):
     (result_path(files) / "inner").mkdir(parents=True)
-    files.remove("job", 1)
+    remove_attempts(*an_attempt(files, 1))
     assert not result_path(files).exists()
+
+
+def an_attempt(files: JobFiles, number: int) -> tuple[Launch, JobRecord]:
+    """Return what is kept of a job that is at its attempt of that number."""
+    folder = files.progress_folder.parent
+    logs = LogPlan(stdout=f"{folder.parent}/job_out.txt", stderr=f"{folder.parent}/job_errors.txt")
+    launch = make_launch("job", files=str(folder), logs=logs)
+    return launch, make_record("job", logfile="job", attempt=number)
 
 
 # Lines of progress.

@@ -14,7 +14,7 @@ import sys
 import threading
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,11 @@ from anodejobs import (
     StoreError,
     WaitTimeout,
     arguments,
-    starter,
 )
 from anodejobs.events import Attempt, utc_now
+from anodejobs.executors import processes
 from anodejobs.executors.base import Host
 from anodejobs.executors.processes import Processes
-from anodejobs.logs import remove_logs
 from anodejobs.planner import Plan
 from tests.conftest import descriptors, python
 
@@ -240,40 +239,62 @@ async def test_error_runs_a_new_id(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize("way", ["run", "submit"])
 async def test_a_job_whose_earlier_run_cannot_be_removed_is_not_run_anew(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, way: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    async with Jobs(tmp_path / "job_db", executor="inline") as jobs:
+        await ended(jobs, "echo first", "a")
+
+        def refuse(path: Any) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, "remove", refuse)
+            await getattr(jobs, way)("echo second", "a")
+            record = await jobs.wait("a")
+        assert record.status is Status.failed_start
+        assert record.error is not None and "cannot be removed" in record.error
+        assert await jobs.job_logs("a") == ("", "")
+        assert (await ended(jobs, "echo third", "a")).status is Status.finished
+        assert await jobs.job_logs("a") == ("third\n", "")
+
+
+async def test_a_job_that_waits_to_be_run_anew_has_nothing_of_its_earlier_run(jobs: Jobs) -> None:
+    tells = 'echo first; echo 1 > "$ANODEJOBS_RESULT"; echo 0.5 >> "$ANODEJOBS_PROGRESS"; exit 1'
+    await jobs.submit(tells, "a", max_retries=1)
+    assert (await jobs.wait("a")).attempt == 2
+    await jobs.create("true", "a")
+    for attempt in (None, 1, 2):
+        assert await jobs.job_logs("a", attempt=attempt) == ("", "")
+    async with aclosing(jobs.follow("a")) as chunks:
+        first = asyncio.ensure_future(anext(chunks, None))
+        await jobs.start("a")
+        assert await first is None
+    record = await jobs.wait("a")
+    assert (record.status, record.result, record.progress) == (Status.finished, None, None)
+    for attempt in (None, 1, 2):
+        assert await jobs.job_logs("a", attempt=attempt) == ("", "")
+    assert list(Path(record.logdir).iterdir()) == []
+
+
+async def test_what_never_began_has_left_nothing_to_follow(jobs: Jobs) -> None:
     await ended(jobs, "echo first", "a")
-
-    def refuse(paths: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(starter, "remove_logs", refuse)
-        record = await getattr(jobs, way)("echo second", "a")
-    assert record.status is (Status.failed_start if way == "run" else Status.cancelled)
-    assert record.error is not None and "cannot be removed" in record.error
-    assert (await ended(jobs, "echo third", "a")).status is Status.finished
-    assert await jobs.job_logs("a") == ("third\n", "")
+    await jobs.create("true", "a")
+    await jobs.cancel("a")
+    assert [chunk async for chunk in jobs.follow("a")] == []
+    await jobs.run(["/no/such/program"], "a")
+    assert [chunk async for chunk in jobs.follow("a")] == []
+    assert await jobs.job_logs("a") == ("", "")
 
 
-async def test_a_job_that_takes_its_turn_anew_does_not_start_before_the_earlier_run_is_removed(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+async def test_a_job_that_is_made_anew_is_not_taken_for_the_one_that_was_deleted(
+    jobs: Jobs,
 ) -> None:
-    await ended(jobs, "echo first", "a")
-    loop, seen = asyncio.get_running_loop(), []
-
-    def look_and_remove(paths: Any) -> None:
-        # Long enough for whatever may start to start, and be over.
-        with suppress(WaitTimeout):
-            asyncio.run_coroutine_threadsafe(jobs.wait("a", timeout=0.5), loop).result()
-            seen.append("over")
-        remove_logs(paths)
-
-    monkeypatch.setattr(starter, "remove_logs", look_and_remove)
-    record = await jobs.submit("echo second", "a")
-    assert record.status in (Status.queued, Status.starting, Status.running)
-    await jobs.wait("a")
-    assert (seen, await jobs.job_logs("a")) == ([], ("second\n", ""))
+    await jobs.create("true", "a")
+    old = await jobs.cancel("a")
+    assert old is not None and await jobs.delete("a")
+    await jobs.run("sleep 1000", "a")
+    assert await jobs._delete_old([old]) == 0
+    assert await jobs.stop("a") is not None
 
 
 async def test_a_result_that_is_fresh_is_not_made_again(jobs: Jobs) -> None:

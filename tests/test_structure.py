@@ -111,10 +111,13 @@ LAYERS = [
         *("stores.database", "jobdb", "succession"),
     ],
     [
-        *("shim.server", "stores", "follower", "planner", "sequels", "documents", "arguments"),
+        *("shim.server", "stores", "planner", "sequels", "documents", "arguments"),
         *("retention", "errands", "stock", "links", "callbacks"),
     ],
-    ["recorder", "owner", "timetable", "catalogue", "progressfeed", "migration"],
+    [
+        *("follower", "recorder", "owner", "timetable", "catalogue", "progressfeed"),
+        "migration",
+    ],
     ["settings", "control"],
     ["watcher"],
     ["reconciler", "hosts"],

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring_ascii
@@ -28,7 +28,7 @@ from anodejobs.events import (
     StopRequested,
 )
 from anodejobs.jobfiles import job_files
-from anodejobs.logs import LogTail, log_name
+from anodejobs.logs import LogTail, log_name, rotated_folder
 
 _quoted = encode_basestring_ascii
 
@@ -99,11 +99,25 @@ class Launch:
     """The folder of ``JobFiles``; empty: the job is told of none."""
     limits: dict[str, int | float | str] | None = None
     """The fields of ``AttemptLimits`` that are set, if any is."""
+    earlier: int = 0
+    """Of how many attempts of earlier runs there may be files here, which go before the first."""
     _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def of_attempt(self, number: int) -> Launch:
         """Return what starts an attempt of the job: each has logs of its own."""
         return self if number == 1 else replace(self, logs=self.logs.of_attempt(number))
+
+    def traces(self, attempt_number: int) -> Iterator[str | os.PathLike[str]]:
+        """Give all that an attempt, the one that this launch is of, may leave on disk.
+
+        The payload is not among it: that is the job's.
+        """
+        for stream in STREAMS:
+            path = self.logs.path(stream)
+            yield path
+            yield rotated_folder(path)
+        if self.files:
+            yield from job_files(self.files).answers(log_name(self.job_id), attempt_number)
 
     def marks(self, attempt_number: int, token: str) -> dict[str, str]:
         """Return what an attempt has in its environment beside what was asked for."""
@@ -138,7 +152,8 @@ class Launch:
                 f'"argv":[{",".join(map(_quoted, self.argv))}],"cwd":{_quoted(self.cwd)},'
                 f'"envs":{json.dumps(self.envs) if self.envs else "{}"},'
                 f'"files":{_quoted(self.files)},'
-                f'"limits":{json.dumps(self.limits) if self.limits else "null"}',
+                f'"limits":{json.dumps(self.limits) if self.limits else "null"}'
+                + (f',"earlier":{self.earlier}' if self.earlier else ""),
             )
         lasting, passing = self._texts
         return lasting, passing
@@ -166,6 +181,7 @@ class Launch:
             on_host_death=fields.get("on_host_death", "leave"),
             files=fields.get("files", ""),
             limits=fields.get("limits"),
+            earlier=fields.get("earlier", 0),
         )
 
 
@@ -242,6 +258,8 @@ class Executor(ABC):
         Returns once the program is exec'd. What the system refuses is a StartFailed; Lost: the
         program ran and has ended, and its process could not be got hold of. Where the executor
         outlives its hosts, asking again for the same token starts nothing and answers the same.
+        Right before there is a process, what earlier runs left that would be taken for this one's
+        is removed: nobody else knows when that is, and that it is done once.
         """
 
     def has_ended(self, token: str) -> bool:

@@ -50,6 +50,7 @@ from anodejobs.executors.pump import LogPump, Pipe
 from anodejobs.executors.samples import OwnPeak, Samples
 from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
 from anodejobs.logs import LogFile, Reader
+from anodejobs.regular import remove
 from anodejobs.threads import in_thread
 
 LOG = logging.getLogger("anodejobs")
@@ -175,6 +176,8 @@ class Processes(Executor):
             # All that takes descriptors or threads of ours, before there is a process.
             self._pumping()
             tree.boot_id()
+            if launch.earlier:
+                await in_thread(_remove_earlier, launch, number)
             cgroup = new_cgroup(launch, attempt)
             for stream in STREAMS:
                 ours[stream], theirs[stream] = new_pipe()
@@ -561,6 +564,18 @@ class Processes(Executor):
         if self._pump is None:
             self._pump = LogPump(asyncio.get_running_loop(), self._tell)
         return self._pump
+
+
+def _remove_earlier(launch: Launch, number: int) -> None:
+    """Remove what earlier runs left that would be taken for the attempt's. Waits for the disk."""
+    every = {n: launch.of_attempt(n) for n in range(1, launch.earlier + 1)}
+    for attempt, its in (every if number == 1 else {number: launch}).items():
+        for path in its.traces(attempt):
+            try:
+                remove(path)
+            except OSError as error:
+                why = f"what an earlier run left cannot be removed: {one_line(error)}"
+                raise OSError(error.errno, why) from error
 
 
 @contextmanager
