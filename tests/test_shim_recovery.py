@@ -634,6 +634,33 @@ async def test_a_job_can_be_run_and_another_stopped_right_after_the_death_of_the
         assert_code(stopped, -signal.SIGTERM, Status.stopped)
 
 
+@pytest.mark.usefixtures("reaped")
+async def test_a_start_that_a_killed_shim_has_done_is_no_failure_though_no_other_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may lack processes for a while, or the disk be full: that says nothing of it."""
+    refusals = 0
+
+    async def start_shim(folder: Path, linger_s: float) -> str:
+        nonlocal refusals
+        if (tmp_path / "die").exists() or refusals >= 6:
+            return await shim_start.start_shim(folder, linger_s)
+        refusals += 1
+        return "it cannot be started"
+
+    monkeypatch.setenv("ANODEJOBS_DIE_AT", f"shim: a process was spawned@{tmp_path / 'die'}")
+    monkeypatch.setattr(shim, "start_shim", start_shim)
+    monkeypatch.setattr(shim, "_MOST_ATTEMPTS", 2)
+    (tmp_path / "die").touch()
+    async with reopened(tmp_path) as jobs, asyncio.timeout(60):
+        record = await jobs.run(python(HELD), "held", cwd=tmp_path)
+        assert (record.status, refusals) == (Status.running, 6)
+        (tmp_path / "go").touch()
+        record = await jobs.wait("held")
+        assert (await jobs.job_logs("held"))[0] == "held\n"
+    assert (record.attempt, starts(tmp_path)) == (1, 1)
+
+
 @pytest.mark.usefixtures("held_at_once")
 async def test_a_job_that_ends_while_there_is_no_shim_has_its_true_exit_code(
     tmp_path: Path,

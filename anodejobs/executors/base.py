@@ -242,6 +242,7 @@ class Executor(ABC):
         Returns once the program is exec'd. What the system refuses is a StartFailed; Lost: the
         program ran and has ended, and its process could not be got hold of. Where the executor
         outlives its hosts, asking again for the same token starts nothing and answers the same.
+        ExecutorError: nothing can have been started. Where that is not known, this does not return.
         """
 
     def has_ended(self, token: str) -> bool:

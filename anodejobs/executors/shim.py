@@ -147,7 +147,7 @@ class Shim(Executor):
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
             request = start_request("start", number, attempt, launch.parts())
-            event = event_from_json((await self._ask(request, launch.base_env))["event"])
+            event = event_from_json((await self._ask_until_answered(request, launch))["event"])
         except BaseException:
             self._forget(attempt.token)
             raise
@@ -435,6 +435,21 @@ class Shim(Executor):
                 return answer
             await self._drained(link)
 
+    async def _ask_until_answered(self, start: str, launch: Launch) -> Message:
+        """Return how a start went, however long it takes to have a shim that can tell.
+
+        That there is none says nothing: one that has died may have done it, for us or for another
+        application that found it on record.
+        """
+        rest_s = _FIRST_RETRY_S
+        while True:
+            try:
+                return await self._ask(start, launch.base_env)
+            except _NoShim as error:
+                LOG.error("job %s: how its start went is not known yet: %s", launch.job_id, error)
+            await asyncio.sleep(rest_s)
+            rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+
     async def _ask_each(self, request: str) -> list[Message]:
         answers = [await self._ask(request)]
         for link in list(self._draining.values()):
@@ -477,7 +492,7 @@ class Shim(Executor):
                 if word != "ready":
                     await asyncio.sleep(rest_s)
                     rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
-            error = ExecutorError(f"there is no shim for {self._folder}: {problem}")
+            error = _NoShim(f"there is no shim for {self._folder}: {problem}")
             self._failed = asyncio.get_running_loop().time(), error
             raise error
 
@@ -515,7 +530,7 @@ class Shim(Executor):
         except TimeoutError:
             link.abort()
             what = f"the shim of {self._folder} does not answer: is it stopped?"
-            raise ExecutorError(what) from None
+            raise _NoShim(what) from None
         except BaseException:
             link.close()
             raise
@@ -538,6 +553,10 @@ class Shim(Executor):
         if self._link is link:
             self._link = None
             self._draining[f"was {id(link)}"] = link
+
+
+class _NoShim(ExecutorError):
+    """There is none that answers; later there may be one."""
 
 
 @dataclass(slots=True, eq=False)
