@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
+from anodejobs.shim import protocol
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
 from anodejobs.shim.lives import Life
@@ -417,6 +419,32 @@ async def test_a_message_may_be_megabytes_long(jobs: Jobs) -> None:
     arguments = ["x" * 100_000] * 15
     record = await ran(jobs, [*python("import sys; print(len(sys.argv))"), *arguments], "a")
     assert (record.exit_code, (await jobs.job_logs("a"))[0]) == (0, "16\n")
+
+
+@pytest.mark.parametrize("what", ["command", "envs", "environment"])
+async def test_what_is_longer_than_a_message_may_be_is_refused_and_disturbs_nobody(
+    tmp_path: Path, jobs: Jobs, gate: Gate, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Cut off for it, the application would send it again and again."""
+    longest = 150_000  # so that nothing but this is in its way
+    in_shims(monkeypatch, f"import anodejobs.shim.protocol as p; p.LONGEST_BYTES = {longest}")
+    monkeypatch.setattr(protocol, "LONGEST_BYTES", longest)
+    await jobs.run(f"{gate.wait}; exit 3", "a")
+    pid = shim_of(tmp_path)
+    long = dict.fromkeys("ABCD", "x" * 100_000)
+    with monkeypatch.context() as patches:
+        if what == "environment":
+            for name, value in long.items():
+                patches.setenv(name, value)
+        command = ["true", *long.values()] if what == "command" else ["true"]
+        async with asyncio.timeout(LIMIT_S):
+            record = await jobs.run(command, "b", envs=long if what == "envs" else {})
+    assert (record.status, record.error) == (Status.failed_start, os.strerror(errno.E2BIG))
+    assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+    assert shim_of(tmp_path) == pid
+    gate.open()
+    assert (await jobs.wait("a", timeout=LIMIT_S)).evidence == "observed"
+    assert "cut off" not in (tmp_path / "job_db" / "shim" / "log").read_text()
 
 
 async def test_who_does_not_listen_is_not_told_again_and_again(

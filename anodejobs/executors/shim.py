@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anodejobs import faults
@@ -42,6 +43,7 @@ from anodejobs.shim.protocol import (
     VERSION,
     Message,
     Told,
+    TooLong,
     event_from_json,
     request_of,
     start_request,
@@ -148,6 +150,8 @@ class Shim(Executor):
         try:
             request = start_request("start", number, attempt, launch.parts())
             event = event_from_json((await self._ask_until_answered(request, launch))["event"])
+        except TooLong:  # and so for the system, by far
+            event = StartFailed(error=os.strerror(errno.E2BIG))
         except BaseException:
             self._forget(attempt.token)
             raise
@@ -172,8 +176,9 @@ class Shim(Executor):
 
     async def _adopted(self, watched: _Watched) -> Adopted | Lost:
         assert watched.launch is not None and watched.attempt is not None
-        launch, number = watched.launch, watched.number
-        request = start_request("adopt", number, watched.attempt, launch.parts())
+        # Without what a process that runs has no more need of, and may be of any length.
+        launch = replace(watched.launch, argv=(), cwd="/", envs={})
+        request = start_request("adopt", watched.number, watched.attempt, launch.parts())
         event = event_from_json((await self._ask(request))["event"])
         assert isinstance(event, Adopted | Lost)
         return event
