@@ -699,6 +699,36 @@ async def test_a_start_that_is_over_and_on_record_starts_nothing(
     assert (tmp_path / "starts").read_text() == "x\n"
 
 
+async def test_a_start_in_doubt_is_answered_though_it_could_not_be_looked_into_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next shim may have no descriptor left for it."""
+    monkeypatch.setenv("ANODEJOBS_DIE_AT", f"shim: a process was spawned@{tmp_path / 'die'}")
+    in_shims(
+        monkeypatch,
+        """
+        import anodejobs.shim.server as server
+        from anodejobs.errors import ExecutorError
+        server._SWEEP_EVERY_S = 0.01
+        reached, adopt, steps = server.faults.reached, server.Processes.adopt, []
+        def noted(step):
+            steps.append(step)
+            reached(step)
+        async def adopted_later(*args):
+            if "shim: a start was asked for" not in steps:
+                raise ExecutorError("Too many open files")
+            return await adopt(*args)
+        server.faults.reached, server.Processes.adopt = noted, adopted_later
+        """,
+    )
+    (tmp_path / "die").touch()
+    async with opened(tmp_path) as jobs, asyncio.timeout(LIMIT_S):
+        record = await jobs.run("echo x; exec sleep 600", "a")
+        assert record.status is Status.running
+        assert await first_words(jobs, "a") == "x\n"
+        assert "it is tried again" in (tmp_path / "job_db" / "shim" / "log").read_text()
+
+
 class Asker:
     """What a server sees of an application."""
 

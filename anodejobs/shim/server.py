@@ -303,13 +303,20 @@ class Server:
             life.add(client)
             for event in life.events[1:]:
                 client.send_line(life.news(event_to_text(event)))
-        if life.events:
-            outcome = life.events[0]
-            if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
-                outcome = Started(at=outcome.at, attempt=outcome.attempt)
-            self._answer(client, message, outcome)
-        else:
-            life.askers.append((client, message["id"]))
+        life.askers.append((client, message["id"]))
+        self._answer_askers(life)
+
+    def _answer_askers(self, life: Life) -> None:
+        """Tell who waits for it how the start went, once anything is known of it."""
+        if not life.events or not life.askers:
+            return
+        outcome = life.events[0]
+        if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
+            outcome = Started(at=outcome.at, attempt=outcome.attempt)
+        text = event_to_text(outcome)
+        for client, number in life.askers:
+            client.send_line(f'{{"re":{number},"event":{text}}}')
+        life.askers.clear()
 
     def _adopt_for(self, client: Client, message: Message) -> None:
         attempt = Attempt.from_json(message["begin"])
@@ -336,6 +343,7 @@ class Server:
             raise
         life.events.append(event)
         self._journal.note(token, event_to_text(event))
+        self._answer_askers(life)
         if isinstance(event, Adopted):
             life.attempt = event.attempt
             self._tasks.create_task(self._see_through(life))
@@ -429,11 +437,8 @@ class Server:
             finally:
                 self._spawning.discard(token)
         life.events.append(outcome)
-        text = event_to_text(outcome)
-        self._journal.note(token, text)
-        for client, number in life.askers:
-            client.send_line(f'{{"re":{number},"event":{text}}}')
-        life.askers.clear()
+        self._journal.note(token, event_to_text(outcome))
+        self._answer_askers(life)
         if isinstance(outcome, Started):
             life.attempt = outcome.attempt
             await self._see_through(life)
@@ -511,6 +516,7 @@ class Server:
         else:
             self._flush_when_idle()
         life.events.append(event)
+        self._answer_askers(life)
 
     def _expect_records(self) -> None:
         if self._unrecorded and self._clients and self._telling is None:
