@@ -880,6 +880,27 @@ async def test_when_an_older_shim_is_killed_its_jobs_are_taken_over_at_once(
         assert not list((tmp_path / "job_db" / "shim").glob("draining-*"))
 
 
+async def test_what_an_older_shim_has_left_is_taken_over_as_soon_as_there_is_room_for_it(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "job_db" / "shim"
+    old = await older_shim(tmp_path, monkeypatch, f"{gate.wait}; echo out; exec sleep 600")
+    in_shims(monkeypatch, "import anodejobs.shim.server as s; s._SWEEP_EVERY_S = 0.05")
+    async with opened(tmp_path) as jobs:
+        await jobs.run("exec sleep 600", "new")
+        (folder / "journal.new").mkdir()  # so that the journal cannot be made anew
+        await died_of(signal.SIGKILL, old)
+        await seen(lambda: "what other shims have left waits" in (folder / "log").read_text())
+        assert list(folder.glob("draining-*.journal"))
+        (folder / "journal.new").rmdir()
+        await adopted(jobs, "old-0")
+        gate.open()
+        assert await first_words(jobs, "old-0") == "out\n"
+        record = await jobs.stop("old-0")
+        assert record is not None and record.is_done
+        assert not list(folder.glob("draining-*"))
+
+
 async def test_what_an_older_shim_knew_that_was_killed_unheard_is_told_by_the_present_one(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
