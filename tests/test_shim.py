@@ -170,6 +170,22 @@ async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
     assert not supervisors.is_elsewhere("boot:1:2.0:x", folder)
 
 
+async def test_a_shim_is_known_by_the_identity_of_its_folder_and_not_by_the_path(
+    tmp_path: Path, jobs: Jobs
+) -> None:
+    await ran(jobs, "true", "a")
+    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
+    copy.mkdir()
+    (copy / "lock").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    link, gone = tmp_path / "link" / "job_db" / "shim", tmp_path / "gone"
+    for path in (folder, link, gone, copy):
+        assert supervisors.is_shim_of(f"shim:x:{path}", folder, "x")
+        assert not supervisors.is_shim_of(f"shim:y:{path}", folder, "x")
+    assert not supervisors.is_shim_of(f"shim:x:{folder}", copy, "x")  # it is at work there
+    assert not supervisors.is_shim_of("boot:1:2.0:x", folder, "x")
+
+
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
     async with opened(tmp_path) as jobs:
         await ran(jobs, "echo out", "a")

@@ -287,6 +287,36 @@ shim.Shim.stop = stop
         assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
 
 
+async def test_by_another_path_to_the_directory_what_was_cut_short_is_finished_as_well(
+    tmp_path: Path,
+) -> None:
+    body = (
+        started("doomed", HELD)
+        + """
+asyncio.ensure_future(jobs.stop("doomed"))
+asyncio.ensure_future(jobs.run("exit 3", "undone"))
+await jobs.wait("doomed", "stopping")
+await jobs.wait("undone", "starting")
+"""
+    )
+    unheard = """
+start = shim.Shim.start
+async def stop(self, attempt, grace, *, may_hasten=True): await asyncio.Event().wait()
+async def asks(self, launch, attempt, number):
+    if launch.job_id == "undone": await asyncio.Event().wait()
+    return await start(self, launch, attempt, number)
+shim.Shim.stop, shim.Shim.start = stop, asks
+"""
+    (tmp_path / "link").symlink_to(tmp_path)
+    killed_host(tmp_path, body, unheard)
+    async with reopened(tmp_path / "link") as jobs:
+        record = await jobs.wait("undone", timeout=60)
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 3, 1)
+        record = await jobs.wait("doomed", timeout=60)
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
+        assert record.evidence == "observed"
+
+
 async def test_a_timeout_is_enforced_without_an_application(tmp_path: Path) -> None:
     killed_host(tmp_path, started("late", HELD, ", timeout=0.8"))
     await end_of_shim(tmp_path)

@@ -214,6 +214,10 @@ class Executor(ABC):
     async def open(self, host: Host) -> None:
         """Get ready to work for the application. Nothing is started before it is needed."""
 
+    def is_mine(self, supervisor: str) -> bool:
+        """Return whether it is this supervisor, by whatever name."""
+        return supervisor == self.supervisor
+
     @abstractmethod
     def is_alive(self, supervisor: str) -> bool:
         """Return whether a supervisor, this or another, still looks after its attempts."""

@@ -120,10 +120,16 @@ class Shim(Executor):
 
     async def open(self, host: Host) -> None:
         self._host = host
-        identity = await in_thread(_identity, self._folder)
-        self.supervisor = supervisors.shim_supervisor(self._folder, identity)
+        self._identity = await in_thread(_identity, self._folder)
+        self.supervisor = supervisors.shim_supervisor(self._folder, self._identity)
         with contextlib.suppress(OSError):
             await self._connect()
+
+    def is_mine(self, supervisor: str) -> bool:
+        """As the contract says: another path may lead to the folder, and be in its name."""
+        return super().is_mine(supervisor) or supervisors.is_shim_of(
+            supervisor, self._folder, self._identity
+        )
 
     def is_alive(self, supervisor: str) -> bool:
         return supervisor == self.supervisor or supervisors.is_alive(supervisor)
