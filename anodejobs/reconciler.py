@@ -77,12 +77,13 @@ class Reconciler:
             for job in await self._jobdb.under_way(self._host)
             if not self._watcher.has(job.attempt.token)
         ]
-        mine = self._executor.supervisor
-        is_needed = any(job.attempt.supervisor == mine for job in unfinished)
-        held = await self._executor.held() if is_needed else set()
+        # Of thousands the same: each is asked for once.
+        supervisors = {job.attempt.supervisor for job in unfinished}
+        mine = {name for name in supervisors if self._executor.is_mine(name)}
+        held = await self._executor.held() if mine else set()
         async with anyio.create_task_group() as works:
             for job in unfinished:
-                is_mine = job.attempt.supervisor == mine
+                is_mine = job.attempt.supervisor in mine
                 if is_mine and job.status is Status.starting:
                     works.start_soon(self._start_again, job, job.attempt.token in held)
                 elif job.attempt.token in held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
+from anodejobs.shim import protocol
 from anodejobs.shim import server as servers
 from anodejobs.shim.journal import load
 from anodejobs.shim.lives import Life
@@ -166,6 +168,22 @@ async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
     assert not supervisors.is_elsewhere(f"shim:x:{copy}", folder)  # nobody is there
     assert not supervisors.is_elsewhere("shim:", folder)
     assert not supervisors.is_elsewhere("boot:1:2.0:x", folder)
+
+
+async def test_a_shim_is_known_by_the_identity_of_its_folder_and_not_by_the_path(
+    tmp_path: Path, jobs: Jobs
+) -> None:
+    await ran(jobs, "true", "a")
+    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
+    copy.mkdir()
+    (copy / "lock").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    link, gone = tmp_path / "link" / "job_db" / "shim", tmp_path / "gone"
+    for path in (folder, link, gone, copy):
+        assert supervisors.is_shim_of(f"shim:x:{path}", folder, "x")
+        assert not supervisors.is_shim_of(f"shim:y:{path}", folder, "x")
+    assert not supervisors.is_shim_of(f"shim:x:{folder}", copy, "x")  # it is at work there
+    assert not supervisors.is_shim_of("boot:1:2.0:x", folder, "x")
 
 
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
@@ -417,6 +435,32 @@ async def test_a_message_may_be_megabytes_long(jobs: Jobs) -> None:
     arguments = ["x" * 100_000] * 15
     record = await ran(jobs, [*python("import sys; print(len(sys.argv))"), *arguments], "a")
     assert (record.exit_code, (await jobs.job_logs("a"))[0]) == (0, "16\n")
+
+
+@pytest.mark.parametrize("what", ["command", "envs", "environment"])
+async def test_what_is_longer_than_a_message_may_be_is_refused_and_disturbs_nobody(
+    tmp_path: Path, jobs: Jobs, gate: Gate, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Cut off for it, the application would send it again and again."""
+    longest = 150_000  # so that nothing but this is in its way
+    in_shims(monkeypatch, f"import anodejobs.shim.protocol as p; p.LONGEST_BYTES = {longest}")
+    monkeypatch.setattr(protocol, "LONGEST_BYTES", longest)
+    await jobs.run(f"{gate.wait}; exit 3", "a")
+    pid = shim_of(tmp_path)
+    long = dict.fromkeys("ABCD", "x" * 100_000)
+    with monkeypatch.context() as patches:
+        if what == "environment":
+            for name, value in long.items():
+                patches.setenv(name, value)
+        command = ["true", *long.values()] if what == "command" else ["true"]
+        async with asyncio.timeout(LIMIT_S):
+            record = await jobs.run(command, "b", envs=long if what == "envs" else {})
+    assert (record.status, record.error) == (Status.failed_start, os.strerror(errno.E2BIG))
+    assert (await ran(jobs, "exit 4", "b")).exit_code == 4
+    assert shim_of(tmp_path) == pid
+    gate.open()
+    assert (await jobs.wait("a", timeout=LIMIT_S)).evidence == "observed"
+    assert "cut off" not in (tmp_path / "job_db" / "shim" / "log").read_text()
 
 
 async def test_who_does_not_listen_is_not_told_again_and_again(
@@ -671,6 +715,36 @@ async def test_a_start_that_is_over_and_on_record_starts_nothing(
     assert (tmp_path / "starts").read_text() == "x\n"
 
 
+async def test_a_start_in_doubt_is_answered_though_it_could_not_be_looked_into_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next shim may have no descriptor left for it."""
+    monkeypatch.setenv("ANODEJOBS_DIE_AT", f"shim: a process was spawned@{tmp_path / 'die'}")
+    in_shims(
+        monkeypatch,
+        """
+        import anodejobs.shim.server as server
+        from anodejobs.errors import ExecutorError
+        server._SWEEP_EVERY_S = 0.01
+        reached, adopt, steps = server.faults.reached, server.Processes.adopt, []
+        def noted(step):
+            steps.append(step)
+            reached(step)
+        async def adopted_later(*args):
+            if "shim: a start was asked for" not in steps:
+                raise ExecutorError("Too many open files")
+            return await adopt(*args)
+        server.faults.reached, server.Processes.adopt = noted, adopted_later
+        """,
+    )
+    (tmp_path / "die").touch()
+    async with opened(tmp_path) as jobs, asyncio.timeout(LIMIT_S):
+        record = await jobs.run("echo x; exec sleep 600", "a")
+        assert record.status is Status.running
+        assert await first_words(jobs, "a") == "x\n"
+        assert "it is tried again" in (tmp_path / "job_db" / "shim" / "log").read_text()
+
+
 class Asker:
     """What a server sees of an application."""
 
@@ -820,6 +894,27 @@ async def test_when_an_older_shim_is_killed_its_jobs_are_taken_over_at_once(
         record = await jobs.stop("old-0")
         assert record is not None and record.is_done
         assert not list((tmp_path / "job_db" / "shim").glob("draining-*"))
+
+
+async def test_what_an_older_shim_has_left_is_taken_over_as_soon_as_there_is_room_for_it(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "job_db" / "shim"
+    old = await older_shim(tmp_path, monkeypatch, f"{gate.wait}; echo out; exec sleep 600")
+    in_shims(monkeypatch, "import anodejobs.shim.server as s; s._SWEEP_EVERY_S = 0.05")
+    async with opened(tmp_path) as jobs:
+        await jobs.run("exec sleep 600", "new")
+        (folder / "journal.new").mkdir()  # so that the journal cannot be made anew
+        await died_of(signal.SIGKILL, old)
+        await seen(lambda: "what other shims have left waits" in (folder / "log").read_text())
+        assert list(folder.glob("draining-*.journal"))
+        (folder / "journal.new").rmdir()
+        await adopted(jobs, "old-0")
+        gate.open()
+        assert await first_words(jobs, "old-0") == "out\n"
+        record = await jobs.stop("old-0")
+        assert record is not None and record.is_done
+        assert not list(folder.glob("draining-*"))
 
 
 async def test_what_an_older_shim_knew_that_was_killed_unheard_is_told_by_the_present_one(

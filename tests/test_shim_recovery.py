@@ -287,6 +287,36 @@ shim.Shim.stop = stop
         assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
 
 
+async def test_by_another_path_to_the_directory_what_was_cut_short_is_finished_as_well(
+    tmp_path: Path,
+) -> None:
+    body = (
+        started("doomed", HELD)
+        + """
+asyncio.ensure_future(jobs.stop("doomed"))
+asyncio.ensure_future(jobs.run("exit 3", "undone"))
+await jobs.wait("doomed", "stopping")
+await jobs.wait("undone", "starting")
+"""
+    )
+    unheard = """
+start = shim.Shim.start
+async def stop(self, attempt, grace, *, may_hasten=True): await asyncio.Event().wait()
+async def asks(self, launch, attempt, number):
+    if launch.job_id == "undone": await asyncio.Event().wait()
+    return await start(self, launch, attempt, number)
+shim.Shim.stop, shim.Shim.start = stop, asks
+"""
+    (tmp_path / "link").symlink_to(tmp_path)
+    killed_host(tmp_path, body, unheard)
+    async with reopened(tmp_path / "link") as jobs:
+        record = await jobs.wait("undone", timeout=60)
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 3, 1)
+        record = await jobs.wait("doomed", timeout=60)
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
+        assert record.evidence == "observed"
+
+
 async def test_a_timeout_is_enforced_without_an_application(tmp_path: Path) -> None:
     killed_host(tmp_path, started("late", HELD, ", timeout=0.8"))
     await end_of_shim(tmp_path)
@@ -632,6 +662,33 @@ async def test_a_job_can_be_run_and_another_stopped_right_after_the_death_of_the
         assert (record.exit_code, record.evidence) == (3, "observed")
         assert stopped is not None
         assert_code(stopped, -signal.SIGTERM, Status.stopped)
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_start_that_a_killed_shim_has_done_is_no_failure_though_no_other_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine may lack processes for a while, or the disk be full: that says nothing of it."""
+    refusals = 0
+
+    async def start_shim(folder: Path, linger_s: float) -> str:
+        nonlocal refusals
+        if (tmp_path / "die").exists() or refusals >= 6:
+            return await shim_start.start_shim(folder, linger_s)
+        refusals += 1
+        return "it cannot be started"
+
+    monkeypatch.setenv("ANODEJOBS_DIE_AT", f"shim: a process was spawned@{tmp_path / 'die'}")
+    monkeypatch.setattr(shim, "start_shim", start_shim)
+    monkeypatch.setattr(shim, "_MOST_ATTEMPTS", 2)
+    (tmp_path / "die").touch()
+    async with reopened(tmp_path) as jobs, asyncio.timeout(60):
+        record = await jobs.run(python(HELD), "held", cwd=tmp_path)
+        assert (record.status, refusals) == (Status.running, 6)
+        (tmp_path / "go").touch()
+        record = await jobs.wait("held")
+        assert (await jobs.job_logs("held"))[0] == "held\n"
+    assert (record.attempt, starts(tmp_path)) == (1, 1)
 
 
 @pytest.mark.usefixtures("held_at_once")

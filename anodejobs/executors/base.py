@@ -230,6 +230,10 @@ class Executor(ABC):
     async def open(self, host: Host) -> None:
         """Get ready to work for the application. Nothing is started before it is needed."""
 
+    def is_mine(self, supervisor: str) -> bool:
+        """Return whether it is this supervisor, by whatever name."""
+        return supervisor == self.supervisor
+
     @abstractmethod
     def is_alive(self, supervisor: str) -> bool:
         """Return whether a supervisor, this or another, still looks after its attempts."""
@@ -258,6 +262,7 @@ class Executor(ABC):
         Returns once the program is exec'd. What the system refuses is a StartFailed; Lost: the
         program ran and has ended, and its process could not be got hold of. Where the executor
         outlives its hosts, asking again for the same token starts nothing and answers the same.
+        ExecutorError: nothing can have been started. Where that is not known, this does not return.
         Right before there is a process, what earlier runs left that would be taken for this one's
         is removed: nobody else knows when that is, and that it is done once.
         """

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anodejobs import faults
@@ -42,6 +43,7 @@ from anodejobs.shim.protocol import (
     VERSION,
     Message,
     Told,
+    TooLong,
     event_from_json,
     request_of,
     start_request,
@@ -118,10 +120,16 @@ class Shim(Executor):
 
     async def open(self, host: Host) -> None:
         self._host = host
-        identity = await in_thread(_identity, self._folder)
-        self.supervisor = supervisors.shim_supervisor(self._folder, identity)
+        self._identity = await in_thread(_identity, self._folder)
+        self.supervisor = supervisors.shim_supervisor(self._folder, self._identity)
         with contextlib.suppress(OSError):
             await self._connect()
+
+    def is_mine(self, supervisor: str) -> bool:
+        """As the contract says: another path may lead to the folder, and be in its name."""
+        return super().is_mine(supervisor) or supervisors.is_shim_of(
+            supervisor, self._folder, self._identity
+        )
 
     def is_alive(self, supervisor: str) -> bool:
         return supervisor == self.supervisor or supervisors.is_alive(supervisor)
@@ -147,7 +155,9 @@ class Shim(Executor):
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
             request = start_request("start", number, attempt, launch.parts())
-            event = event_from_json((await self._ask(request, launch.base_env))["event"])
+            event = event_from_json((await self._ask_until_answered(request, launch))["event"])
+        except TooLong:  # and so for the system, by far
+            event = StartFailed(error=os.strerror(errno.E2BIG))
         except BaseException:
             self._forget(attempt.token)
             raise
@@ -172,8 +182,9 @@ class Shim(Executor):
 
     async def _adopted(self, watched: _Watched) -> Adopted | Lost:
         assert watched.launch is not None and watched.attempt is not None
-        launch, number = watched.launch, watched.number
-        request = start_request("adopt", number, watched.attempt, launch.parts())
+        # Without what a process that runs has no more need of, and may be of any length.
+        launch = replace(watched.launch, argv=(), cwd="/", envs={})
+        request = start_request("adopt", watched.number, watched.attempt, launch.parts())
         event = event_from_json((await self._ask(request))["event"])
         assert isinstance(event, Adopted | Lost)
         return event
@@ -435,6 +446,21 @@ class Shim(Executor):
                 return answer
             await self._drained(link)
 
+    async def _ask_until_answered(self, start: str, launch: Launch) -> Message:
+        """Return how a start went, however long it takes to have a shim that can tell.
+
+        That there is none says nothing: one that has died may have done it, for us or for another
+        application that found it on record.
+        """
+        rest_s = _FIRST_RETRY_S
+        while True:
+            try:
+                return await self._ask(start, launch.base_env)
+            except _NoShim as error:
+                LOG.error("job %s: how its start went is not known yet: %s", launch.job_id, error)
+            await asyncio.sleep(rest_s)
+            rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+
     async def _ask_each(self, request: str) -> list[Message]:
         answers = [await self._ask(request)]
         for link in list(self._draining.values()):
@@ -477,7 +503,7 @@ class Shim(Executor):
                 if word != "ready":
                     await asyncio.sleep(rest_s)
                     rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
-            error = ExecutorError(f"there is no shim for {self._folder}: {problem}")
+            error = _NoShim(f"there is no shim for {self._folder}: {problem}")
             self._failed = asyncio.get_running_loop().time(), error
             raise error
 
@@ -515,7 +541,7 @@ class Shim(Executor):
         except TimeoutError:
             link.abort()
             what = f"the shim of {self._folder} does not answer: is it stopped?"
-            raise ExecutorError(what) from None
+            raise _NoShim(what) from None
         except BaseException:
             link.close()
             raise
@@ -538,6 +564,10 @@ class Shim(Executor):
         if self._link is link:
             self._link = None
             self._draining[f"was {id(link)}"] = link
+
+
+class _NoShim(ExecutorError):
+    """There is none that answers; later there may be one."""
 
 
 @dataclass(slots=True, eq=False)

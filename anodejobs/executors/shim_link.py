@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from anodejobs.errors import ExecutorError
-from anodejobs.shim.protocol import Lines, Message, decoded, encoded
+from anodejobs.shim.protocol import Lines, Message, check_length, decoded, encoded
 
 _LONGEST_SOCKET_PATH = 100
 """In bytes; the system takes a few more."""
@@ -76,11 +76,12 @@ class Link(asyncio.Protocol):
         self._on_lost(self)
 
     def send(self, message: Message) -> None:
-        """Send the message with all others of this turn of the loop."""
+        """Send the message with all others of this turn of the loop. Raises TooLong."""
         self.send_line(encoded(message))
 
     def send_line(self, line: bytes) -> None:
-        """Send a message that is encoded already."""
+        """Send a message that is encoded already. Raises TooLong."""
+        check_length(line)
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(line)
@@ -93,16 +94,16 @@ class Link(asyncio.Protocol):
     async def ask(self, request: str) -> Message:
         """Return the answer to a request, which has no closing brace and no id yet.
 
-        Raises ConnectionError where the shim has gone, before or since, and ExecutorError where it
-        has failed to do what it was asked for.
+        Raises ConnectionError where the shim has gone, before or since, ExecutorError where it has
+        failed to do what it was asked for, and TooLong.
         """
         if self.is_lost:
             raise ConnectionResetError("the shim has gone")
         self._number += 1
         number = self._number
         reply = self._replies[number] = self._loop.create_future()
-        self.send_line(f'{request},"id":{number}}}\n'.encode("ascii"))
         try:
+            self.send_line(f'{request},"id":{number}}}\n'.encode("ascii"))
             answer: Message = await reply
         finally:
             self._replies.pop(number, None)

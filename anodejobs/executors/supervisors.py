@@ -79,6 +79,15 @@ def is_elsewhere(supervisor: str, folder: Path) -> bool:
     return False
 
 
+def is_shim_of(supervisor: str, folder: Path, identity: str) -> bool:
+    """Return whether it is the shim of the folder, which has this identity.
+
+    The identity tells, not the path: others may lead to the folder, and it may have been moved. A
+    copy has the same one; then it is that of the shim that is at work.
+    """
+    return supervisor.startswith(f"{_SHIM}{identity}:") and not is_elsewhere(supervisor, folder)
+
+
 async def outlive(supervisor: str) -> None:
     """Return when the supervisor has gone; for a shim never: another one takes its place."""
     if supervisor.startswith(_SHIM):

@@ -61,7 +61,7 @@ REQUESTS: Final[dict[str, dict[str, type | tuple[type, ...]]]] = {
 
 
 class TooLong(ValueError):
-    """The other side sends something that is no message."""
+    """Something is to be sent, or arrives, that is no message."""
 
 
 def event_to_text(event: Event) -> str:
@@ -158,6 +158,12 @@ def check_begin(message: Message) -> None:
         and (most is None or most > 0)
     ):
         raise ValueError("no attempt begins so")
+
+
+def check_length(line: bytes) -> None:
+    """Raise TooLong for what the other side would cut us off for, as often as it is sent."""
+    if len(line) > LONGEST_BYTES:
+        raise TooLong(f"more than {LONGEST_BYTES} bytes")
 
 
 def encoded(message: Message) -> bytes:

@@ -148,6 +148,14 @@ class Server:
                 for file in files_of(journal):
                     file.unlink(missing_ok=True)
 
+    async def _take_over_if_possible(self) -> None:
+        """As ``_take_over``; what cannot be taken on now is later."""
+        if not self._is_draining:
+            try:
+                await self._take_over()
+            except Exception:
+                LOG.exception("what other shims have left waits")
+
     def _is_known(self, token: str) -> bool:
         return token in self._lives or token in self._tombs or token in self._older_tombs
 
@@ -164,8 +172,14 @@ class Server:
             for entry in entries
             if not (entry.events and isinstance(entry.events[-1], StartFailed))
         ]
-        self._lives.update((life.attempt.token, life) for life in lives)
-        self._journal.open()
+        found = {life.attempt.token: life for life in lives}
+        self._lives |= found
+        try:
+            self._journal.open()
+        except OSError:  # the disk is full, say; whoever has left them keeps them until later
+            for token in found:
+                del self._lives[token]
+            raise
         for life in lives:
             if life.has_ended:
                 self._tasks.create_task(self._clean_up_after(life))
@@ -216,6 +230,8 @@ class Server:
             except OSError:  # there are no more descriptors, say
                 LOG.exception("no look for orphans")
             await self._adopt_those_put_off()
+            await self._take_over_if_possible()
+            self._find_owners()
             await self._listen_again()
             if self._loop.time() >= next_forgetting:
                 next_forgetting = self._loop.time() + _FORGET_EVERY_S
@@ -250,11 +266,7 @@ class Server:
         self._tasks.create_task(self._greet(client, message["id"], set(message["mine"])))
 
     async def _greet(self, client: Client, number: int, mine: set[str]) -> None:
-        if not self._is_draining:
-            try:
-                await self._take_over()
-            except Exception:
-                LOG.exception("what other shims have left waits")
+        await self._take_over_if_possible()
         client.send({"re": number, "version": VERSION, "pid": os.getpid()})
         if client not in self._clients:
             return  # it has gone meanwhile
@@ -262,6 +274,14 @@ class Server:
         for token, life in self._lives.items():
             if token in mine or life.owner is None:
                 self._give(life, client)
+
+    def _find_owners(self) -> None:
+        """Give the application that came last what belongs to none."""
+        heir = next(reversed(self._clients), None)
+        if heir is not None:
+            for life in self._lives.values():
+                if life.owner is None:
+                    self._give(life, heir)
 
     def _give(self, life: Life, client: Client) -> None:
         """Make the attempt the application's, and tell it all that it cannot know."""
@@ -303,13 +323,20 @@ class Server:
             life.add(client)
             for event in life.events[1:]:
                 client.send_line(life.news(event_to_text(event)))
-        if life.events:
-            outcome = life.events[0]
-            if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
-                outcome = Started(at=outcome.at, attempt=outcome.attempt)
-            self._answer(client, message, outcome)
-        else:
-            life.askers.append((client, message["id"]))
+        life.askers.append((client, message["id"]))
+        self._answer_askers(life)
+
+    def _answer_askers(self, life: Life) -> None:
+        """Tell who waits for it how the start went, once anything is known of it."""
+        if not life.events or not life.askers:
+            return
+        outcome = life.events[0]
+        if isinstance(outcome, Adopted):  # by a shim that was not there to see it started
+            outcome = Started(at=outcome.at, attempt=outcome.attempt)
+        text = event_to_text(outcome)
+        for client, number in life.askers:
+            client.send_line(f'{{"re":{number},"event":{text}}}')
+        life.askers.clear()
 
     def _adopt_for(self, client: Client, message: Message) -> None:
         attempt = Attempt.from_json(message["begin"])
@@ -336,6 +363,7 @@ class Server:
             raise
         life.events.append(event)
         self._journal.note(token, event_to_text(event))
+        self._answer_askers(life)
         if isinstance(event, Adopted):
             life.attempt = event.attempt
             self._tasks.create_task(self._see_through(life))
@@ -429,11 +457,8 @@ class Server:
             finally:
                 self._spawning.discard(token)
         life.events.append(outcome)
-        text = event_to_text(outcome)
-        self._journal.note(token, text)
-        for client, number in life.askers:
-            client.send_line(f'{{"re":{number},"event":{text}}}')
-        life.askers.clear()
+        self._journal.note(token, event_to_text(outcome))
+        self._answer_askers(life)
         if isinstance(outcome, Started):
             life.attempt = outcome.attempt
             await self._see_through(life)
@@ -511,6 +536,7 @@ class Server:
         else:
             self._flush_when_idle()
         life.events.append(event)
+        self._answer_askers(life)
 
     def _expect_records(self) -> None:
         if self._unrecorded and self._clients and self._telling is None:
