@@ -65,6 +65,8 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
         *_import_paths(),
     ]
     try:
+        env = dict(os.environ)
+        env.pop("ANODEJOBS_TOKEN", None)  # of the job that we may be: the shim is no part of it
         # The shell is gone at once, and with it whatever ties the shim to us.
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
@@ -72,6 +74,7 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=env,
             pass_fds=(tell,),
             start_new_session=True,
             check=False,
