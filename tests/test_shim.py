@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
-from anodejobs import ExecutorError, JobRecord, Jobs, Status
+import anodejobs
+from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
@@ -1049,6 +1050,20 @@ async def test_where_no_shim_can_be_started_a_job_cannot_and_its_error_says_why(
         assert list(await jobs.list_status()) == ["before", "a"]
         assert await jobs.job_logs("before") == ("out\n", "")
         assert (await jobs.wait("a")) == record
+
+
+async def test_what_is_installed_beside_us_does_not_take_the_place_of_the_standard_library(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backport of a module, for example, that an older Python had need of."""
+    beside = tmp_path / "site-packages"
+    beside.mkdir()
+    (beside / "anodejobs").symlink_to(os.path.dirname(anodejobs.__file__))
+    for name in ("asyncio", "dataclasses", "enum", "pathlib", "typing"):
+        (beside / f"{name}.py").write_text("raise ImportError('not for this Python')")
+    monkeypatch.setattr(anodejobs, "__file__", str(beside / "anodejobs" / "__init__.py"))
+    assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+    assert doctor.check_interpreter(shim_start.interpreter(), doctor._run).level == "ok"
 
 
 async def test_what_keeps_a_shim_from_starting_is_in_the_error(
