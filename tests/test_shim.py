@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -1127,6 +1128,21 @@ async def test_jobs_that_run_when_the_disk_is_full_end_as_ever(
         assert (await jobs.wait("a", timeout=LIMIT_S)).exit_code == 3
     await ran(jobs, "true", "b")
     await seen(lambda: load(tmp_path / "job_db" / "shim" / "journal") == [])
+
+
+async def test_limits_are_set_though_the_release_is_removed_that_has_started_the_shim(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(monkeypatch, "import anodejobs.executors.limits as l; l._tool = lambda name: None")
+    release = tmp_path / "release"
+    shutil.copytree(os.path.dirname(anodejobs.__file__), release / "anodejobs")
+    (release / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(anodejobs, "__file__", str(release / "anodejobs" / "__init__.py"))
+    monkeypatch.setattr(shim_start, "interpreter", lambda: str(release / "python"))
+    await ran(jobs, "true", "before")
+    shutil.rmtree(release)
+    record = await ran(jobs, "ulimit -n", "a", limits={"open_files": 64})
+    assert (record.exit_code, await jobs.job_logs("a")) == (0, ("64\n", ""))
 
 
 # Leaving.

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from anodejobs.executors import tree
+from anodejobs.executors.limits import helper
 from anodejobs.executors.marks import Marking, drop_mark
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import PYTHON_IGNORES, is_possible
@@ -55,6 +56,8 @@ def main() -> None:
         _tell(tell, f"the shim cannot start: {error}")
         raise
     _tell(tell, "ready")
+    with contextlib.suppress(OSError):  # the job that needs it is told
+        helper()
     _tune()
     exit_code = 0
     try:
