@@ -29,13 +29,12 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Literal, ParamSpec
 
-import anodejobs
 from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.descriptors import left_for_jobs
 from anodejobs.executors.pidfds import exit_code
 from anodejobs.executors.shim_link import connected
-from anodejobs.executors.shim_start import interpreter
+from anodejobs.executors.shim_start import command_of, interpreter
 from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
@@ -533,10 +532,9 @@ def check_shell(shell: str, run: Run) -> Verdict:
 @_check("interpreter")
 def check_interpreter(python: str, run: Run) -> Verdict:
     """Whether the Python that a shim is started with can be one."""
-    code = "import sys; sys.path[:0] = sys.argv[1:]; import anodejobs.shim.main"
+    code = "import sys; sys.dont_write_bytecode = True; import anodejobs.shim.main"
     code += "" if tree.IS_LINUX else ", psutil"
-    home = os.path.dirname(os.path.dirname(anodejobs.__file__))
-    went_well, said = run([python, "-I", "-S", "-B", "-c", code, home])
+    went_well, said = run(command_of(code, python))
     if went_well:
         return "ok", f"{python!r} can be a shim", ""
     remedy = "run the application with a python that starts with -I -S, or use executor='inline'"

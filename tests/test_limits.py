@@ -469,4 +469,4 @@ def test_limits_can_be_handed_in_as_they_are_or_as_a_mapping():
 
 def test_our_own_program_starts_where_only_the_interpreter_is(monkeypatch):
     monkeypatch.setattr(limits_module, "_tool", lambda name: None)
-    assert limited(["true"], ALL)[:3] == [sys.executable, "-I", "-S"]
+    assert limited(["true"], ALL)[:3] == [os.path.realpath(sys.executable), "-I", "-S"]

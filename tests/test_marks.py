@@ -453,17 +453,28 @@ async def test_a_job_may_run_jobs_of_its_own(jobs: Jobs, tmp_path: Path) -> None
     assert (record.exit_code, stdout, stderr) == (0, "5\nstopped\n", "")
 
 
-@pytest.mark.parametrize("inner", ["inline", "shim"])
-async def test_the_jobs_of_a_job_are_ended_with_it(
-    jobs: Jobs, pids: Pids, tmp_path: Path, inner: str
+async def test_the_children_of_a_job_are_ended_with_it_though_they_are_jobs(
+    jobs: Jobs, pids: Pids
 ) -> None:
-    job = python(PRELUDE + dedent(ESCAPES["an empty environment"][1]) + "\nhere()")
-    body = f"await jobs.run({[*job, 'inner']!r}, 'inner'); await asyncio.Event().wait()"
-    code = NESTED.format(executor=inner, body=body)
-    await jobs.run([sys.executable, "-c", code], "outer", cwd=tmp_path)
+    await run_nested(jobs, "inline", dedent(ESCAPES["an empty environment"][1]) + "\nhere()")
     await pids.told(inner=2)
     await stop(jobs, "outer")
     assert living(pids.of("inner")) == set()
+
+
+async def test_a_shim_that_a_job_has_started_goes_on_without_it_and_so_do_all_jobs_of_the_shim(
+    jobs: Jobs, pids: Pids, tmp_path: Path
+) -> None:
+    await run_nested(jobs, "shim", "here()")
+    await pids.told(inner=1)
+    async with Jobs(tmp_path / "inner_db", stop_grace=0.2, on_close="stop") as others:
+        await run(others, "other", "here()")
+        await pids.told(inner=1, other=1)
+        assert (await jobs.usage("outer")).processes == 1
+        await stop(jobs, "outer")
+        for job_id in ("inner", "other"):
+            assert living(pids.of(job_id)) == pids.of(job_id)
+            await stop(others, job_id)
 
 
 # What the tests above are written with.
@@ -510,6 +521,14 @@ async def pids(tmp_path: Path) -> AsyncIterator[Pids]:
 async def run(jobs: Jobs, job_id: str, code: str) -> None:
     """Start a job whose processes tell their pids, by ``here()``, and stay."""
     await jobs.run([*python(PRELUDE + code), job_id], job_id, cwd=jobs.db_path.parent)
+
+
+async def run_nested(jobs: Jobs, executor: str, code: str) -> None:
+    """Start the job ``outer``, which starts the job ``inner`` as ``run`` would, and stays."""
+    job = [*python(PRELUDE + code), "inner"]
+    body = f"await jobs.run({job!r}, 'inner'); await asyncio.Event().wait()"
+    program = NESTED.format(executor=executor, body=body)
+    await jobs.run([sys.executable, "-c", program], "outer", cwd=jobs.db_path.parent)
 
 
 async def stop(jobs: Jobs, job_id: str) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -21,7 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
-from anodejobs import ExecutorError, JobRecord, Jobs, Status
+import anodejobs
+from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
@@ -1146,6 +1148,20 @@ async def test_where_no_shim_can_be_started_a_job_cannot_and_its_error_says_why(
         assert (await jobs.wait("a")) == record
 
 
+async def test_what_is_installed_beside_us_does_not_take_the_place_of_the_standard_library(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backport of a module, for example, that an older Python had need of."""
+    beside = tmp_path / "site-packages"
+    beside.mkdir()
+    (beside / "anodejobs").symlink_to(os.path.dirname(anodejobs.__file__))
+    for name in ("asyncio", "dataclasses", "enum", "pathlib", "typing"):
+        (beside / f"{name}.py").write_text("raise ImportError('not for this Python')")
+    monkeypatch.setattr(anodejobs, "__file__", str(beside / "anodejobs" / "__init__.py"))
+    assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+    assert doctor.check_interpreter(shim_start.interpreter(), doctor._run).level == "ok"
+
+
 async def test_what_keeps_a_shim_from_starting_is_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1207,6 +1223,21 @@ async def test_jobs_that_run_when_the_disk_is_full_end_as_ever(
         assert (await jobs.wait("a", timeout=LIMIT_S)).exit_code == 3
     await ran(jobs, "true", "b")
     await seen(lambda: load(tmp_path / "job_db" / "shim" / "journal") == [])
+
+
+async def test_limits_are_set_though_the_release_is_removed_that_has_started_the_shim(
+    tmp_path: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(monkeypatch, "import anodejobs.executors.limits as l; l._tool = lambda name: None")
+    release = tmp_path / "release"
+    shutil.copytree(os.path.dirname(anodejobs.__file__), release / "anodejobs")
+    (release / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(anodejobs, "__file__", str(release / "anodejobs" / "__init__.py"))
+    monkeypatch.setattr(shim_start, "interpreter", lambda: str(release / "python"))
+    await ran(jobs, "true", "before")
+    shutil.rmtree(release)
+    record = await ran(jobs, "ulimit -n", "a", limits={"open_files": 64})
+    assert (record.exit_code, await jobs.job_logs("a")) == (0, ("64\n", ""))
 
 
 # Leaving.

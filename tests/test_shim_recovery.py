@@ -48,6 +48,27 @@ shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.replace(
 
 GRACE_S = 0.4
 BRIEF_GRACE = SHIM_WITH.format("HOST_GRACE_S", GRACE_S)
+LATE_STARTS = """
+import os
+shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.replace(";main()", '''
+import asyncio
+from anodejobs.shim.server import Server
+start, abandon, is_abandoned = Server._live, Server._abandon, asyncio.Event()
+
+async def late(server, life):
+    open("asked", "w").close()
+    await is_abandoned.wait()
+    await start(server, life)
+
+def abandoned(server):
+    abandon(server)
+    is_abandoned.set()
+
+Server._live, Server._abandon = late, abandoned
+main()''')
+"""
+"""Has the shim that an application starts begin nothing before its application has gone, and that
+for so long that jobs are stopped for it."""
 SLOW = f"sleep {2 * GRACE_S}; exit 7"
 """Outlives the time that is given to jobs whose application has gone, if that is brief."""
 
@@ -1099,6 +1120,37 @@ async def test_without_an_application_jobs_are_stopped_that_are_not_to_outlive_i
         assert (stopped.finished_at - stopped.started_at).total_seconds() >= GRACE_S
         left = await jobs.wait("leave", timeout=60)
         assert (left.status, left.exit_code) == (Status.failed, 7)
+
+
+async def test_a_shim_that_no_application_has_come_to_stops_the_jobs_it_has_taken_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who had it started was killed before it could connect."""
+    body = "await jobs.run('sleep 60', 'job', on_host_death='stop')"
+    killed_with_its_shim(tmp_path, body + noted_pid("job"))
+    brief = f";import anodejobs.shim.server as s;s.HOST_GRACE_S={GRACE_S};main()"
+    monkeypatch.setattr(shim_start, "_BOOTSTRAP", shim_start._BOOTSTRAP.replace(";main()", brief))
+    assert await shim_start.start_shim(tmp_path / "job_db/shim", shim.LINGER_S) == "ready"
+    await end_of_job(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        stopped = await jobs.wait("job", timeout=60)
+        assert stopped.status is Status.stopped
+        assert "no application was left" in await whys(jobs, "job")
+
+
+async def test_a_job_that_starts_when_its_application_has_been_gone_for_too_long_is_stopped(
+    tmp_path: Path,
+) -> None:
+    body = """
+    asyncio.ensure_future(jobs.run("exec sleep 60", "job", on_host_death="stop"))
+    while not os.path.exists("job_db/shim/asked"): await asyncio.sleep(0.01)
+    """
+    killed_host(tmp_path, body, BRIEF_GRACE + LATE_STARTS)
+    await end_of_shim(tmp_path)
+    async with reopened(tmp_path) as jobs:
+        stopped = await jobs.wait("job", timeout=60)
+        assert (stopped.status, stopped.exit_code) == (Status.stopped, -signal.SIGTERM)
+        assert "no application was left" in await whys(jobs, "job")
 
 
 async def test_while_another_application_is_there_no_job_is_stopped(tmp_path: Path) -> None:

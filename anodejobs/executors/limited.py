@@ -1,6 +1,6 @@
 """Limits this process and becomes another program: for systems that lack the tools for that.
 
-Run as a file, by an interpreter that imports little else; ``limits.py`` says how it is called and
+Run as a text, by an interpreter that imports little else; ``limits.py`` says how it is called and
 knows what it says where the program cannot be executed.
 """
 

@@ -29,7 +29,8 @@ from typing import Final
 _CPU_GRACE_S = 5
 """What a process may use after it was told that its CPU time is over, before it is killed."""
 _TOOLS: Final = ("prlimit", "nice", "setpriv", "limited")
-_HELPER = Path(__file__).with_name("limited.py")
+# Not as a virtual environment calls it: that may be removed while a shim lives.
+_PYTHON = os.path.realpath(sys.executable) if sys.executable else "python3"
 # Of what is mapped only what can be written counts: runtimes reserve far more than they use.
 _MEMORY = "RLIMIT_DATA" if sys.platform == "linux" else "RLIMIT_AS"
 _LONGEST_SAYING = 160
@@ -254,7 +255,13 @@ def _tool(name: str) -> str | None:
 
 def _by_helper(settings: dict[str, str]) -> list[str]:
     arguments = [f"{name}={value}" for name, value in settings.items()]
-    return [sys.executable or "python3", "-I", "-S", str(_HELPER), *arguments, "--"]
+    return [_PYTHON, "-I", "-S", "-c", helper(), *arguments, "--"]
+
+
+@functools.cache
+def helper() -> str:
+    """Return the text of ``limited.py``. A shim reads it before a new release can remove it."""
+    return Path(__file__).with_name("limited.py").read_text(encoding="utf-8")
 
 
 def _sayings(limits: AttemptLimits) -> list[tuple[str, str, str]]:

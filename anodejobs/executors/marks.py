@@ -35,6 +35,13 @@ def read_tag(pid: int) -> int | None:
     return soft if soft >> 60 == _TAGGED >> 60 else None
 
 
+def drop_mark() -> None:
+    """Bear no mark: this process is to outlive the job that it may have been started from."""
+    if _LIMIT is not None and read_tag(os.getpid()) is not None:
+        _, hard = resource.getrlimit(_LIMIT)
+        resource.setrlimit(_LIMIT, (hard, hard))
+
+
 class Marking:
     """Marks what this process spawns from ``mark`` to ``unmark``, in one thread.
 

@@ -21,7 +21,6 @@ _BOOTSTRAP = (
     "import sys;"
     # asyncio does without it, and it is the largest of all that it would import.
     "sys.modules['ssl']=None;"
-    "sys.path[:0]=sys.argv[4:];del sys.argv[4:];"
     "from anodejobs.shim.main import main;main()"
 )
 
@@ -60,11 +59,12 @@ def _refused(error: OSError) -> str:
 def _spawn(folder: Path, linger_s: float, tell: int) -> None:
     """Spawn a shim with its end of the pipe, which is closed here. Waits for the shell only."""
     command = [
-        *(interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
+        *command_of(_BOOTSTRAP, interpreter()),
         *(os.fspath(folder), str(linger_s), str(tell)),
-        *_import_paths(),
     ]
     try:
+        env = dict(os.environ)
+        env.pop("ANODEJOBS_TOKEN", None)  # of the job that we may be: the shim is no part of it
         # The shell is gone at once, and with it whatever ties the shim to us.
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
@@ -72,12 +72,19 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=env,
             pass_fds=(tell,),
             start_new_session=True,
             check=False,
         )
     finally:
         os.close(tell)
+
+
+def command_of(code: str, python: str) -> list[str]:
+    """Return the command by which a Python runs the code, able to import what a shim does."""
+    # Last: what is installed beside us may be named like a part of the standard library.
+    return [python, "-I", "-S", "-c", f"import sys;sys.path+={_import_paths()!a};{code}"]
 
 
 def _import_paths() -> list[str]:

@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 
 from anodejobs.executors import tree
-from anodejobs.executors.marks import Marking
+from anodejobs.executors.limits import helper
+from anodejobs.executors.marks import Marking, drop_mark
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import PYTHON_IGNORES, is_possible
 from anodejobs.logs import LogFile
@@ -35,6 +36,7 @@ _LOG_BYTES = 256 * 1024
 def main() -> None:
     """Be the shim of the folder that the command line names."""
     folder, linger_s, tell = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    drop_mark()
     os.set_inheritable(tell, False)
     with contextlib.suppress(PermissionError):  # the leader of a session already
         os.setsid()
@@ -54,6 +56,8 @@ def main() -> None:
         _tell(tell, f"the shim cannot start: {error}")
         raise
     _tell(tell, "ready")
+    with contextlib.suppress(OSError):  # the job that needs it is told
+        helper()
     _tune()
     exit_code = 0
     try:

@@ -82,6 +82,8 @@ class Server:
         self._is_left = asyncio.Event()
         self._leaving: asyncio.TimerHandle | None = None
         self._abandoning: asyncio.TimerHandle | None = None
+        self._is_abandoned = False
+        """Whether no application has come in time, and jobs that are not to run so are ended."""
         self._telling: asyncio.TimerHandle | None = None
         self._tasks = asyncio.TaskGroup()
         self._loop = asyncio.get_running_loop()
@@ -100,6 +102,7 @@ class Server:
             async with self._tasks:
                 await self._recover(entries)
                 await self._take_over()
+                self._abandon_soon()  # who has had this one started may be gone before it is heard
                 await self._listen(listener)
                 self._tasks.create_task(self._keep_house())
                 self._leave_soon()
@@ -262,6 +265,7 @@ class Server:
         client.is_greeted = True
         client.knows_tombs = self._tomb_age
         self._clients[client] = None
+        self._is_abandoned = False
         self._cancel_timers()
         self._tasks.create_task(self._greet(client, message["id"], set(message["mine"])))
 
@@ -487,6 +491,8 @@ class Server:
         async def tell(event: Told) -> None:
             self._happened(life, event)
 
+        if self._is_abandoned:
+            self._end_abandoned(life)
         try:
             end = await self._processes.wait(life.attempt.token, tell)
         except Exception as error:
@@ -585,15 +591,24 @@ class Server:
         if client.wants_growth:
             self._choose_growth()
         if not self._clients:
-            self._abandoning = self._loop.call_later(HOST_GRACE_S, self._abandon)
+            self._abandon_soon()
         self._leave_soon()
 
+    def _abandon_soon(self) -> None:
+        """End the jobs that are not to run without an application, unless one comes in time."""
+        self._abandoning = self._loop.call_later(HOST_GRACE_S, self._abandon)
+
     def _abandon(self) -> None:
-        """End the jobs that are not to run without an application."""
+        self._is_abandoned = True
         for life in self._lives.values():
-            if life.launch.on_host_death == "stop" and life.events and not life.has_ended:
-                self._happened(life, StopRequested(reason="no application was left"))
-                self._tasks.create_task(self._end(life))
+            # What is yet to be started, or taken on, is ended once it is there.
+            if self._processes.holds(life.attempt.token) and not life.has_ended:
+                self._end_abandoned(life)
+
+    def _end_abandoned(self, life: Life) -> None:
+        if life.launch.on_host_death == "stop":
+            self._happened(life, StopRequested(reason="no application was left"))
+            self._tasks.create_task(self._end(life))
 
     async def _end(self, life: Life) -> None:
         try:
