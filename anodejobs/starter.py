@@ -75,7 +75,7 @@ class Starter:
                 return None
             return Opened(recorded.record, recorded.launch, refused)
 
-        life = self._watcher.live(plan.launch, opened, answer)
+        life = self._watcher.live(plan.launch, opened, answer, is_for_caller=True)
         return await self._owner.answer(answer, life, plan.record.self_id)
 
     async def enlist(self, plan: Plan, may_replace: Callable[[JobRecord], bool]) -> JobRecord:
@@ -143,7 +143,7 @@ class Starter:
         except AnodeJobsError as error:
             refuse(answer, error)
         else:
-            await self._watcher.live(stored.launch, opened, answer)
+            await self._watcher.live(stored.launch, opened, answer, is_for_caller=False)
         refusal = answer.exception() if answer.done() else None
         if refusal is not None:
             on_refusal(job_id, refusal)

@@ -23,7 +23,7 @@ from anodejobs.errors import (
     JobNotFound,
     StoreError,
 )
-from anodejobs.events import Attempt, Event, Exited, Lost, Started, StartFailed
+from anodejobs.events import Attempt, Event, Exited, Lost, Started, StartFailed, StopRequested
 from anodejobs.executors.base import Executor, Launch, new_token
 from anodejobs.jobdb import JobDB
 from anodejobs.jobfiles import JobFiles
@@ -86,18 +86,21 @@ class Watcher:
         launch: Launch,
         opened: Callable[[Attempt], Awaitable[Opened | None]],
         answer: Answer,
+        *,
+        is_for_caller: bool,
     ) -> None:
         """Live an attempt from its start on, and answer with its record once it is known.
 
         ``opened`` puts on record that it is about to start; None: it is not to, and that is
-        answered.
+        answered. ``is_for_caller``: somebody who asked for this start gets the answer. Where the
+        store fails, that is an error, and the start is undone; else it is recorded later.
         """
         attempt = Attempt(token=new_token(), supervisor=self._executor.supervisor)
         self._take_on(launch, attempt)
         try:
             running: JobRecord | None = None
             try:
-                running = await self._begun(opened, attempt, answer)
+                running = await self._begun(opened, attempt, answer, is_for_caller)
             except Exception as error:
                 refuse(answer, error)
             if running is not None:
@@ -115,6 +118,7 @@ class Watcher:
         opened: Callable[[Attempt], Awaitable[Opened | None]],
         attempt: Attempt,
         answer: Answer,
+        is_for_caller: bool,
     ) -> JobRecord | None:
         """Begin an attempt, record that, and answer; None where nothing runs any more."""
         about_to = await opened(attempt)
@@ -126,7 +130,7 @@ class Watcher:
         event = about_to.refused or await self.begin(record, launch, attempt)
         end = await self._end_by_now(record.self_id, event)
         both = end and await self._record_both(record, event, end)
-        running = both or await self._record_started(record, event, attempt, end)
+        running = both or await self._record_started(record, event, attempt, end, is_for_caller)
         faults.reached("host: the process is on record")
         resolve(answer, running)
         if not isinstance(event, Started):
@@ -201,27 +205,33 @@ class Watcher:
         record: JobRecord,
         event: StartOutcome,
         attempt: Attempt,
-        end: Exited | Lost | None = None,
+        end: Exited | Lost | None,
+        is_for_caller: bool,
     ) -> JobRecord:
         """Commit how the start went; ``end`` is that of the attempt where it is known by now."""
-        job_id = record.self_id
+        job_id, token = record.self_id, attempt.token
         try:
             known: Event = event
             if not isinstance(event, Started):
                 known = await self._recorder.concluded(record, event)
-            return await self._jobdb.apply(job_id, known, token=attempt.token)
+            return await self._jobdb.apply(job_id, known, token=token)
         except InvalidTransition:
             # Another application has asked for the same start, and was quicker to record it.
             return (await self._jobdb.stored(job_id)).record
         except StoreError as error:
-            events: list[Event] = [StartFailed(error=f"its start could not be recorded: {error}")]
+            if not is_for_caller:
+                await self._recorder.record(job_id, event, token)
+                return (await self._jobdb.stored(job_id)).record
+            events: list[Event] = [event]
             if isinstance(event, Started):
-                # The caller hears that it failed, so nothing of it may go on. Should the start be
-                # on record all the same, then so must the end.
-                await self._executor.stop(event.attempt, 0)
-                events.append(end or await self._executor.wait(attempt.token, _unheard))
-                await self._executor.clean(attempt.token)
-            self._owner.own(self._recorder.record_all(job_id, events, attempt.token), job_id)
+                # The caller hears that it failed, so nothing of it may go on.
+                if end is None:
+                    reason = f"its start could not be recorded: {error}"
+                    events.append(StopRequested(reason=reason))
+                    await self._executor.stop(event.attempt, 0)
+                events.append(end or await self._executor.wait(token, _unheard))
+                await self._executor.clean(token)
+            self._owner.own(self._recorder.record_all(job_id, events, token), job_id)
             raise
 
     # From a process to its end.

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import logging
 import shlex
+import signal
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -946,8 +947,9 @@ async def test_a_run_whose_start_cannot_be_recorded_is_undone(
     record = await end_of(jobs, "undone")
     assert record.is_done
     if not keeps:
-        assert record.status is Status.failed_start
-        assert record.error is not None and "the disk is full" in record.error
+        assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGKILL)
+        why = [event.why for event in await jobs.history("undone") if event.status == "stopping"]
+        assert why == ["its start could not be recorded: the disk is full"]
     assert (await jobs.run("true", "undone")).status is Status.running
 
 
@@ -961,9 +963,25 @@ async def test_a_cancelled_run_whose_start_cannot_be_recorded_harms_no_other(
     running.cancel()
     await asyncio.wait([running])
     store.failing_status = None
-    assert (await end_of(jobs, "undone")).status in (Status.failed_start, Status.failed)
+    assert (await end_of(jobs, "undone")).status in (Status.stopped, Status.failed)
     (tmp_path / "go").touch()
     assert (await end_of(jobs, "other")).exit_code == 3
+
+
+async def test_a_job_that_took_its_turn_goes_on_though_its_start_cannot_be_recorded_yet(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    store.failing_status = Status.running
+    command = f"echo began; {until(tmp_path / 'go')}; exit 3"
+    await jobs.submit(command, "a", max_retries=1)
+    await store.failed.wait()
+    store.failing_status = None
+    (tmp_path / "go").touch()
+    record = await end_of(jobs, "a")
+    assert (record.exit_code, record.attempt) == (3, 2)
+    assert [a.exit_code for a in await jobs.attempts("a")] == [3, 3]
+    for attempt in (1, 2):
+        assert await jobs.job_logs("a", attempt=attempt) == ("began\n", "")
 
 
 async def test_callbacks_go_on_when_a_store_that_could_not_be_read_is_back(
@@ -1109,7 +1127,7 @@ async def test_a_late_start_that_cannot_be_recorded_is_an_error(
             await late_jobs.run("exit 3", "short")
     store.failing_status = None
     record = await end_of(late_jobs, "short")
-    assert record.status is (Status.failed if keeps else Status.failed_start)
+    assert (record.status, record.exit_code) == (Status.failed, 3)
     async with asyncio.timeout(LIMIT_S):
         await late.cleaned.wait()
     assert await late.held() == set()
