@@ -218,7 +218,8 @@ class LogFile:
 class LogTail:
     """Reads a log from an offset on, while it grows and is rotated.
 
-    Where the bytes at the offset are no longer kept, it goes on with the oldest that are.
+    Where the bytes at the offset are no longer kept, it goes on with the oldest that are. It ends
+    where the log was replaced by that of another run.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -228,6 +229,8 @@ class LogTail:
         self._fd: int | None = None
         self._base = 0
         """The offset at which the open file begins."""
+        self._least_base = 0
+        """The offset before which the next file cannot begin, or it is of another run."""
         self._reading = threading.Lock()
         self._is_closed = False
 
@@ -248,6 +251,7 @@ class LogTail:
             if data or may_grow:
                 self.offset += len(data)
                 return data
+            self._least_base = self._base + os.fstat(self._fd).st_size
             self._close_file()
         return b""
 
@@ -296,6 +300,9 @@ class LogTail:
                 continue
             if end is not None:
                 base = end - os.fstat(fd).st_size
+            if base < self._least_base:
+                os.close(fd)
+                return False
             self._fd, self._base = fd, base
             self.offset = max(self.offset, base)
             return True

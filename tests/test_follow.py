@@ -405,6 +405,20 @@ async def test_a_follower_cancelled_while_the_disk_is_slow_leaves_no_file_open(
         assert not open_for_reading(record.logdir)
 
 
+async def test_a_slow_follower_of_a_run_is_given_nothing_of_the_next(
+    jobs: Jobs, gate: Gate
+) -> None:
+    await jobs.run(f"printf first; {gate.wait}", job_id="a")
+    async with following(jobs, "a") as chunks:
+        assert (await anext(chunks)).data == b"first"
+        gate.open()
+        await jobs.wait("a")
+        await jobs.run("printf 'and the second'", job_id="a")
+        await jobs.wait("a")
+        assert [chunk async for chunk in chunks] == []
+    assert (await jobs.job_logs("a"))[0] == "and the second"
+
+
 async def test_a_follower_reads_on_though_the_job_is_deleted(jobs: Jobs) -> None:
     await jobs.run("seq 1 100000", job_id="a")
     await jobs.wait("a")
