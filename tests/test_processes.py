@@ -516,6 +516,33 @@ async def test_a_job_that_was_killed_from_outside_has_failed(jobs: Jobs) -> None
     assert record.error == "killed by SIGKILL"
 
 
+async def test_a_debugger_that_does_not_let_go_of_a_dead_job_holds_up_no_other(jobs: Jobs) -> None:
+    code = """
+    import ctypes
+    main, (reader, writer) = os.getpid(), os.pipe()
+    libc = ctypes.CDLL(None)
+    libc.prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+    if not os.fork():
+        signal.alarm(30)
+        if libc.ptrace(0x4206, main, None, None) == 0:  # PTRACE_SEIZE
+            os.write(writer, b"x")
+            here()
+        os._exit(1)
+    os.close(writer)
+    os._exit(7 if os.read(reader, 1) else 1)
+    """
+    record = await jobs.run(script(code), job_id="traced")
+    (tracer,) = await told(jobs, "traced", 1)
+    assert record.last_pid is not None
+    await has_gone(record.last_pid)
+    await jobs.run("exit 3", job_id="other")
+    assert (await jobs.wait("other", timeout=LIMIT_S)).exit_code == 3
+    assert living([tracer])
+    assert not (await jobs.get_status("traced")).is_done
+    tracer.kill()
+    assert (await jobs.wait("traced", timeout=LIMIT_S)).exit_code == 7
+
+
 async def test_many_short_jobs_at_once_each_end_with_their_own_code(tmp_path: Path) -> None:
     async with Jobs(db_path=tmp_path / "job_db", stop_grace=1, executor="inline") as jobs:
         ids = [f"job-{number}" for number in range(200)]
