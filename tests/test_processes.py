@@ -183,6 +183,29 @@ async def test_a_tree_that_grows_while_it_is_stopped_is_ended(jobs: Jobs) -> Non
     assert not session(record.last_pid)
 
 
+@pytest.mark.parametrize("first", ["", "os.fork() and here()"], ids=["main", "child"])
+async def test_a_process_of_which_the_first_thread_has_ended_is_stopped_too(
+    jobs: Jobs, first: str
+) -> None:
+    code = f"""
+    import ctypes, threading
+    {first}
+    threading.Thread(target=here).start()
+    ctypes.CDLL(None).pthread_exit(None)
+    """
+    await jobs.run(script(code), job_id="a")
+    processes = await told(jobs, "a", 2 if first else 1)
+    # The state of a process is that of its first thread.
+    await seen(lambda: psutil.STATUS_ZOMBIE in {process.status() for process in processes})
+    usage = await jobs.usage("a")
+    assert usage is not None
+    assert usage.processes == len(processes)
+    record = await stopped(jobs, "a")
+    assert (record.status, record.exit_code, record.error) == (Status.stopped, -15, None)
+    for process in processes:
+        await has_gone(process.pid)
+
+
 async def test_what_is_started_in_answer_to_sigterm_is_ended_too(jobs: Jobs) -> None:
     code = """
     def flee(*args):
