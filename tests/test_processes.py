@@ -854,6 +854,54 @@ def test_a_process_that_has_the_pid_but_not_the_start_time_is_not_part_of_a_job(
     assert not snapshot.members(attempt_of(stranger, later=1), has_just_ended=True)
 
 
+def test_a_session_is_a_jobs_while_something_of_the_job_is_in_it() -> None:
+    job = Attempt(token=new_token(), supervisor="", pid=70, start_time=1.0)
+    left, new = (
+        tree.Process(pid=pid, start_time=float(pid), parent=1, session=70, token=None)
+        for pid in (81, 82)
+    )
+    alone, both, replaced = (
+        tree.Snapshot({process.pid: process for process in there})
+        for there in ([left], [left, new], [new])
+    )
+    assert alone.members(job) == []
+    assert alone.members(job, has_just_ended=True) == [left]
+    assert both.members(job, known=[left]) == [left, new]
+    assert replaced.members(job, known=[left]) == []
+
+
+async def test_while_what_a_job_has_left_ends_nobody_is_touched_who_gets_its_number(
+    stranger: Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    if not os.fork():
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        here()
+    here()
+    """
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        record = await jobs.run(script(code), "a", stop_grace=0.2)
+        assert record.last_pid is not None
+        processes = await told(jobs, "a", 2)
+        take_snapshot, looks = tree.take_snapshot, []
+
+        def look(known: tree.Snapshot | None) -> tree.Snapshot:
+            found = dict(take_snapshot(known).processes)
+            if record.last_pid not in found:
+                looks.append(found)
+            if len(looks) > 1:  # the stranger's session has the number, its leader has gone
+                found[stranger.pid] = replace(found[stranger.pid], session=record.last_pid)
+            return tree.Snapshot(found)
+
+        monkeypatch.setattr(tree, "take_snapshot", look)
+        os.kill(record.last_pid, signal.SIGKILL)
+        for process in processes:
+            await has_gone(process.pid)
+    assert len(looks) > 1
+    assert stranger.poll() is None
+
+
 async def test_an_executor_does_not_touch_a_process_that_took_over_the_pid(
     stranger: Popen[bytes],
 ) -> None:

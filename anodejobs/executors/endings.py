@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from anodejobs.events import Attempt
@@ -59,11 +59,11 @@ class Endings:
         grace: float,
         *,
         may_hasten: bool = True,
-        has_just_ended: bool = False,
+        left: Sequence[tree.Process] = (),
     ) -> bool:
         """As ``Executor.stop``; all who ask for it share it.
 
-        ``has_just_ended``: its main process is not to be found any more.
+        ``left``: what was found of it when its main process had just ended.
         """
         kill_at = time.monotonic() + grace
         while under_way := self._stops.get(attempt.token):
@@ -77,19 +77,19 @@ class Endings:
         stop = self._stops[attempt.token] = _Stop(kill_at)
         is_gone: bool | None = None
         try:
-            is_gone = await self._end_all(attempt, stop, has_just_ended)
+            is_gone = await self._end_all(attempt, stop, left)
         finally:
             del self._stops[attempt.token]
             stop.result.set_result(is_gone)
         return is_gone
 
-    async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
+    async def _end_all(self, attempt: Attempt, stop: _Stop, left: Sequence[tree.Process]) -> bool:
         """Ask all processes to end, those that appear meanwhile too; then make them."""
         asked: set[tuple[int, float]] = set()
-        known: dict[tuple[int, float], tree.Process] = {}
+        known = {member.key: member for member in left}
         while True:
             snapshot = await self._looks.take()
-            members = snapshot.members(attempt, has_just_ended=has_just_ended, known=known.values())
+            members = snapshot.members(attempt, known=known.values())
             known.update((member.key, member) for member in members)
             if not members:
                 return await _has_emptied(attempt)

@@ -421,9 +421,8 @@ class Processes(Executor):
         if held.launch.leftovers == "kill":
             try:
                 snapshot = await self._looks.take_soon()
-                if snapshot.members(held.attempt, has_just_ended=True):
-                    grace = held.launch.stop_grace
-                    await self._endings.stop(held.attempt, grace, has_just_ended=True)
+                if left := snapshot.members(held.attempt, has_just_ended=True):
+                    await self._endings.stop(held.attempt, held.launch.stop_grace, left=left)
             except (
                 OSError
             ) as error:  # descriptors lack: those of the job are let go of all the more

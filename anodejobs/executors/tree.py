@@ -210,9 +210,10 @@ class Snapshot:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
         Found are those that bear its marks, those in its session or its cgroup, and all their
-        descendants. A session is known by the main process's pid, so it counts only while that
-        process lives or ``has_just_ended``, before the number can be used again. What was ``known``
-        as a member stays one, though the parent has ended by which alone it was found.
+        descendants. A session is known by the main process's pid, so it counts only while one of
+        the attempt's is in it, which keeps the number from being used again, or where the main
+        process ``has_just_ended``. What was ``known`` as a member stays one, though the parent has
+        ended by which alone it was found.
         """
         at_pid = self.processes.get(attempt.pid) if attempt.pid is not None else None
         main = at_pid if at_pid and at_pid.start_time == attempt.start_time else None
@@ -222,7 +223,8 @@ class Snapshot:
             found += self._in(attempt.cgroup)
         if main is not None:
             found.append(main)
-        if attempt.pid is not None and (main or (has_just_ended and at_pid is None)):
+        is_its_session = any(process.session == attempt.pid for process in found)
+        if attempt.pid is not None and (is_its_session or (has_just_ended and at_pid is None)):
             found += (
                 process
                 for process in self._by_session.get(attempt.pid, ())
