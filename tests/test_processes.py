@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,7 +25,7 @@ import pytest
 
 from anodejobs import InvalidJob, InvalidTransition, JobNotFound, JobRecord, Jobs, Status
 from anodejobs.events import Attempt
-from anodejobs.executors import tree
+from anodejobs.executors import endings, tree
 from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
@@ -224,6 +225,30 @@ async def test_what_is_started_in_answer_to_sigterm_is_ended_too(jobs: Jobs) -> 
     stdout, _ = await jobs.job_logs("a")
     assert not [pid for pid in map(int, stdout.split()) if runs(pid)]
     assert not living([main])
+
+
+@pytest.mark.parametrize(
+    ("grace", "signals"),
+    [(1.0, [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL]), (0.0, [signal.SIGKILL])],
+)
+async def test_a_stop_that_is_held_up_sends_all_signals_before_it_gives_up(
+    monkeypatch: pytest.MonkeyPatch, grace: float, signals: list[int]
+) -> None:
+    """As by other work in the threads, or by a machine that swaps."""
+    attempt = Attempt(token=new_token(), supervisor="", pid=10, start_time=1.0)
+    main = tree.Process(pid=10, start_time=1.0, parent=1, session=10, token=attempt.token)
+    now, sent = 0.0, []
+
+    def look(_: tree.Snapshot) -> tree.Snapshot:
+        nonlocal now
+        now += 600
+        return tree.Snapshot({main.pid: main})
+
+    monkeypatch.setattr(endings, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(tree, "take_snapshot", look)
+    monkeypatch.setattr(tree, "send", lambda _, signum: sent.append(signum) or True)
+    assert not await Processes().stop(attempt, grace)
+    assert sent == signals
 
 
 async def test_a_job_that_ends_well_when_asked_to_is_stopped(jobs: Jobs) -> None:
