@@ -731,6 +731,27 @@ async def test_an_environment_that_is_no_text_is_handed_on(
     assert os.fsencode(environment["ODD"]) == b"na\xefve"
 
 
+@pytest.mark.parametrize(
+    ("utf8", "outcome"), [("1", "na\u00efve"), ("0", "'ascii' codec can't encode character")]
+)
+async def test_text_becomes_bytes_as_it_does_in_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, utf8: str, outcome: str
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", utf8)
+    program = f"""
+import asyncio, json
+from anodejobs import Jobs
+async def main():
+    async with Jobs("job_db", executor="{executor}") as jobs:
+        await jobs.run(["echo", "na\\u00efve"], "a")
+        record = await jobs.wait("a", timeout=60)
+        print(json.dumps(record.error or (await jobs.job_logs("a"))[0]))
+asyncio.run(main())
+"""
+    assert (await host(tmp_path, program)).startswith(outcome)
+
+
 async def test_a_job_inherits_no_descriptor(jobs: Jobs) -> None:
     ours = os.pipe()
     for fd in ours:

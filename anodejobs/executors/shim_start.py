@@ -60,7 +60,8 @@ def _refused(error: OSError) -> str:
 def _spawn(folder: Path, linger_s: float, tell: int) -> None:
     """Spawn a shim with its end of the pipe, which is closed here. Waits for the shell only."""
     command = [
-        *(interpreter(), "-I", "-S", "-c", _BOOTSTRAP),
+        # Text becomes bytes there as it does here; what the environment says of that, -I ignores.
+        *(interpreter(), "-X", f"utf8={sys.flags.utf8_mode}", "-I", "-S", "-c", _BOOTSTRAP),
         *(os.fspath(folder), str(linger_s), str(tell)),
         *_import_paths(),
     ]
