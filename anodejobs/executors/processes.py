@@ -440,9 +440,12 @@ class Processes(Executor):
                     self._left_logs[name] = pipe.log
         held.let_go()
         self._held.pop(token, None)
-        if held.attempt.cgroup is not None:
-            patience_s = KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
-            await in_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
+        if held.attempt.cgroup is None:
+            return
+        if held.launch.leftovers == "kill":
+            await in_thread(cgroups.remove, held.attempt.cgroup, patience_s=KILL_PATIENCE_S)
+        else:
+            await in_thread(cgroups.leave, held.attempt.cgroup)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):
