@@ -349,6 +349,19 @@ async def test_nothing_is_left_of_it(parent, jobs, tmp_path, command, options):
     assert not made(parent)
 
 
+async def test_where_something_was_to_live_on_it_is_removed_after_that(parent, tmp_path):
+    options = {"limits": {"cgroup_parent": str(parent)}, "leftovers": "leave"}
+    async with Jobs(tmp_path / "job_db", executor="inline") as jobs:
+        await jobs.run("sleep 1000 & exit 0", job_id="a", **options)
+        await jobs.wait("a", Status.finished, timeout=LIMIT_S)
+    (left,) = made(parent)
+    assert cgroups.end(str(left), patience_s=LIMIT_S)
+    async with Jobs(tmp_path / "job_db", executor="inline") as jobs:
+        await jobs.run("true", job_id="b", **options)
+        await jobs.wait("b", Status.finished, timeout=LIMIT_S)
+    assert not made(parent)
+
+
 async def over(jobs: Jobs, directory: Path) -> None:
     """Close, and return when all that was put off until now is done."""
     lock = directory / "job_db/shim/lock"

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -564,6 +564,18 @@ async def test_who_reads_a_log_that_its_job_has_replaced_is_told(
         await jobs.job_logs("a")
     assert (await jobs.wait("b")).exit_code == 0
     assert await jobs.job_logs("b") == ("undisturbed\n", "")
+
+
+async def test_a_limited_job_that_has_replaced_its_log_by_a_pipe_ends_as_ever(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    log = f"{tmp_path}/job_db/job_logs/a_errors.txt"
+    await jobs.run(f"rm -f {log}; mkfifo {log}; exit 3", job_id="a", limits={"niceness": 5})
+    try:
+        assert (await jobs.wait("a", timeout=20)).exit_code == 3
+    finally:  # who waited for its writer would keep all from ending
+        with suppress(OSError):
+            os.close(os.open(log, os.O_WRONLY | os.O_NONBLOCK))
 
 
 # Events.

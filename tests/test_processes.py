@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from textwrap import dedent
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -24,7 +25,7 @@ import pytest
 
 from anodejobs import InvalidJob, InvalidTransition, JobNotFound, JobRecord, Jobs, Status
 from anodejobs.events import Attempt
-from anodejobs.executors import tree
+from anodejobs.executors import endings, tree
 from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
@@ -183,6 +184,29 @@ async def test_a_tree_that_grows_while_it_is_stopped_is_ended(jobs: Jobs) -> Non
     assert not session(record.last_pid)
 
 
+@pytest.mark.parametrize("first", ["", "os.fork() and here()"], ids=["main", "child"])
+async def test_a_process_of_which_the_first_thread_has_ended_is_stopped_too(
+    jobs: Jobs, first: str
+) -> None:
+    code = f"""
+    import ctypes, threading
+    {first}
+    threading.Thread(target=here).start()
+    ctypes.CDLL(None).pthread_exit(None)
+    """
+    await jobs.run(script(code), job_id="a")
+    processes = await told(jobs, "a", 2 if first else 1)
+    # The state of a process is that of its first thread.
+    await seen(lambda: psutil.STATUS_ZOMBIE in {process.status() for process in processes})
+    usage = await jobs.usage("a")
+    assert usage is not None
+    assert usage.processes == len(processes)
+    record = await stopped(jobs, "a")
+    assert (record.status, record.exit_code, record.error) == (Status.stopped, -15, None)
+    for process in processes:
+        await has_gone(process.pid)
+
+
 async def test_what_is_started_in_answer_to_sigterm_is_ended_too(jobs: Jobs) -> None:
     code = """
     def flee(*args):
@@ -201,6 +225,30 @@ async def test_what_is_started_in_answer_to_sigterm_is_ended_too(jobs: Jobs) -> 
     stdout, _ = await jobs.job_logs("a")
     assert not [pid for pid in map(int, stdout.split()) if runs(pid)]
     assert not living([main])
+
+
+@pytest.mark.parametrize(
+    ("grace", "signals"),
+    [(1.0, [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL]), (0.0, [signal.SIGKILL])],
+)
+async def test_a_stop_that_is_held_up_sends_all_signals_before_it_gives_up(
+    monkeypatch: pytest.MonkeyPatch, grace: float, signals: list[int]
+) -> None:
+    """As by other work in the threads, or by a machine that swaps."""
+    attempt = Attempt(token=new_token(), supervisor="", pid=10, start_time=1.0)
+    main = tree.Process(pid=10, start_time=1.0, parent=1, session=10, token=attempt.token)
+    now, sent = 0.0, []
+
+    def look(_: tree.Snapshot) -> tree.Snapshot:
+        nonlocal now
+        now += 600
+        return tree.Snapshot({main.pid: main})
+
+    monkeypatch.setattr(endings, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(tree, "take_snapshot", look)
+    monkeypatch.setattr(tree, "send", lambda _, signum: sent.append(signum) or True)
+    assert not await Processes().stop(attempt, grace)
+    assert sent == signals
 
 
 async def test_a_job_that_ends_well_when_asked_to_is_stopped(jobs: Jobs) -> None:
@@ -516,6 +564,33 @@ async def test_a_job_that_was_killed_from_outside_has_failed(jobs: Jobs) -> None
     assert record.error == "killed by SIGKILL"
 
 
+async def test_a_debugger_that_does_not_let_go_of_a_dead_job_holds_up_no_other(jobs: Jobs) -> None:
+    code = """
+    import ctypes
+    main, (reader, writer) = os.getpid(), os.pipe()
+    libc = ctypes.CDLL(None)
+    libc.prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+    if not os.fork():
+        signal.alarm(30)
+        if libc.ptrace(0x4206, main, None, None) == 0:  # PTRACE_SEIZE
+            os.write(writer, b"x")
+            here()
+        os._exit(1)
+    os.close(writer)
+    os._exit(7 if os.read(reader, 1) else 1)
+    """
+    record = await jobs.run(script(code), job_id="traced")
+    (tracer,) = await told(jobs, "traced", 1)
+    assert record.last_pid is not None
+    await has_gone(record.last_pid)
+    await jobs.run("exit 3", job_id="other")
+    assert (await jobs.wait("other", timeout=LIMIT_S)).exit_code == 3
+    assert living([tracer])
+    assert not (await jobs.get_status("traced")).is_done
+    tracer.kill()
+    assert (await jobs.wait("traced", timeout=LIMIT_S)).exit_code == 7
+
+
 async def test_many_short_jobs_at_once_each_end_with_their_own_code(tmp_path: Path) -> None:
     async with Jobs(db_path=tmp_path / "job_db", stop_grace=1, executor="inline") as jobs:
         ids = [f"job-{number}" for number in range(200)]
@@ -654,6 +729,27 @@ async def test_an_environment_that_is_no_text_is_handed_on(
     monkeypatch.setenv("ODD", os.fsdecode(b"na\xefve"))
     environment = await environment_of(jobs, "a")
     assert os.fsencode(environment["ODD"]) == b"na\xefve"
+
+
+@pytest.mark.parametrize(
+    ("utf8", "outcome"), [("1", "na\u00efve"), ("0", "'ascii' codec can't encode character")]
+)
+async def test_text_becomes_bytes_as_it_does_in_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str, utf8: str, outcome: str
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.setenv("PYTHONUTF8", utf8)
+    program = f"""
+import asyncio, json
+from anodejobs import Jobs
+async def main():
+    async with Jobs("job_db", executor="{executor}") as jobs:
+        await jobs.run(["echo", "na\\u00efve"], "a")
+        record = await jobs.wait("a", timeout=60)
+        print(json.dumps(record.error or (await jobs.job_logs("a"))[0]))
+asyncio.run(main())
+"""
+    assert (await host(tmp_path, program)).startswith(outcome)
 
 
 async def test_a_job_inherits_no_descriptor(jobs: Jobs) -> None:
@@ -802,6 +898,54 @@ def test_a_process_that_has_the_pid_but_not_the_start_time_is_not_part_of_a_job(
     assert [p.pid for p in snapshot.members(attempt_of(stranger, later=0))] == [stranger.pid]
     assert not snapshot.members(attempt_of(stranger, later=1))
     assert not snapshot.members(attempt_of(stranger, later=1), has_just_ended=True)
+
+
+def test_a_session_is_a_jobs_while_something_of_the_job_is_in_it() -> None:
+    job = Attempt(token=new_token(), supervisor="", pid=70, start_time=1.0)
+    left, new = (
+        tree.Process(pid=pid, start_time=float(pid), parent=1, session=70, token=None)
+        for pid in (81, 82)
+    )
+    alone, both, replaced = (
+        tree.Snapshot({process.pid: process for process in there})
+        for there in ([left], [left, new], [new])
+    )
+    assert alone.members(job) == []
+    assert alone.members(job, has_just_ended=True) == [left]
+    assert both.members(job, known=[left]) == [left, new]
+    assert replaced.members(job, known=[left]) == []
+
+
+async def test_while_what_a_job_has_left_ends_nobody_is_touched_who_gets_its_number(
+    stranger: Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+    if not os.fork():
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        here()
+    here()
+    """
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        record = await jobs.run(script(code), "a", stop_grace=0.2)
+        assert record.last_pid is not None
+        processes = await told(jobs, "a", 2)
+        take_snapshot, looks = tree.take_snapshot, []
+
+        def look(known: tree.Snapshot | None) -> tree.Snapshot:
+            found = dict(take_snapshot(known).processes)
+            if record.last_pid not in found:
+                looks.append(found)
+            if len(looks) > 1:  # the stranger's session has the number, its leader has gone
+                found[stranger.pid] = replace(found[stranger.pid], session=record.last_pid)
+            return tree.Snapshot(found)
+
+        monkeypatch.setattr(tree, "take_snapshot", look)
+        os.kill(record.last_pid, signal.SIGKILL)
+        for process in processes:
+            await has_gone(process.pid)
+    assert len(looks) > 1
+    assert stranger.poll() is None
 
 
 async def test_an_executor_does_not_touch_a_process_that_took_over_the_pid(

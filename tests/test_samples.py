@@ -245,6 +245,14 @@ class TestPace:
         assert found == [1, 2, 4, 8, 16, 32, 62, 92, 122, 152, 182]
         assert self.samples.forget(attempt.token).memory_bytes == 7
 
+    async def test_beside_one_that_is_seldom_looked_at_another_is_after_a_second(self, watch):
+        watch()
+        self.run_until(1017.0)
+        self.looks.clear()
+        late = watch()
+        self.run_until(1018.0)
+        assert self.looks == [[late]]
+
     async def test_what_is_over_before_costs_no_look(self, watch):
         for _ in range(100):
             self.samples.forget(watch().token)
@@ -281,6 +289,9 @@ class Clock:
     class Timer:
         def __init__(self, clock: Clock, at: float, callback: Callable[[], None]) -> None:
             self.clock, self.at, self.callback = clock, at, callback
+
+        def when(self) -> float:
+            return self.at
 
         def cancel(self) -> None:
             self.clock.timer = None

@@ -231,6 +231,18 @@ def remove(path: str, *, patience_s: float) -> bool:
     return True
 
 
+def leave(path: str) -> None:
+    """Remove the cgroup once nothing lives in it: in this call, or in a later one for another."""
+    _left.add(path)
+    for left in tuple(_left):
+        if remove(left, patience_s=0):
+            _left.discard(left)
+
+
+_left: set[str] = set()
+"""Those in which something lived on."""
+
+
 def _has_emptied(path: str, patience_s: float) -> bool:
     until = time.monotonic() + patience_s
     with open(f"{path}/cgroup.events", "rb", buffering=0) as events:

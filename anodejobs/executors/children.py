@@ -74,7 +74,8 @@ class Children:
                 return child
         pidfd = os.pidfd_open(pid)
         try:
-            self._epoll.register(pidfd, select.EPOLLIN)
+            # Told of once each time: when it dies, and when a tracer that kept it from us lets go.
+            self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLET)
         except BaseException:
             os.close(pidfd)
             raise
@@ -83,13 +84,16 @@ class Children:
 
     def _look(self) -> None:
         for pidfd, _ in self._epoll.poll(0):
-            child = self._alive.pop(pidfd)
+            child = self._alive[pidfd]
             rusage: resource.struct_rusage | None = None
             try:
-                _, status, rusage = os.wait4(child.pid, 0)
+                reaped, status, rusage = os.wait4(child.pid, os.WNOHANG)
+                if not reaped:  # a debugger has it, dead as it is, and may sit at its prompt
+                    continue
                 code: int | None = os.waitstatus_to_exitcode(status)
             except ChildProcessError:
                 code = exit_code(pidfd)
+            del self._alive[pidfd]
             # Closing alone would not do: a child that is being spawned still has a copy.
             self._epoll.unregister(pidfd)
             os.close(pidfd)

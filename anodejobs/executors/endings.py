@@ -6,9 +6,10 @@ There may be more of them after each look, so it is looked again until there are
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from anodejobs.events import Attempt
@@ -27,12 +28,22 @@ KILL_PATIENCE_S = 5.0
 class _Stop:
     """The ending of an attempt's processes, shared by all who ask for it."""
 
-    kill_at: float
+    grace: float
+    kill_at: float = math.inf
+    """Set when they are asked, which may be long after this was."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     result: asyncio.Future[bool | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Whether all are gone; None: it was given up."""
+
+    def hasten(self, grace: float) -> None:
+        """Leave no more time than that from now on."""
+        self.grace = min(self.grace, grace)
+        kill_at = time.monotonic() + grace
+        if kill_at < self.kill_at:
+            self.kill_at = kill_at
+            self.wake.set()
 
 
 class Endings:
@@ -59,57 +70,62 @@ class Endings:
         grace: float,
         *,
         may_hasten: bool = True,
-        has_just_ended: bool = False,
+        left: Sequence[tree.Process] = (),
     ) -> bool:
         """As ``Executor.stop``; all who ask for it share it.
 
-        ``has_just_ended``: its main process is not to be found any more.
+        ``left``: what was found of it when its main process had just ended.
         """
-        kill_at = time.monotonic() + grace
         while under_way := self._stops.get(attempt.token):
-            if may_hasten and kill_at < under_way.kill_at:
-                under_way.kill_at = kill_at
-                under_way.wake.set()
+            if may_hasten:
+                under_way.hasten(grace)
             result = await asyncio.shield(under_way.result)
             if result is not None:
                 return result
             # Who did it was cancelled, or has failed: the first of the others goes on.
-        stop = self._stops[attempt.token] = _Stop(kill_at)
+        stop = self._stops[attempt.token] = _Stop(grace)
         is_gone: bool | None = None
         try:
-            is_gone = await self._end_all(attempt, stop, has_just_ended)
+            is_gone = await self._end_all(attempt, stop, left)
         finally:
             del self._stops[attempt.token]
             stop.result.set_result(is_gone)
         return is_gone
 
-    async def _end_all(self, attempt: Attempt, stop: _Stop, has_just_ended: bool) -> bool:
+    async def _end_all(self, attempt: Attempt, stop: _Stop, left: Sequence[tree.Process]) -> bool:
         """Ask all processes to end, those that appear meanwhile too; then make them."""
         asked: set[tuple[int, float]] = set()
-        known: dict[tuple[int, float], tree.Process] = {}
-        while True:
-            snapshot = await self._looks.take()
-            members = snapshot.members(attempt, has_just_ended=has_just_ended, known=known.values())
-            known.update((member.key, member) for member in members)
-            if not members:
-                return await _has_emptied(attempt)
+        known = {member.key: member for member in left}
+        give_up_at = math.inf
+        while members := await self._members(attempt, known):
             if not asked:
                 await self._before_end(attempt, members)
-            give_up_at = stop.kill_at + KILL_PATIENCE_S
+                # No sooner: on a busy machine all this may take longer than the grace.
+                stop.kill_at = time.monotonic() + stop.grace
             now = time.monotonic()
             if now >= give_up_at:
                 return False
             if now >= stop.kill_at:
+                give_up_at = min(give_up_at, now + KILL_PATIENCE_S)
                 self._send_each(attempt, members, signal.SIGKILL)
                 if attempt.cgroup is not None:
                     cgroups.kill(attempt.cgroup)
                 await all_gone(members, stop.wake, until=give_up_at)
-                continue
-            self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
-            # Stopped processes could not answer.
-            self._send_each(attempt, members, signal.SIGCONT)
+            else:
+                self._send_each(attempt, [m for m in members if m.key not in asked], signal.SIGTERM)
+                # Stopped processes could not answer.
+                self._send_each(attempt, members, signal.SIGCONT)
+                await all_gone(members, stop.wake, until=stop.kill_at)
             asked.update(member.key for member in members)
-            await all_gone(members, stop.wake, until=stop.kill_at)
+        return await _has_emptied(attempt)
+
+    async def _members(
+        self, attempt: Attempt, known: dict[tuple[int, float], tree.Process]
+    ) -> list[tree.Process]:
+        """Return the processes that there are now, those that are known by now among them."""
+        members = (await self._looks.take()).members(attempt, known=known.values())
+        known.update((member.key, member) for member in members)
+        return members
 
     def _send_each(self, attempt: Attempt, members: list[tree.Process], signum: int) -> None:
         for member in members:

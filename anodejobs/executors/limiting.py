@@ -12,6 +12,7 @@ from anodejobs.events import Attempt
 from anodejobs.executors import cgroups, limits
 from anodejobs.executors.base import Launch
 from anodejobs.executors.limits import AttemptLimits
+from anodejobs.regular import open_regular
 from anodejobs.threads import in_thread
 
 _STDERR_BYTES = 16 * 1024
@@ -46,7 +47,10 @@ async def verdict(
     """Return why the limits could not be set, and which of them ended the attempt."""
 
     def read() -> bytes:
-        with contextlib.suppress(OSError), open(launch.logs.stderr, "rb") as file:
+        with (
+            contextlib.suppress(OSError),  # the job may have put something else there
+            open(open_regular(launch.logs.stderr, os.O_RDONLY), "rb") as file,
+        ):
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _STDERR_BYTES))
             return file.read()

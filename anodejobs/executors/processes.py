@@ -424,9 +424,8 @@ class Processes(Executor):
         if held.launch.leftovers == "kill":
             try:
                 snapshot = await self._looks.take_soon()
-                if snapshot.members(held.attempt, has_just_ended=True):
-                    grace = held.launch.stop_grace
-                    await self._endings.stop(held.attempt, grace, has_just_ended=True)
+                if left := snapshot.members(held.attempt, has_just_ended=True):
+                    await self._endings.stop(held.attempt, held.launch.stop_grace, left=left)
             except (
                 OSError
             ) as error:  # descriptors lack: those of the job are let go of all the more
@@ -444,9 +443,12 @@ class Processes(Executor):
                     self._left_logs[name] = pipe.log
         held.let_go()
         self._held.pop(token, None)
-        if held.attempt.cgroup is not None:
-            patience_s = KILL_PATIENCE_S if held.launch.leftovers == "kill" else 0
-            await in_thread(cgroups.remove, held.attempt.cgroup, patience_s=patience_s)
+        if held.attempt.cgroup is None:
+            return
+        if held.launch.leftovers == "kill":
+            await in_thread(cgroups.remove, held.attempt.cgroup, patience_s=KILL_PATIENCE_S)
+        else:
+            await in_thread(cgroups.leave, held.attempt.cgroup)
 
     async def stop(self, attempt: Attempt, grace: float, *, may_hasten: bool = True) -> bool:
         if held := self._held.get(attempt.token):

@@ -87,13 +87,18 @@ class Samples:
             self._timer = None
 
     def _arm(self) -> None:
-        if self._timer is not None or self._look is not None:
+        if self._look is not None:
             return
         while self._due and self._due[0][1] not in self._watched:
             heappop(self._due)
-        if self._due:
-            at = max(self._due[0][0], self._rested_at)
-            self._timer = self._loop.call_at(at, self._look_at_due)
+        if not self._due:
+            return
+        at = max(self._due[0][0], self._rested_at)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()  # what has begun since is due sooner
+        self._timer = self._loop.call_at(at, self._look_at_due)
 
     def _look_at_due(self) -> None:
         self._timer = None

@@ -84,7 +84,9 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
 def command_of(code: str, python: str) -> list[str]:
     """Return the command by which a Python runs the code, able to import what a shim does."""
     # Last: what is installed beside us may be named like a part of the standard library.
-    return [python, "-I", "-S", "-c", f"import sys;sys.path+={_import_paths()!a};{code}"]
+    code = f"import sys;sys.path+={_import_paths()!a};{code}"
+    # Text becomes bytes there as it does here; what the environment says of that, -I ignores.
+    return [python, "-X", f"utf8={sys.flags.utf8_mode}", "-I", "-S", "-c", code]
 
 
 def _import_paths() -> list[str]:

@@ -74,7 +74,7 @@ def start_time(pid: int) -> float | None:
         process = _look_at(pid, None)
         return process.start_time if process else None
     fields = _stat(pid)
-    return float(fields[_START]) if fields and fields[_STATE] not in _DEAD else None
+    return float(fields[_START]) if fields and not _is_dead(fields) else None
 
 
 def look_at(pid: int, started: float) -> Process | None:
@@ -113,7 +113,7 @@ def _token_with_psutil(pid: int) -> str | None:
         return None
 
 
-_STATE, _PARENT, _SESSION, _START = 0, 1, 3, 19
+_STATE, _PARENT, _SESSION, _THREADS, _START = 0, 1, 3, 17, 19
 _TIMES = slice(11, 15)
 """User and system time: its own, and that of the children it has waited for."""
 _DEAD = (b"Z", b"X")
@@ -138,12 +138,17 @@ def _stat(pid: int) -> list[bytes] | None:
     return stat[stat.rindex(b")") + 2 :].split()
 
 
+def _is_dead(fields: list[bytes]) -> bool:
+    """Return whether the process is dead; the state is that of its first thread alone."""
+    return fields[_STATE] in _DEAD and int(fields[_THREADS]) <= 1
+
+
 def _look_at(pid: int, known: Snapshot | None) -> Process | None:
     """Return the process, None where it is gone or only waits to be reaped."""
     if not IS_LINUX:
         return _look_with_psutil(pid)
     fields = _stat(pid)
-    if fields is None or fields[_STATE] in _DEAD:
+    if fields is None or _is_dead(fields):
         return None
     started = float(fields[_START])
     old = known.processes.get(pid) if known else None
@@ -205,9 +210,10 @@ class Snapshot:
         """Return the attempt's processes: its main one, and whatever descends from it.
 
         Found are those that bear its marks, those in its session or its cgroup, and all their
-        descendants. A session is known by the main process's pid, so it counts only while that
-        process lives or ``has_just_ended``, before the number can be used again. What was ``known``
-        as a member stays one, though the parent has ended by which alone it was found.
+        descendants. A session is known by the main process's pid, so it counts only while one of
+        the attempt's is in it, which keeps the number from being used again, or where the main
+        process ``has_just_ended``. What was ``known`` as a member stays one, though the parent has
+        ended by which alone it was found.
         """
         at_pid = self.processes.get(attempt.pid) if attempt.pid is not None else None
         main = at_pid if at_pid and at_pid.start_time == attempt.start_time else None
@@ -217,7 +223,8 @@ class Snapshot:
             found += self._in(attempt.cgroup)
         if main is not None:
             found.append(main)
-        if attempt.pid is not None and (main or (has_just_ended and at_pid is None)):
+        is_its_session = any(process.session == attempt.pid for process in found)
+        if attempt.pid is not None and (is_its_session or (has_just_ended and at_pid is None)):
             found += (
                 process
                 for process in self._by_session.get(attempt.pid, ())
@@ -286,7 +293,7 @@ def orphans(parent: int) -> set[tuple[int, float]]:
     return {
         (pid, float(fields[_START]))
         for pid, fields in found
-        if fields and fields[_STATE] == b"Z" and int(fields[_PARENT]) == parent
+        if fields and _is_dead(fields) and int(fields[_PARENT]) == parent
     }
 
 
