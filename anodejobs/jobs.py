@@ -632,9 +632,10 @@ class Jobs:
         if grace is not None:
             check_seconds("grace", grace)
         parts = await self._open_for(job_id)
-        if await self._jobdb.get(job_id) is None:
+        try:
+            return await parts.owner.owned(parts.control.stop, job_id, grace, None)
+        except JobNotFound:
             return None
-        return await parts.owner.owned(parts.control.stop, job_id, grace, None)
 
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP; its ``timeout`` runs on.

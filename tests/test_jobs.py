@@ -566,6 +566,18 @@ async def test_stopping_an_unknown_id_gives_none(jobs: Jobs) -> None:
     assert await jobs.stop("nobody") is None
 
 
+async def test_stopping_a_job_that_is_deleted_meanwhile_gives_none(jobs: Jobs) -> None:
+    for step in range(20):
+        await jobs.create("true", "gone")
+        await jobs.cancel("gone")
+        deleting = asyncio.create_task(jobs.delete("gone"))
+        for _ in range(step % 10):
+            await asyncio.sleep(0)
+        record = await jobs.stop("gone")
+        assert record is None or record.status is Status.cancelled
+        assert await deleting is True
+
+
 async def test_many_who_stop_one_job_all_get_its_end(jobs: Jobs) -> None:
     await jobs.run("sleep 1000", "long")
     records = await asyncio.gather(*(jobs.stop("long") for _ in range(20)))
