@@ -456,7 +456,15 @@ class Jobs:
         return await self.wait_all(await self.get_batch(batch_id), timeout)
 
     async def cancel_batch(self, batch_id: str) -> JobRecordDict:
-        """Cancel every job of a batch that has not ended, and return them all, once they have."""
+        """Cancel every job of a batch that has not ended, and return them all, once they have.
+
+        Raises JobNotFound.
+        """
+        check_text("batch_id", batch_id)
+        owner = (await self._root.open()).owner
+        return await owner.owned(self._cancel_batch, batch_id)
+
+    async def _cancel_batch(self, batch_id: str) -> JobRecordDict:
         records = await self.get_batch(batch_id)
         # Those that wait first: the end of one that runs is not to start them.
         waiting = [job_id for job_id, record in records.items() if record.status in WAITING]
@@ -665,8 +673,14 @@ class Jobs:
 
         Raises JobNotFound, and JobActive where somebody else was quicker or it cannot be stopped.
         """
+        if grace is not None:
+            check_seconds("grace", grace)
+        owner = (await self._open_for(job_id)).owner
+        return await owner.owned(self._restart, job_id, grace)
+
+    async def _restart(self, job_id: str, grace: float | None) -> JobRecord:
         await self.stop(job_id, grace)
-        starter = (await self._open_for(job_id)).starter
+        starter = (await self._root.open()).starter  # refused where it has begun to close
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
         return await starter.start(plan, lambda old: True)
