@@ -39,7 +39,7 @@ from anodejobs.executors.shim_start import interpreter
 from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
-from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
 from anodejobs.shim.protocol import Lines, decoded, encoded
 
 Level = Literal["ok", "warning", "problem"]
@@ -546,9 +546,11 @@ def check_interpreter(python: str, run: Run) -> Verdict:
 @_check("shim")
 def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
     """Whether the shim that works in the folder answers, or what the last one left behind."""
+    if folder.exists() and (found := owned_by_another(folder)) is not None:
+        return "problem", found, ONE_USER
     if not (folder / "lock").exists():
         return "ok", f"none has worked in {os.fspath(folder)!r}", ""
-    with open(folder / "lock", "r+") as lock:  # not ours, say, where it cannot be opened
+    with open(folder / "lock", "r+") as lock:
         pid = lock.readline().strip()
     if not is_locked(folder / "lock"):
         journals = (folder / "journal", *left_journals(folder))

@@ -707,3 +707,14 @@ def test_a_lock_whose_holder_cannot_be_seen_is_a_problem(tmp_path):
         finding = doctor.check_shim(tmp_path, doctor._held)
     assert finding.level == "problem"
     assert f"pid {beyond}" in finding.found
+
+
+def test_what_another_user_has_left_to_a_shim_is_a_problem(tmp_path, monkeypatch):
+    folder = tmp_path / "shim"
+    written(folder / "journal", "")
+    others = SimpleNamespace(st_uid=os.geteuid() + 12345)
+    monkeypatch.setattr(Path, "lstat", lambda path: others)
+    finding = doctor.check_shim(folder, doctor._held)
+    assert finding.level == "problem"
+    assert f"{folder / 'journal'} belongs to user {others.st_uid}" in finding.found
+    assert "chown" in finding.remedy
