@@ -72,7 +72,7 @@ from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.starter import remove_attempts
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
-from anodejobs.stores.base import JobStore, Query, SortKey, Stored
+from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
 from anodejobs.templates import Template, render
 from anodejobs.threads import in_thread
 from anodejobs.timetable import Timetable
@@ -115,7 +115,8 @@ class Jobs:
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
     case, since nobody would be left to read their output. A log file that has reached
     ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    syncs every commit to the disk.
+    has SQLite sync every commit to the disk, which a store of files does anyway; it is refused with
+    any other store, and with a JobStore, which is told it when it is made.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -139,7 +140,7 @@ class Jobs:
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
         log_backups: int = 1,
-        durability: Literal["process", "power"] = "process",
+        durability: Durability = "process",
     ) -> None:
         if executor not in ("shim", "inline") and not isinstance(executor, Executor):
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
@@ -177,6 +178,8 @@ class Jobs:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
+        else:
+            check_durability(durability, where_useless="a JobStore, which is told it when made")
         self._jobdb = JobDB(store)
         self._links = Links(self._jobdb)
         self._timetable = Timetable(self._jobdb, self._planner)
@@ -215,6 +218,9 @@ class Jobs:
             **options,
         }
         if options.get("store") is None:
+            if "durability" in options:
+                check_durability(options["durability"])
+                said = said.model_copy(update={"durability": options.pop("durability")})
             options["store"] = said.make_store()
         return cls(**options)
 

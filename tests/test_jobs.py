@@ -816,6 +816,13 @@ def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
         Jobs(db_path=tmp_path, durability="none", executor="inline")  # type: ignore[arg-type]  # is what is tested
 
 
+@pytest.mark.parametrize("durability", ["power", "none"])
+def test_a_durability_that_a_store_is_not_told_is_refused(tmp_path: Path, durability: Any) -> None:
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    with pytest.raises(InvalidJob, match="durability"):
+        Jobs(db_path=tmp_path, store=store, durability=durability, executor="inline")
+
+
 async def test_jobs_can_be_kept_through_power_failures(tmp_path: Path) -> None:
     async with Jobs(db_path=tmp_path, durability="power", executor="inline") as jobs:
         assert (await ended(jobs, "true", "short")).status is Status.finished

@@ -26,13 +26,22 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiosqlite
 
-from anodejobs.errors import InvalidJob, JobNotFound, StoreError
+from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
+from anodejobs.stores.base import (
+    UNFINISHED,
+    JobStore,
+    Query,
+    Stored,
+    Turn,
+    Unfinished,
+    Write,
+    check_durability,
+)
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
@@ -41,8 +50,6 @@ from anodejobs.stores.sqlite_queries import TALLY, TURN, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 from anodejobs.threads import in_thread
-
-Durability = Literal["process", "power"]
 
 APPLICATION_ID = 0x414E4F44  # "ANOD", in the file's header
 
@@ -203,8 +210,7 @@ class SqliteJobStore(JobStore):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durability: str = "process") -> None:
-        if durability not in ("process", "power"):
-            raise InvalidJob("durability", "must be 'process' or 'power'")
+        check_durability(durability)
         self.path = Path(os.path.abspath(path))
         self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
