@@ -189,6 +189,11 @@ MIGRATIONS = (
     DROP INDEX history_by_job;
     ALTER TABLE history RENAME TO entries;
     """,
+    # All rows in the order of their names, also those that have none.
+    """
+    DROP INDEX jobs_by_name;
+    CREATE INDEX jobs_by_name ON jobs (name, job_id);
+    """,
 )
 
 _TURNS = 1000
