@@ -41,6 +41,7 @@ from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
 from anodejobs.shim.protocol import Lines, decoded, encoded
+from anodejobs.stores.sqlite import LONGEST_PATH_BYTES
 
 Level = Literal["ok", "warning", "problem"]
 Verdict = tuple[Level, str, str]
@@ -89,6 +90,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_systemd(us / "cgroup", os.environ, run=_run, linger=Path("/var/lib/systemd/linger"))
     yield check_file_system(place, us / "mountinfo")
     yield check_folder(place, _TRIALS)
+    yield check_path(db_path / "jobs.db")
     yield check_owner([db_path, db_path / "shim", db_path / "job_logs"], os.geteuid())
     yield check_space(place, os.statvfs)
     yield check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -305,6 +307,16 @@ _TRIALS: Mapping[str, Callable[[Path], None]] = {
 def _nearest(path: Path) -> Path:
     """Return the path, or what is there of it."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
+@_check("path")
+def check_path(database: Path) -> Verdict:
+    """Whether the path of the database is short enough for SQLite."""
+    size = len(os.fsencode(database))
+    if size <= LONGEST_PATH_BYTES:
+        return "ok", f"{size} bytes of the {LONGEST_PATH_BYTES} that SQLite takes", ""
+    found = f"SQLite takes a path of {LONGEST_PATH_BYTES} bytes at most, and jobs.db has {size}"
+    return "problem", found, "a shorter db_path, or another store"
 
 
 @_check("owner")

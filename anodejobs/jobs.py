@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from anodejobs.arguments import (
     checked_names,
     checked_offsets,
     checked_recovery_timeout,
+    of_each,
     replacement,
     signal_number,
     statuses,
@@ -425,25 +427,24 @@ class Jobs:
         Each spec has the arguments of ``create`` by name; ``depends_on`` may name jobs of the batch
         by their index, too. With ``auto_start`` they are submitted.
 
-        Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
+        Raises InvalidJob, which says in which spec a field is wrong, also where one of the ids is
+        taken, and DependencyCycle.
         """
         if not isinstance(specs, Iterable):
             raise InvalidJob("specs", "must be several specs, as in a list")
-        checked = [spec_of(spec) for spec in specs]
+        checked = of_each("specs", spec_of, specs)
         if not checked:
             raise InvalidJob("specs", "names no job")
         ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
         links = resolve_batch(ids, [spec.depends_on for spec in checked])
         batch_id = str(uuid.uuid4())
         opening: Opening = "submit" if auto_start else "create"
-        plans = [
-            self._planner.plan(
-                spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)}),
-                opening,
-                batch_id=batch_id,
-            )
+        linked = [
+            spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)})
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
+        plan = partial(self._planner.plan, opening=opening, batch_id=batch_id)
+        plans = of_each("specs", plan, linked)
         parts = await self._root.open()
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await parts.owner.owned(parts.starter.enlist_all, plans)
@@ -654,13 +655,17 @@ class Jobs:
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP; its ``timeout`` runs on.
 
-        Raises JobNotFound, InvalidTransition where it is not running.
+        A job that is paused already stays so. Raises JobNotFound, InvalidTransition where it is
+        neither running nor paused.
         """
         parts = await self._open_for(job_id)
         return await parts.owner.owned(parts.control.pause, job_id)
 
     async def resume(self, job_id: str) -> JobRecord:
-        """Let a paused job go on. Raises JobNotFound, InvalidTransition where it is not paused."""
+        """Let a paused job go on; one that runs goes on.
+
+        Raises JobNotFound, InvalidTransition where it is neither paused nor running.
+        """
         parts = await self._open_for(job_id)
         return await parts.owner.owned(parts.control.resume, job_id)
 

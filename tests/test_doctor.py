@@ -24,8 +24,9 @@ from .conftest import has_died, locker, python
 pytestmark = pytest.mark.outer
 
 CHECKS = [
-    *("system", "systemd", "file system", "folder", "owner", "space", "descriptors", "pipes"),
+    *("system", "systemd", "file system", "folder", "path", "owner", "space", "descriptors"),
     *(
+        "pipes",
         "processes",
         "cgroups",
         "proc",
@@ -364,6 +365,13 @@ def test_locks_that_do_not_lock_are_a_problem(tmp_path, monkeypatch):
     finding = doctor.check_folder(tmp_path, doctor._TRIALS)
     assert finding.level == "problem"
     assert "no locks (two can hold one)" in finding.found
+
+
+def test_a_path_that_is_too_long_for_sqlite_is_a_problem(tmp_path):
+    assert doctor.check_path(tmp_path / "jobs.db").level == "ok"
+    finding = doctor.check_path(tmp_path.joinpath(*("x" * 100 for _ in range(5)), "jobs.db"))
+    assert finding.level == "problem"
+    assert "504 bytes at most" in finding.found
 
 
 @pytest.mark.parametrize(

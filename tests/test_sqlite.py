@@ -24,7 +24,7 @@ from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
 from anodejobs.stores.base import Delete, Query, Stored
 from anodejobs.stores.rows import micros
-from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
+from anodejobs.stores.sqlite import APPLICATION_ID, LONGEST_PATH_BYTES, MIGRATIONS
 from anodejobs.stores.sqlite_queries import page
 from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_record, make_save
@@ -286,6 +286,18 @@ async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, mon
         # Two, so that one commit is always waiting while the other is made.
         await asyncio.gather(load("a"), load("b"))
     assert not log.exists()
+
+
+async def test_a_path_may_be_as_long_as_sqlite_takes_it_and_no_longer(tmp_path):
+    folder = tmp_path
+    while len(str(folder)) < LONGEST_PATH_BYTES - 110:
+        folder /= "x" * 100
+    name = "y" * (LONGEST_PATH_BYTES - len(str(folder)) - 1)
+    async with opened(folder / name) as store:
+        assert await put(store, "a") == [1]
+    with pytest.raises(StoreError, match="its path has 505 bytes, and SQLite takes 504 at most"):
+        async with opened(folder / f"{name}y"):
+            pass
 
 
 # Files that are not ours, or of a newer version.

@@ -51,6 +51,8 @@ from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 from anodejobs.threads import in_thread
 
+LONGEST_PATH_BYTES = 504
+"""Of SQLite's own 512 eight are for the names of the files beside the database."""
 APPLICATION_ID = 0x414E4F44  # "ANOD", in the file's header
 
 # One script a version; a file of version n has had the first n. Never change one that was released.
@@ -229,6 +231,11 @@ class SqliteJobStore(JobStore):
 
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         async with self._translated("open"):
+            if (size := len(os.fsencode(self.path))) > LONGEST_PATH_BYTES:
+                raise StoreError(
+                    f"cannot open {self.path}: its path has {size} bytes, and SQLite takes"
+                    f" {LONGEST_PATH_BYTES} at most"
+                )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Only where there is none: to close a file gives up all locks on it of this process.
             with contextlib.suppress(FileExistsError):
