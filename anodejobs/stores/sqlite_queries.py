@@ -94,6 +94,7 @@ def _beyond(key: str, query: Query, last: Any) -> list[tuple[str, tuple[Any, ...
     if query.after is None:
         return [("", ())]
     compare = "<" if query.descending else ">"
+    beyond: list[tuple[str, tuple[Any, ...]]]
     if last is None:
         beyond = [(f"{key} IS NULL AND job_id {compare} ?", (query.after,))]
         return beyond if query.descending else [*beyond, (f"{key} IS NOT NULL", ())]
