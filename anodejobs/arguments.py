@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from anodejobs.errors import InvalidJob, WaitTimeout
 from anodejobs.events import utc_now
@@ -17,6 +17,8 @@ from anodejobs.records import JobFilter, JobRecord, Status
 AnyFilter = JobFilter | Mapping[str, Any]
 AnyStatus = Status | str
 IfExists = Literal["rerun", "skip", "error"]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @asynccontextmanager
@@ -34,6 +36,17 @@ async def time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
         if limit.expired():
             raise WaitTimeout(what, timeout) from None
         raise
+
+
+def of_each(field: str, make: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:
+    """Return what is made of each; where one is wrong, the InvalidJob says which."""
+    made = []
+    for place, one in enumerate(given):
+        try:
+            made.append(make(one))
+        except InvalidJob as error:
+            raise InvalidJob(error.field, f"{field}[{place}]: {error.problem}") from None
+    return made
 
 
 def replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:

@@ -60,5 +60,14 @@ async def _call(callback: OnStatus, record: JobRecord) -> None:
         answer = callback(record)
         if inspect.isawaitable(answer):
             await answer
-    except Exception:  # the application's own; the other calls are not to suffer
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+            raise
+        # The application's own; the other calls are not to suffer.
         LOG.exception("a callback failed for job %s, which is %s", record.self_id, record.status)
+
+
+def _is_cancelled() -> bool:
+    """Return whether it is this task that is cancelled, and not something that it awaited."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

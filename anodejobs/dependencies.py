@@ -201,19 +201,19 @@ def resolve_batch(
         if times > 1:
             raise InvalidJob("job_id", f"{job_id!r} is in the batch {times} times")
     resolved = {
-        job_id: dict.fromkeys(_id_of(dependency, job_id, job_ids) for dependency in dependencies)
-        for job_id, dependencies in zip(job_ids, depends_on, strict=True)
+        job_id: dict.fromkeys(_id_of(dependency, place, job_ids) for dependency in dependencies)
+        for place, (job_id, dependencies) in enumerate(zip(job_ids, depends_on, strict=True))
     }
     _refuse_cycle(resolved, lambda job_id: resolved.get(job_id, ()))
     return [tuple(dependencies) for dependencies in resolved.values()]
 
 
-def _id_of(dependency: int | str, job_id: str, job_ids: Sequence[str]) -> str:
+def _id_of(dependency: int | str, place: int, job_ids: Sequence[str]) -> str:
     if isinstance(dependency, str):
         return dependency
     if not 0 <= dependency < len(job_ids):
         of = f"a batch of {len(job_ids)}, whose first is 0"
-        raise InvalidJob("depends_on", f"job {job_id!r} names number {dependency} of {of}")
+        raise InvalidJob("depends_on", f"specs[{place}] names number {dependency} of {of}")
     return job_ids[dependency]
 
 

@@ -38,8 +38,9 @@ from anodejobs.executors.shim_start import command_of, interpreter
 from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
-from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
 from anodejobs.shim.protocol import Lines, decoded, encoded
+from anodejobs.stores.sqlite import LONGEST_PATH_BYTES
 
 Level = Literal["ok", "warning", "problem"]
 Verdict = tuple[Level, str, str]
@@ -88,6 +89,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_systemd(us / "cgroup", os.environ, run=_run, linger=Path("/var/lib/systemd/linger"))
     yield check_file_system(place, us / "mountinfo")
     yield check_folder(place, _TRIALS)
+    yield check_path(db_path / "jobs.db")
     yield check_owner([db_path, db_path / "shim", db_path / "job_logs"], os.geteuid())
     yield check_space(place, os.statvfs)
     yield check_descriptors(*resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -304,6 +306,16 @@ _TRIALS: Mapping[str, Callable[[Path], None]] = {
 def _nearest(path: Path) -> Path:
     """Return the path, or what is there of it."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))
+
+
+@_check("path")
+def check_path(database: Path) -> Verdict:
+    """Whether the path of the database is short enough for SQLite."""
+    size = len(os.fsencode(database))
+    if size <= LONGEST_PATH_BYTES:
+        return "ok", f"{size} bytes of the {LONGEST_PATH_BYTES} that SQLite takes", ""
+    found = f"SQLite takes a path of {LONGEST_PATH_BYTES} bytes at most, and jobs.db has {size}"
+    return "problem", found, "a shorter db_path, or another store"
 
 
 @_check("owner")
@@ -544,9 +556,11 @@ def check_interpreter(python: str, run: Run) -> Verdict:
 @_check("shim")
 def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
     """Whether the shim that works in the folder answers, or what the last one left behind."""
+    if folder.exists() and (found := owned_by_another(folder)) is not None:
+        return "problem", found, ONE_USER
     if not (folder / "lock").exists():
         return "ok", f"none has worked in {os.fspath(folder)!r}", ""
-    with open(folder / "lock", "r+") as lock:  # not ours, say, where it cannot be opened
+    with open(folder / "lock", "r+") as lock:
         pid = lock.readline().strip()
     if not is_locked(folder / "lock"):
         journals = (folder / "journal", *left_journals(folder))

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from anodejobs.arguments import (
     checked_names,
     checked_offsets,
     checked_recovery_timeout,
+    of_each,
     replacement,
     signal_number,
     statuses,
@@ -73,7 +75,7 @@ from anodejobs.sequels import Recovery, attempts_of, begun_attempt
 from anodejobs.starter import remove_attempts
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
-from anodejobs.stores.base import JobStore, Query, SortKey, Stored
+from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
 from anodejobs.templates import Template, render
 from anodejobs.threads import in_thread
 from anodejobs.timetable import Timetable
@@ -119,7 +121,8 @@ class Jobs:
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
     case, since nobody would be left to read their output. A log file that has reached
     ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    syncs every commit to the disk.
+    has SQLite sync every commit to the disk, which a store of files does anyway; it is refused with
+    any other store, and with a JobStore, which is told it when it is made.
 
     Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
     closed. A caller who is cancelled gives up the answer; what was asked for goes on.
@@ -143,7 +146,7 @@ class Jobs:
         on_close: Literal["leave", "stop"] = "leave",
         log_max_bytes: int | None = None,
         log_backups: int = 1,
-        durability: Literal["process", "power"] = "process",
+        durability: Durability = "process",
     ) -> None:
         if executor not in ("shim", "inline") and not isinstance(executor, Executor):
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
@@ -181,6 +184,8 @@ class Jobs:
             store = sqlite_store(self.db_path / "jobs.db", durability=durability)
         elif isinstance(store, str):
             store = from_url(store, durability=durability)
+        else:
+            check_durability(durability, where_useless="a JobStore, which is told it when made")
         self._jobdb = JobDB(store)
         self._links = Links(self._jobdb)
         self._timetable = Timetable(self._jobdb, self._planner)
@@ -219,6 +224,9 @@ class Jobs:
             **options,
         }
         if options.get("store") is None:
+            if "durability" in options:
+                check_durability(options["durability"])
+                said = said.model_copy(update={"durability": options.pop("durability")})
             options["store"] = said.make_store()
         return cls(**options)
 
@@ -423,25 +431,24 @@ class Jobs:
         Each spec has the arguments of ``create`` by name; ``depends_on`` may name jobs of the batch
         by their index, too. With ``auto_start`` they are submitted.
 
-        Raises InvalidJob, also where one of the ids is taken, and DependencyCycle.
+        Raises InvalidJob, which says in which spec a field is wrong, also where one of the ids is
+        taken, and DependencyCycle.
         """
         if not isinstance(specs, Iterable):
             raise InvalidJob("specs", "must be several specs, as in a list")
-        checked = [spec_of(spec) for spec in specs]
+        checked = of_each("specs", spec_of, specs)
         if not checked:
             raise InvalidJob("specs", "names no job")
         ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
         links = resolve_batch(ids, [spec.depends_on for spec in checked])
         batch_id = str(uuid.uuid4())
         opening: Opening = "submit" if auto_start else "create"
-        plans = [
-            self._planner.plan(
-                spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)}),
-                opening,
-                batch_id=batch_id,
-            )
+        linked = [
+            spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)})
             for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
         ]
+        plan = partial(self._planner.plan, opening=opening, batch_id=batch_id)
+        plans = of_each("specs", plan, linked)
         parts = await self._root.open()
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await parts.owner.owned(parts.starter.enlist_all, plans)
@@ -460,7 +467,15 @@ class Jobs:
         return await self.wait_all(await self.get_batch(batch_id), timeout)
 
     async def cancel_batch(self, batch_id: str) -> JobRecordDict:
-        """Cancel every job of a batch that has not ended, and return them all, once they have."""
+        """Cancel every job of a batch that has not ended, and return them all, once they have.
+
+        Raises JobNotFound.
+        """
+        check_text("batch_id", batch_id)
+        owner = (await self._root.open()).owner
+        return await owner.owned(self._cancel_batch, batch_id)
+
+    async def _cancel_batch(self, batch_id: str) -> JobRecordDict:
         records = await self.get_batch(batch_id)
         # Those that wait first: the end of one that runs is not to start them.
         waiting = [job_id for job_id, record in records.items() if record.status in WAITING]
@@ -636,20 +651,25 @@ class Jobs:
         if grace is not None:
             check_seconds("grace", grace)
         parts = await self._open_for(job_id)
-        if await self._jobdb.get(job_id) is None:
+        try:
+            return await parts.owner.owned(parts.control.stop, job_id, grace, None)
+        except JobNotFound:
             return None
-        return await parts.owner.owned(parts.control.stop, job_id, grace, None)
 
     async def pause(self, job_id: str) -> JobRecord:
         """Stop all processes of the job with SIGSTOP; its ``timeout`` runs on.
 
-        Raises JobNotFound, InvalidTransition where it is not running.
+        A job that is paused already stays so. Raises JobNotFound, InvalidTransition where it is
+        neither running nor paused.
         """
         parts = await self._open_for(job_id)
         return await parts.owner.owned(parts.control.pause, job_id)
 
     async def resume(self, job_id: str) -> JobRecord:
-        """Let a paused job go on. Raises JobNotFound, InvalidTransition where it is not paused."""
+        """Let a paused job go on; one that runs goes on.
+
+        Raises JobNotFound, InvalidTransition where it is neither paused nor running.
+        """
         parts = await self._open_for(job_id)
         return await parts.owner.owned(parts.control.resume, job_id)
 
@@ -668,8 +688,14 @@ class Jobs:
 
         Raises JobNotFound, and JobActive where somebody else was quicker or it cannot be stopped.
         """
+        if grace is not None:
+            check_seconds("grace", grace)
+        owner = (await self._open_for(job_id)).owner
+        return await owner.owned(self._restart, job_id, grace)
+
+    async def _restart(self, job_id: str, grace: float | None) -> JobRecord:
         await self.stop(job_id, grace)
-        starter = (await self._open_for(job_id)).starter
+        starter = (await self._root.open()).starter  # refused where it has begun to close
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
         return await starter.start(plan, lambda old: True)

@@ -97,7 +97,9 @@ class RetryPolicy(Model):
 
     A policy of your own is a subclass at the top of a module that can be imported. It is stored
     with the job as the names of module and class and the values of its fields, so what decides
-    must be in its fields, and these must survive JSON.
+    must be in its fields, and these must survive JSON. It is asked by whichever
+    process sees the end; where it cannot be imported there, or fails, the job is not tried again,
+    and its ``error`` says why.
 
         class AtLeisure(RetryPolicy):
             hours: float = 1.0
@@ -338,7 +340,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """There were too many restarts."""
+    """There were too many restarts, or the policy could not be asked."""
 
     error: str
     """One line that says so."""

@@ -34,7 +34,8 @@ def with_sequel(
     """Return the end of the record's attempt with the moment of the next one, if there is one.
 
     ``events`` are the job's history, where it has a restart policy; ``fraction`` is a random number
-    below 1. A user's policy that fails counts as one that says no. Raises InvalidTransition.
+    below 1. A user's policy that fails counts as one that says no, and the event says that it
+    failed. Raises InvalidTransition.
     """
     if not _may_go_on(record, event):
         return event
@@ -81,7 +82,7 @@ def _may_go_on(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
 
 def _retry_delay(
     record: JobRecord, event: Exited | StartFailed | Lost, fraction: float
-) -> float | None:
+) -> float | GaveUp | None:
     if not _has_failed(record, event):
         return None
     exit_code = event.exit_code if isinstance(event, Exited) else None
@@ -89,9 +90,9 @@ def _retry_delay(
     try:
         policy = retry_from_json(record.retry or {"kind": "fixed"})
         return next_attempt(policy, failure, max_retries=record.max_retries)
-    except Exception:
-        LOG.exception("job %s: its retry policy fails; it is not retried", record.self_id)
-        return None
+    except Exception as error:
+        LOG.exception("job %s: its retry policy failed; it is not retried", record.self_id)
+        return GaveUp(f"its retry policy failed: {error!r}")
 
 
 def _has_failed(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:

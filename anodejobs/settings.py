@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -14,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from anodejobs.errors import InvalidJob
 from anodejobs.stores import sqlite_store
-from anodejobs.stores.base import JobStore
+from anodejobs.stores.base import Durability, JobStore
 
 try:
     from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,11 +29,11 @@ __all__ = ["JobsSettings"]
 _PREFIX: Final = "ANODEJOBS_"
 _OF_STORES: Final = {
     "memory": (),
-    "file": ("store_path",),
-    "sqlite": ("path",),
+    "file": ("store_path", "durability"),
+    "sqlite": ("path", "durability"),
     "server": ("host", "port", "username", "password", "name", "pool_size"),
 }
-"""The settings that say where a store is, by what it is."""
+"""The settings that say where and how a store is, by what it is."""
 
 
 class JobsSettings(BaseSettings):
@@ -72,7 +73,8 @@ class JobsSettings(BaseSettings):
     """The database on the server."""
     pool_size: int | None = Field(default=None, ge=1)
     """How many connections to the server may read at once; there is one more that writes."""
-    durability: Literal["process", "power"] = "process"
+    durability: Durability | None = None
+    """What a commit survives; by default ``process``."""
     recovery_timeout: float = Field(default=60.0, gt=0)
     """Seconds without a sign of life after which a machine that shares the store is given up."""
     max_concurrent_jobs: int | None = Field(default=10, ge=1)
@@ -107,10 +109,9 @@ class JobsSettings(BaseSettings):
         kind: str = self.store_type
         if kind == "database":
             kind = "sqlite" if self.dialect == "sqlite" else "server"
-        for other, names in _OF_STORES.items():
-            for name in names:
-                if other != kind and getattr(self, name) is not None:
-                    raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
+        for name in dict.fromkeys(chain.from_iterable(_OF_STORES.values())):
+            if name not in _OF_STORES[kind] and getattr(self, name) is not None:
+                raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
         match kind:
             case "memory":
                 from anodejobs.stores.memory import MemoryJobStore
@@ -122,7 +123,7 @@ class JobsSettings(BaseSettings):
                 return FileJobStore(self.store_path or self.db_path / "records")
             case "sqlite":
                 path = self.path or self.db_path / "jobs.db"
-                return sqlite_store(path, durability=self.durability)
+                return sqlite_store(path, durability=self.durability or "process")
         return self._server_store()
 
     def _server_store(self) -> JobStore:

@@ -266,6 +266,46 @@ async def test_a_callback_that_raises_is_called_again(jobs, caplog):
     assert "a callback failed for job" in caplog.text
 
 
+async def test_a_callback_that_awaits_what_is_cancelled_is_called_again(jobs, caplog):
+    called: asyncio.Queue[str] = asyncio.Queue()
+
+    async def await_nobody(record):
+        called.put_nowait(record.self_id)
+        given_up = asyncio.get_running_loop().create_future()
+        given_up.cancel()
+        await given_up
+
+    end = await jobs.on(await_nobody, status="finished")
+    for name in ("a", "b"):
+        await jobs.run("true", name)
+    async with asyncio.timeout(LIMIT_S):
+        assert {await called.get(), await called.get()} == {"a", "b"}
+    assert "a callback failed for job" in caplog.text
+    end()
+    await jobs.run("true", "c")
+    await jobs.wait("c")
+    assert called.empty()
+
+
+async def test_a_callback_that_is_under_way_is_cancelled_by_its_end(jobs):
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def hang(record):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    end = await jobs.on(hang, status="finished")
+    await jobs.run("true", "a")
+    async with asyncio.timeout(LIMIT_S):
+        await begun.wait()
+        end()
+        await cancelled.wait()
+
+
 # Recovery.
 
 

@@ -390,7 +390,7 @@ def test_an_index_out_of_range_is_refused(index):
         resolve_batch(["a", "b"], [[], [index]])
     assert caught.value.field == "depends_on"
     assert caught.value.problem == (
-        f"job 'b' names number {index} of a batch of 2, whose first is 0"
+        f"specs[1] names number {index} of a batch of 2, whose first is 0"
     )
 
 

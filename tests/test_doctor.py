@@ -24,8 +24,9 @@ from .conftest import has_died, locker, python
 pytestmark = pytest.mark.outer
 
 CHECKS = [
-    *("system", "systemd", "file system", "folder", "owner", "space", "descriptors", "pipes"),
+    *("system", "systemd", "file system", "folder", "path", "owner", "space", "descriptors"),
     *(
+        "pipes",
         "processes",
         "cgroups",
         "proc",
@@ -364,6 +365,13 @@ def test_locks_that_do_not_lock_are_a_problem(tmp_path, monkeypatch):
     finding = doctor.check_folder(tmp_path, doctor._TRIALS)
     assert finding.level == "problem"
     assert "no locks (two can hold one)" in finding.found
+
+
+def test_a_path_that_is_too_long_for_sqlite_is_a_problem(tmp_path):
+    assert doctor.check_path(tmp_path / "jobs.db").level == "ok"
+    finding = doctor.check_path(tmp_path.joinpath(*("x" * 100 for _ in range(5)), "jobs.db"))
+    assert finding.level == "problem"
+    assert "504 bytes at most" in finding.found
 
 
 @pytest.mark.parametrize(
@@ -707,3 +715,14 @@ def test_a_lock_whose_holder_cannot_be_seen_is_a_problem(tmp_path):
         finding = doctor.check_shim(tmp_path, doctor._held)
     assert finding.level == "problem"
     assert f"pid {beyond}" in finding.found
+
+
+def test_what_another_user_has_left_to_a_shim_is_a_problem(tmp_path, monkeypatch):
+    folder = tmp_path / "shim"
+    written(folder / "journal", "")
+    others = SimpleNamespace(st_uid=os.geteuid() + 12345)
+    monkeypatch.setattr(Path, "lstat", lambda path: others)
+    finding = doctor.check_shim(folder, doctor._held)
+    assert finding.level == "problem"
+    assert f"{folder / 'journal'} belongs to user {others.st_uid}" in finding.found
+    assert "chown" in finding.remedy

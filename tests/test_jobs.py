@@ -587,6 +587,18 @@ async def test_stopping_an_unknown_id_gives_none(jobs: Jobs) -> None:
     assert await jobs.stop("nobody") is None
 
 
+async def test_stopping_a_job_that_is_deleted_meanwhile_gives_none(jobs: Jobs) -> None:
+    for step in range(20):
+        await jobs.create("true", "gone")
+        await jobs.cancel("gone")
+        deleting = asyncio.create_task(jobs.delete("gone"))
+        for _ in range(step % 10):
+            await asyncio.sleep(0)
+        record = await jobs.stop("gone")
+        assert record is None or record.status is Status.cancelled
+        assert await deleting is True
+
+
 async def test_many_who_stop_one_job_all_get_its_end(jobs: Jobs) -> None:
     await jobs.run("sleep 1000", "long")
     records = await asyncio.gather(*(jobs.stop("long") for _ in range(20)))
@@ -617,9 +629,11 @@ async def test_a_stop_returns_though_the_id_is_run_anew_meanwhile(tmp_path: Path
 
 async def test_a_paused_job_goes_on_when_resumed(jobs: Jobs, tmp_path: Path) -> None:
     await jobs.run(f"{until(tmp_path / 'go')}; exit 3", "pausing")
-    assert (await jobs.pause("pausing")).status is Status.paused
+    for _ in range(2):
+        assert (await jobs.pause("pausing")).status is Status.paused
+    for _ in range(2):
+        assert (await jobs.resume("pausing")).status is Status.running
     (tmp_path / "go").touch()
-    assert (await jobs.resume("pausing")).status is Status.running
     assert (await jobs.wait("pausing")).exit_code == 3
 
 
@@ -823,6 +837,13 @@ async def test_what_cannot_be_stopped_for_want_of_room_can_be_signalled(
 def test_an_unknown_durability_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidJob, match="durability"):
         Jobs(db_path=tmp_path, durability="none", executor="inline")  # type: ignore[arg-type]  # is what is tested
+
+
+@pytest.mark.parametrize("durability", ["power", "none"])
+def test_a_durability_that_a_store_is_not_told_is_refused(tmp_path: Path, durability: Any) -> None:
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    with pytest.raises(InvalidJob, match="durability"):
+        Jobs(db_path=tmp_path, store=store, durability=durability, executor="inline")
 
 
 async def test_jobs_can_be_kept_through_power_failures(tmp_path: Path) -> None:

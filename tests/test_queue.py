@@ -940,6 +940,27 @@ async def test_a_wrong_batch_is_refused_and_nothing_is_created(
     assert await jobs.list_status() == {}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"timeout": "10"}, "timeout"),
+        ({"command": ["a\0b"]}, "command"),
+        ({"depends_on": [900]}, "depends_on"),
+        ({"run_at": "soon"}, "run_at"),
+        ({"cgroup_parent": "x"}, "cgroup_parent"),
+    ],
+    ids=str,
+)
+async def test_the_spec_of_a_batch_that_is_wrong_is_named(
+    jobs: Jobs, wrong: dict[str, Any], field: str
+) -> None:
+    specs: list[dict[str, Any]] = [{"command": "true"} for _ in range(10)]
+    specs[7] |= wrong
+    with pytest.raises(InvalidJob, match=r"specs\[7\]") as caught:
+        await jobs.create_batch(specs)
+    assert caught.value.field == field
+
+
 async def test_an_unknown_batch_is_not_found(jobs: Jobs) -> None:
     for call in (jobs.get_batch, jobs.wait_batch, jobs.cancel_batch, jobs.batch_progress):
         with pytest.raises(JobNotFound):

@@ -178,7 +178,12 @@ def test_the_same_end_with_the_same_chance_has_the_same_sequel():
 )
 def test_a_policy_that_fails_says_no_and_is_logged(policy, caplog):
     caplog.set_level(logging.ERROR, "anodejobs")
-    assert with_sequel(retried(policy), CODE_3, [], 0.0) is CODE_3
+    before = retried(policy)
+    end = with_sequel(before, CODE_3, [], 0.0)
+    assert end.retry_at is None
+    after = transition(before, end)
+    assert after.status is Status.failed
+    assert (after.error or "").startswith("exit code 3; its retry policy failed: ")
     (told,) = caplog.records
     assert told.exc_info
     assert "job a" in told.getMessage()
@@ -190,8 +195,17 @@ def test_a_policy_that_fails_says_no_and_is_logged(policy, caplog):
 def test_a_policy_that_is_gone_says_no_and_is_logged(stored, caplog):
     caplog.set_level(logging.ERROR, "anodejobs")
     before = record(retry=stored or {"nope": 1}, max_retries=3)
-    assert with_sequel(before, CODE_3, [], 0.0) is CODE_3
+    after = transition(before, with_sequel(before, CODE_3, [], 0.0))
+    assert after.status is Status.failed
+    assert "its retry policy failed: " in (after.error or "")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("end", [NOT_STARTED, LOST], ids=["not started", "lost"])
+def test_a_policy_that_fails_is_said_beside_what_happened(end):
+    before = retried(Raises(on_lost=True), status="starting")
+    error = transition(before, with_sequel(before, end, [], 0.0)).error or ""
+    assert error.startswith(f"{end.error}; its retry policy failed: ")
 
 
 def test_a_policy_may_say_no():

@@ -125,6 +125,22 @@ async def test_what_is_given_beside_the_settings_goes_before_them(monkeypatch, t
     assert jobs.db_path == tmp_path / "there"
 
 
+@pytest.mark.parametrize("name", ["environment", "code", "settings"])
+async def test_the_durability_is_as_it_is_said(monkeypatch, name):
+    if name == "environment":
+        say(monkeypatch, DURABILITY="power")
+    given = JobsSettings(durability="power") if name == "settings" else None
+    options = {"durability": "power"} if name == "code" else {}
+    async with Jobs.from_settings(given, executor="inline", **options) as jobs:
+        assert jobs._jobdb._store._synchronous == "FULL"
+
+
+def test_a_durability_that_there_is_not_is_refused_beside_the_settings(monkeypatch):
+    say(monkeypatch, STORE_TYPE="file")
+    with pytest.raises(InvalidJob, match="durability"):
+        Jobs.from_settings(durability="none")
+
+
 async def test_which_jobs_are_started_is_said_by_the_environment(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text('ANODEJOBS_ONLY_TAGS=["warm", "hot"]\n')
     say(monkeypatch, ONLY_QUEUES='["narrow"]', QUEUES='{"narrow": 1}', STORE_TYPE="memory")
@@ -216,6 +232,14 @@ def test_a_setting_that_there_is_not_is_refused():
         (
             {"STORE_TYPE": "memory", "PASSWORD": "hunter2"},
             "PASSWORD: is of no use with ANODEJOBS_STORE_TYPE=memory",
+        ),
+        (
+            {"STORE_TYPE": "memory", "DURABILITY": "power"},
+            "DURABILITY: is of no use with ANODEJOBS_STORE_TYPE=memory",
+        ),
+        (
+            {**SERVER, "DURABILITY": "power"},
+            "DURABILITY: is of no use with ANODEJOBS_DIALECT=postgresql",
         ),
     ],
     ids=str,

@@ -312,6 +312,33 @@ async def test_another_users_shim_is_not_talked_to(
     assert "another user listens in" in str(record.error)
 
 
+async def test_the_directory_of_another_user_is_refused_when_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as ours:
+        await ran(ours, "true", "a")
+    user, stranger = os.geteuid(), os.geteuid() + 12345
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: stranger)
+        with pytest.raises(ExecutorError) as caught:
+            await opened(tmp_path).count()
+    folder = tmp_path / "job_db" / "shim"
+    assert f"{folder} belongs to user {user}, and this is user {stranger}" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_what_another_user_has_left_is_told_when_it_is_opened(tmp_path: Path) -> None:
+    async with opened(tmp_path) as ours:
+        await ran(ours, "true", "a")
+    journal = tmp_path / "job_db" / "shim" / "journal"
+    os.chown(journal, 65534, -1)
+    with pytest.raises(ExecutorError, match="journal belongs to user 65534"):
+        await opened(tmp_path).count()
+    os.chown(journal, os.geteuid(), -1)
+    async with opened(tmp_path) as ours:
+        assert (await ran(ours, "exit 3", "a")).exit_code == 3
+
+
 async def test_a_directory_may_lie_deeper_than_the_path_of_a_socket_can_be_long(
     tmp_path: Path,
 ) -> None:

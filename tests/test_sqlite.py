@@ -24,7 +24,8 @@ from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
 from anodejobs.stores.base import Delete, Query, Stored
 from anodejobs.stores.rows import micros
-from anodejobs.stores.sqlite import APPLICATION_ID, MIGRATIONS
+from anodejobs.stores.sqlite import APPLICATION_ID, LONGEST_PATH_BYTES, MIGRATIONS
+from anodejobs.stores.sqlite_queries import page
 from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_record, make_save
 from tests.programs import ends_well, process
@@ -287,6 +288,18 @@ async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, mon
     assert not log.exists()
 
 
+async def test_a_path_may_be_as_long_as_sqlite_takes_it_and_no_longer(tmp_path):
+    folder = tmp_path
+    while len(str(folder)) < LONGEST_PATH_BYTES - 110:
+        folder /= "x" * 100
+    name = "y" * (LONGEST_PATH_BYTES - len(str(folder)) - 1)
+    async with opened(folder / name) as store:
+        assert await put(store, "a") == [1]
+    with pytest.raises(StoreError, match="its path has 505 bytes, and SQLite takes 504 at most"):
+        async with opened(folder / f"{name}y"):
+            pass
+
+
 # Files that are not ours, or of a newer version.
 
 
@@ -492,6 +505,43 @@ def _damage(path: Path, damage: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute(f"UPDATE {damage}").rowcount > 0
         connection.commit()
+
+
+# Pages.
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
+@pytest.mark.parametrize("sort_by", ["created_at", "last_update", "self_id", "name"])
+async def test_a_page_takes_no_longer_where_there_are_more_jobs(tmp_path, sort_by, descending):
+    async def most_steps(jobs: int) -> int:
+        """Return what the longest page takes, wherever it begins, in steps of SQLite's machine."""
+        path = tmp_path / f"{jobs}.db"
+        names = [None if n % 3 == 0 else f"{n % 7}" for n in range(jobs)]
+        async with opened(path) as store:
+            records = [make_record(f"{n:04}", name=name) for n, name in enumerate(names)]
+            await store.commit([make_insert(record) for record in records])
+            every = Query(filter=JobFilter(), sort_by=sort_by, descending=descending)
+            ids = [record.self_id for record in await store.page(every)]
+            steps = [_steps(path, *page(replace(every, limit=10), None))]
+            for after in ids[:: jobs // 10]:
+                query = replace(every, limit=10, after=after)
+                steps.append(_steps(path, *page(query, await store._sort_value(query))))
+        return max(steps)
+
+    assert await most_steps(1000) < 2 * await most_steps(100)
+
+
+def _steps(path: Path, sql: str, parameters: tuple[Any, ...]) -> int:
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    with closing(sqlite3.connect(path)) as connection:
+        connection.set_progress_handler(count, 1)
+        connection.execute(sql, parameters).fetchall()
+    return steps
 
 
 # Versions.

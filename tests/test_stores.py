@@ -109,9 +109,20 @@ def test_a_password_may_have_any_sign(password):
     assert repr(store) == "DatabaseJobStore('postgresql://host/jobs')"
 
 
-def test_an_unknown_durability_is_refused():
+@pytest.mark.parametrize("url", ["sqlite:///jobs.db", "file:///jobs", "memory://", "mysql://h/d"])
+def test_an_unknown_durability_is_refused(url):
     with pytest.raises(InvalidJob, match="durability: must be 'process' or 'power'"):
-        from_url("sqlite:///jobs.db", durability="none")
+        from_url(url, durability="none")
+
+
+@pytest.mark.parametrize("url", ["memory://", "mysql://host/jobs", "postgresql://host/jobs"])
+def test_a_durability_that_a_store_cannot_have_is_refused(url):
+    with pytest.raises(InvalidJob, match="durability: 'power' is of no use with"):
+        from_url(url, durability="power")
+
+
+def test_a_store_of_files_is_always_as_durable_as_can_be(tmp_path):
+    assert isinstance(from_url(f"file://{tmp_path}", durability="power"), FileJobStore)
 
 
 @pytest.mark.parametrize("folder", ["a#b", "a?b", "a%20b", "a b", "ü", "a;b", "a\tb"])

@@ -287,6 +287,32 @@ async def test_a_stop_cancelled_anywhere_ends_the_job_or_leaves_it_running(
     assert len(records) == 15
 
 
+async def test_a_cancelled_restart_goes_on(jobs: Jobs) -> None:
+    await jobs.run("exec sleep 1000", "service")
+    restarting = asyncio.create_task(jobs.restart("service"))
+    await jobs.wait("service", Status.stopping)
+    restarting.cancel()
+    assert isinstance(await outcome(restarting), asyncio.CancelledError)
+    assert (await jobs.wait("service")).status is Status.stopped
+    begun = 0
+    async with asyncio.timeout(LIMIT_S), aclosing(jobs.events("service", after=0)) as events:
+        while begun < 2:
+            begun += (await anext(events)).status is Status.running
+    assert (await jobs.usage("service")).processes == 1
+
+
+async def test_a_cancelled_cancel_of_a_batch_goes_on(jobs: Jobs) -> None:
+    specs = [{"command": "sleep 1000"}, {"command": "true", "job_id": "after", "depends_on": [0]}]
+    batch_id, records = await jobs.create_batch(specs, auto_start=True)
+    first, _ = records
+    await jobs.wait(first, Status.running)
+    cancelling = asyncio.create_task(jobs.cancel_batch(batch_id))
+    await jobs.wait("after", Status.cancelled)
+    cancelling.cancel()
+    assert isinstance(await outcome(cancelling), asyncio.CancelledError)
+    assert (await jobs.wait(first, timeout=LIMIT_S)).status is Status.stopped
+
+
 async def test_a_cancelled_close_goes_on(tmp_path: Path) -> None:
     jobs = Jobs(db_path=tmp_path, stop_grace=0.2, executor="inline")
     await jobs.run("trap '' TERM; echo ready; while :; do sleep 1; done", "stubborn")

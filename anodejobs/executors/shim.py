@@ -38,7 +38,7 @@ from anodejobs.executors.shim_link import Link, connected
 from anodejobs.executors.shim_start import start_shim
 from anodejobs.logs import LogTail
 from anodejobs.shim.draining import draining_sockets
-from anodejobs.shim.peers import is_friend, peer
+from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
 from anodejobs.shim.protocol import (
     VERSION,
     Message,
@@ -593,8 +593,14 @@ _GAP = "the log may have a gap"
 
 
 def _identity(folder: Path) -> str:
-    """Return the name of the folder's shims that no other folder's have; the first one makes it."""
+    """Return the name of the folder's shims that no other folder's have; the first one makes it.
+
+    Raises ExecutorError where another user has it: one that may write there all the same, as root
+    may, would keep the other's shims from starting ever after.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if (found := owned_by_another(folder)) is not None:
+        raise ExecutorError(f"{found}: {ONE_USER}")
     return supervisors.identity(folder / "id")
 
 

@@ -6,19 +6,21 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from anodejobs.errors import StoreError
-from anodejobs.stores.base import JobStore
+from anodejobs.stores.base import JobStore, check_durability
 
 
 def from_url(url: str, *, durability: str = "process") -> JobStore:
     """Return the store a URL names, such as ``memory://`` or ``sqlite:///path/to/jobs.db``.
 
-    The technology's module is imported only when it is chosen. Raises StoreError, which does not
-    repeat a URL that may have a password in it.
+    The technology's module is imported only when it is chosen. Raises InvalidJob where it does not
+    have that ``durability``, and StoreError, which does not repeat a URL that may have a password
+    in it.
     """
     # Before anything is taken apart: a password may have signs that other URLs have not.
     if url.partition(":")[0].partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb"):
         from anodejobs.stores.database import DatabaseJobStore
 
+        check_durability(durability, where_useless="a database server, whose own settings say it")
         return DatabaseJobStore(url)
     try:
         parts = urlsplit(url)
@@ -27,6 +29,7 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
     if parts.scheme == "memory":
         from anodejobs.stores.memory import MemoryJobStore
 
+        check_durability(durability, where_useless="memory://")
         return MemoryJobStore()
     if parts.scheme == "sqlite" and _names_file(parts):
         # As SQLAlchemy has it: three slashes before a relative path, four before an absolute one.
@@ -34,6 +37,7 @@ def from_url(url: str, *, durability: str = "process") -> JobStore:
     if parts.scheme == "file" and _names_folder(parts):
         from anodejobs.stores.file import FileJobStore
 
+        check_durability(durability)  # it syncs every commit
         return FileJobStore(unquote(parts.path))
     raise StoreError(
         f"there is no store for {parts.scheme or 'a URL without a scheme'}://…; "

@@ -40,6 +40,16 @@ SortKey = Literal[
     "priority",
 ]
 SORT_KEYS: tuple[SortKey, ...] = get_args(SortKey)
+Durability = Literal["process", "power"]
+"""What a commit survives: the death of every process; or a power failure, too."""
+
+
+def check_durability(durability: str, *, where_useless: str | None = None) -> None:
+    """Raise InvalidJob where there is no such durability, or it is asked for in vain."""
+    if durability not in get_args(Durability):
+        raise InvalidJob("durability", "must be 'process' or 'power'")
+    if durability == "power" and where_useless is not None:
+        raise InvalidJob("durability", f"'power' is of no use with {where_useless}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,13 +26,22 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import aiosqlite
 
-from anodejobs.errors import InvalidJob, JobNotFound, StoreError
+from anodejobs.errors import JobNotFound, StoreError
 from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
-from anodejobs.stores.base import UNFINISHED, JobStore, Query, Stored, Turn, Unfinished, Write
+from anodejobs.stores.base import (
+    UNFINISHED,
+    JobStore,
+    Query,
+    Stored,
+    Turn,
+    Unfinished,
+    Write,
+    check_durability,
+)
 from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
@@ -42,8 +51,8 @@ from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 from anodejobs.threads import in_thread
 
-Durability = Literal["process", "power"]
-
+LONGEST_PATH_BYTES = 504
+"""Of SQLite's own 512 eight are for the names of the files beside the database."""
 APPLICATION_ID = 0x414E4F44  # "ANOD", in the file's header
 
 # One script a version; a file of version n has had the first n. Never change one that was released.
@@ -182,6 +191,11 @@ MIGRATIONS = (
     DROP INDEX history_by_job;
     ALTER TABLE history RENAME TO entries;
     """,
+    # All rows in the order of their names, also those that have none.
+    """
+    DROP INDEX jobs_by_name;
+    CREATE INDEX jobs_by_name ON jobs (name, job_id);
+    """,
 )
 
 _TURNS = 1000
@@ -203,8 +217,7 @@ class SqliteJobStore(JobStore):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durability: str = "process") -> None:
-        if durability not in ("process", "power"):
-            raise InvalidJob("durability", "must be 'process' or 'power'")
+        check_durability(durability)
         self.path = Path(os.path.abspath(path))
         self.lock_path = self.path.with_name(f"{self.path.name}-scheduler")
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
@@ -218,6 +231,11 @@ class SqliteJobStore(JobStore):
 
     async def open(self, on_foreign_commit: Callable[[], None]) -> None:
         async with self._translated("open"):
+            if (size := len(os.fsencode(self.path))) > LONGEST_PATH_BYTES:
+                raise StoreError(
+                    f"cannot open {self.path}: its path has {size} bytes, and SQLite takes"
+                    f" {LONGEST_PATH_BYTES} at most"
+                )
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Only where there is none: to close a file gives up all locks on it of this process.
             with contextlib.suppress(FileExistsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 from anodejobs.records import JobFilter
@@ -72,15 +73,12 @@ def page(query: Query, last: Any, columns: str = RECORD) -> tuple[str, tuple[Any
     limit, end = limits(query)
     selects: list[str] = []
     parameters: list[Any] = []
-    for filter in parts(query):
+    for filter, (beyond, boundary) in product(parts(query), _beyond(key, query, last)):
         clause, values = where(filter)
-        parameters += values
-        if query.after is not None:
-            beyond, boundary = _beyond(key, query, last)
+        if beyond:
             clause += f" {'AND' if clause else 'WHERE'} {beyond}"
-            parameters += boundary
         selects.append(f"SELECT * FROM (SELECT * FROM jobs{clause}{order})")
-        parameters.append(end)
+        parameters += [*values, *boundary, end]
     sql = (
         f"SELECT {columns} FROM ({' UNION ALL '.join(selects)})"
         f" JOIN specs USING (job_id){order} OFFSET ?"
@@ -88,12 +86,18 @@ def page(query: Query, last: Any, columns: str = RECORD) -> tuple[str, tuple[Any
     return sql, (*parameters, limit, query.offset)
 
 
-def _beyond(key: str, query: Query, last: Any) -> tuple[str, tuple[Any, ...]]:
-    """Return the condition that a row comes after ``query.after``. NULLs come first in SQLite."""
+def _beyond(key: str, query: Query, last: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the conditions that a row after ``query.after`` meets one of; NULLs come first.
+
+    Each is a range of an index: with an OR of two, all rows before it would be looked at.
+    """
+    if query.after is None:
+        return [("", ())]
     compare = "<" if query.descending else ">"
-    if last is not None:
-        rest = f" OR {key} IS NULL" if query.descending and key in NULLABLE else ""
-        return f"(({key}, job_id) {compare} (?, ?){rest})", (last, query.after)
-    if query.descending:
-        return f"({key} IS NULL AND job_id < ?)", (query.after,)
-    return f"({key} IS NOT NULL OR job_id > ?)", (query.after,)
+    beyond: list[tuple[str, tuple[Any, ...]]]
+    if last is None:
+        beyond = [(f"{key} IS NULL AND job_id {compare} ?", (query.after,))]
+        return beyond if query.descending else [*beyond, (f"{key} IS NOT NULL", ())]
+    beyond = [(f"({key}, job_id) {compare} (?, ?)", (last, query.after))]
+    has_more = query.descending and key in NULLABLE
+    return [*beyond, (f"{key} IS NULL", ())] if has_more else beyond
