@@ -97,9 +97,9 @@ class RetryPolicy(Model):
 
     A policy of your own is a subclass at the top of a module that can be imported. It is stored
     with the job as the names of module and class and the values of its fields, so what decides
-    must be in its fields, and these must survive JSON. It is asked by whichever
-    process sees the end; where it cannot be imported there, or fails, the job is not tried again,
-    and its ``error`` says why.
+    must be in its fields, and these must survive JSON. It is asked by whichever process sees the
+    end; where it cannot be imported there, or fails, the job is not tried again, and its ``error``
+    says why.
 
         class AtLeisure(RetryPolicy):
             hours: float = 1.0
