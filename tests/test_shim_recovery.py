@@ -97,6 +97,15 @@ COUNTED_WRITER = COUNTED + WRITER
 FIRST_HALF = NUMBERED[: NUMBERED.index("1000\n")]
 # More than any pipe holds.
 FLOOD = HELD.replace("os._exit", "for i in range(500): os.write(1, b'%4095d\\n' % i)\nos._exit")
+# Its first thread has ended, and another one does it.
+FLOOD_OF_A_THREAD = f"""
+import ctypes, os, threading, time
+def flood():
+    while ") Z " not in open(f"/proc/{{os.getpid()}}/stat").read(): time.sleep(0.01)
+    exec({FLOOD!r}, {{}})
+threading.Thread(target=flood).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
 FLOODED = "held\n" + "".join(f"{i:4095d}\n" for i in range(500))
 # Writes a line when it may.
 LINES = (
@@ -367,8 +376,9 @@ async def test_when_both_are_killed_a_running_job_is_adopted_and_loses_no_byte(
     assert starts(tmp_path) == 1
 
 
-async def test_a_job_that_nobody_reads_waits_for_the_next_shim(tmp_path: Path) -> None:
-    killed_with_its_shim(tmp_path, started("flood", FLOOD))
+@pytest.mark.parametrize("code", [FLOOD, FLOOD_OF_A_THREAD], ids=["", "of a thread"])
+async def test_a_job_that_nobody_reads_waits_for_the_next_shim(tmp_path: Path, code: str) -> None:
+    killed_with_its_shim(tmp_path, started("flood", code) + followed("flood", "held\n"))
     (tmp_path / "go").touch()
     async with reopened(tmp_path) as jobs:
         assert_code(await jobs.wait("flood", timeout=60), 7)

@@ -73,13 +73,14 @@ def open_again(pid: int, attempt: Attempt) -> dict[Stream, int]:
 
 def _opened_again(pid: int, number: int, inode: int | None) -> int | None:
     """Return our end of the pipe that the process has under the number, if that is one of ours."""
-    path = f"/proc/{pid}/fd/{number}"
     try:
+        folder = _holder(pid, number)
+        path = f"{folder}/fd/{number}"
         seen = os.stat(path)
         if inode is not None:
             is_ours = seen.st_ino == inode
         else:
-            flags = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+            flags = Path(f"{folder}/fdinfo/{number}").read_text()
             mode = int(flags.split("flags:")[1].split()[0], 8) & os.O_ACCMODE
             is_ours = mode == os.O_RDWR
         if is_ours and stat.S_ISFIFO(seen.st_mode):
@@ -87,3 +88,9 @@ def _opened_again(pid: int, number: int, inode: int | None) -> int | None:
     except OSError as error:
         raise_lack(error)
     return None
+
+
+def _holder(pid: int, number: int) -> str:
+    """Return the folder of a thread that has the descriptor; the first may have ended."""
+    folders = [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
+    return next((f for f in folders if os.path.lexists(f"{f}/fd/{number}")), folders[0])
