@@ -34,7 +34,8 @@ async def serve_callback(
     """
     while True:
         try:
-            async with aclosing(jobdb.news.events(job_id, after, None)) as events:
+            told = jobdb.news.events(job_id, after, None, statuses_only=True)
+            async with aclosing(told) as events:
                 async for event in events:
                     await _heed(event, callback, jobdb, wanted)
                     after = event.seq

@@ -67,12 +67,12 @@ _RETRY_S = 0.2
 class JobDB:
     """Applies events to records, durably, and tells those who wait for them.
 
-    ``serve`` must run for any write to be made. Where it ends, every writer and every waiter gets
-    the cause.
+    ``serve`` must run for any write to be made. Where it ends, ``fail`` is to be called: every
+    writer, reader and waiter gets the cause.
     """
 
     def __init__(self, store: JobStore) -> None:
-        self._store = store
+        self._own_store = store
         self._queue: list[tuple[Write, asyncio.Future[bool]]] = []
         self._has_writes = asyncio.Event()
         self._has_foreign = asyncio.Event()
@@ -94,12 +94,19 @@ class JobDB:
     @property
     def is_shared_by_hosts(self) -> bool:
         """Whether other machines may have jobs of their own on record here."""
-        return isinstance(self._store, SharedJobStore)
+        return isinstance(self._own_store, SharedJobStore)
 
     @property
     def lock_path(self) -> Path | None:
         """What processes that share the records can lock; None where nobody shares them."""
-        return self._store.lock_path
+        return self._own_store.lock_path
+
+    @property
+    def _store(self) -> JobStore:
+        """The store; once it is not to be asked any more, readers are told why, as writers are."""
+        if self._failure is not None:
+            raise self._failure
+        return self._own_store
 
     async def open(self) -> None:
         """Open the store."""
@@ -108,7 +115,7 @@ class JobDB:
 
     async def close(self) -> None:
         """Close the store. Idempotent."""
-        await self._store.close()
+        await self._own_store.close()
 
     # Writing.
 
@@ -325,6 +332,9 @@ class JobDB:
             self._queue[:0] = batch[half:]
             await self._commit(batch[:half])
             return
+        except asyncio.CancelledError:
+            self._queue[:0] = batch  # for `fail`, which knows the cause
+            raise
         except BaseException as error:
             self._fail(batch, error)
             # It may have been applied all the same: let the history tell.

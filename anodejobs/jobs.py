@@ -953,7 +953,7 @@ class Jobs:
                 async for event in events:
                     yield event
         finally:
-            if not self._jobdb.news.has_listeners:
+            if not self._jobdb.news.wants_growth:
                 parts.progress.close()
                 if not self._root.is_closing:
                     parts.executor.report_growth(None)

@@ -27,25 +27,32 @@ Value = TypeVar("Value")
 
 
 class Listener:
-    """One reader of the events of a job, or of all: woken when there is more for it."""
+    """One reader of the events of a job, or of all: woken when there is more for it.
 
-    def __init__(self, job_id: str | None) -> None:
+    With ``statuses_only`` it hears neither how logs grow nor how far jobs say they are.
+    """
+
+    def __init__(self, job_id: str | None, *, statuses_only: bool) -> None:
         self._job_id = job_id
+        self.statuses_only = statuses_only
         self.woken = asyncio.Event()
         self._growth: dict[tuple[str, Literal["stdout", "stderr"]], int] = {}
         self._progress: dict[str, tuple[int, float, str]] = {}
 
     def hear_growth(self, job_id: str, stream: Literal["stdout", "stderr"], offset: int) -> None:
         """Have it told that a log has grown."""
-        if self._job_id in (None, job_id):
+        if self._hears_of(job_id):
             _note(self._growth, (job_id, stream), offset)
             self.woken.set()
 
     def hear_progress(self, job_id: str, attempt: int, fraction: float, text: str) -> None:
         """Have it told how far a job says it is."""
-        if self._job_id in (None, job_id):
+        if self._hears_of(job_id):
             _note(self._progress, job_id, (attempt, fraction, text))
             self.woken.set()
+
+    def _hears_of(self, job_id: str) -> bool:
+        return not self.statuses_only and self._job_id in (None, job_id)
 
     def take_growth(self, seq: int) -> list[JobEvent]:
         """Return how logs have grown since the last call."""
@@ -92,9 +99,9 @@ class News:
         self._failure: AnodeJobsError | None = None
 
     @property
-    def has_listeners(self) -> bool:
-        """Whether anybody reads events."""
-        return bool(self._listeners)
+    def wants_growth(self) -> bool:
+        """Whether anybody listens to more than statuses."""
+        return not all(listener.statuses_only for listener in self._listeners)
 
     def note(self, seq: int, entry: Insert | Save | JobEvent) -> None:
         """Know of the next event. It is at hand for those who listen now; others read the store."""
@@ -125,10 +132,15 @@ class News:
         self.tell()
 
     async def events(
-        self, job_id: str | None, after: int | None, heartbeat: float | None
+        self,
+        job_id: str | None,
+        after: int | None,
+        heartbeat: float | None,
+        *,
+        statuses_only: bool = False,
     ) -> AsyncGenerator[JobEvent, None]:
         """Give every status event after ``after`` (None: from now on), and log growth as it is."""
-        listener = Listener(job_id)
+        listener = Listener(job_id, statuses_only=statuses_only)
         self._listeners.add(listener)
         position = self.cursor if after is None else after
         quiet_since = time.monotonic()

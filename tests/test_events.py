@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from anodejobs import JobEvent, Jobs, Status, news
+from anodejobs.executors.base import OnGrowth
 
 LIMIT_S = 60.0
 OF_A_RUN = [Status.starting, Status.running, Status.finished]
@@ -379,17 +380,17 @@ async def test_a_heartbeat_comes_though_the_past_was_deleted(jobs: Jobs) -> None
 async def test_closing_an_iterator_leaves_nothing(jobs: Jobs) -> None:
     async with aclosing(jobs.events(heartbeat=0.02)) as events:
         await anext(events)
-        assert jobs._jobdb.news.has_listeners
-    assert not jobs._jobdb.news.has_listeners
+        assert jobs._jobdb.news.wants_growth
+    assert not jobs._jobdb.news.wants_growth
 
 
 async def test_cancelling_a_listener_leaves_nothing(jobs: Jobs) -> None:
     listening = asyncio.ensure_future(anext(jobs.events()))
     await jobs.count()
-    assert jobs._jobdb.news.has_listeners
+    assert jobs._jobdb.news.wants_growth
     listening.cancel()
     await asyncio.wait([listening])
-    assert not jobs._jobdb.news.has_listeners
+    assert not jobs._jobdb.news.wants_growth
 
 
 async def test_a_listener_that_leaves_takes_nothing_from_the_others(jobs: Jobs) -> None:
@@ -404,6 +405,30 @@ async def test_a_listener_that_leaves_takes_nothing_from_the_others(jobs: Jobs) 
                 if event.kind == "log":
                     break
         assert event.job_id == "talks"
+
+
+async def test_growth_is_reported_while_somebody_reads_events_whatever_callbacks_there_are(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[bool] = []
+    executor = (await jobs._root.open()).executor
+    report = executor.report_growth
+
+    def report_growth(on_growth: OnGrowth | None) -> None:
+        reported.append(on_growth is not None)
+        report(on_growth)
+
+    monkeypatch.setattr(executor, "report_growth", report_growth)
+    called = asyncio.Event()
+    await jobs.on(lambda record: called.set(), status="finished")
+    await run_all(jobs, "a")
+    async with asyncio.timeout(LIMIT_S):
+        await called.wait()
+    assert reported == []
+    async with aclosing(jobs.events(after=0)) as events:
+        await take(events, 1)
+        assert reported == [True]
+    assert reported == [True, False]
 
 
 async def test_listening_ends_when_its_jobs_is_closed(tmp_path: Path) -> None:

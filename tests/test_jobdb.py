@@ -847,14 +847,15 @@ async def test_a_foreign_change_is_told_though_it_could_not_be_read_at_first() -
         await create(jobdb, "another")
 
 
-async def test_failing_tells_the_cause_to_all_who_wait() -> None:
+async def test_failing_tells_the_cause_to_all_who_wait_or_come_later() -> None:
     cause = RuntimeError("a bug")
     async with served(MemoryJobStore()) as jobdb:
         await create(jobdb, status="running")
         waits = [asyncio.create_task(jobdb.wait_for("a-job")) for _ in range(3)]
         await asyncio.sleep(0)
         jobdb.fail(cause)
-        answers = await fates(*waits, jobdb.wait_for("a-job"), jobdb.apply("a-job", exited()))
+        late = (jobdb.wait_for("a-job"), jobdb.apply("a-job", exited()), jobdb.get("another"))
+        answers = await fates(*waits, *late)
     assert all(isinstance(answer, StoreError) for answer in answers)
     assert all(answer.__cause__ is cause for answer in answers if isinstance(answer, StoreError))
 
@@ -872,6 +873,19 @@ async def jobs(tmp_path: Path, store: FaultyStore) -> AsyncIterator[Jobs]:
     """A Jobs whose store can be made to fail."""
     async with Jobs(db_path=tmp_path, store=store, stop_grace=1, executor="inline") as jobs:
         yield jobs
+
+
+async def test_a_write_under_way_at_the_close_is_refused_as_closed(
+    jobs: Jobs, store: FaultyStore
+) -> None:
+    await jobs.create("true", "a")
+    store.began.clear()
+    store.may_go_on.clear()
+    starting = asyncio.create_task(jobs.start("a"))
+    await store.began.wait()
+    await jobs.close()
+    with pytest.raises(ExecutorError, match="this Jobs was closed"):
+        await starting
 
 
 async def end_of(jobs: Jobs, job_id: str) -> JobRecord:
