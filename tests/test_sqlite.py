@@ -287,6 +287,18 @@ async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, mon
     assert not log.exists()
 
 
+async def test_what_was_written_is_in_the_file_once_it_is_closed_beside_another_one(tmp_path):
+    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    async with opened(path):
+        for name in ("a", "b"):
+            async with opened(path) as store:
+                await put(store, name)
+        shutil.copyfile(path, copy)  # without the log
+    with closing(sqlite3.connect(copy)) as connection:
+        rows = connection.execute("SELECT job_id FROM jobs ORDER BY job_id").fetchall()
+    assert rows == [("a",), ("b",)]
+
+
 # Files that are not ours, or of a newer version.
 
 

@@ -520,7 +520,6 @@ class _Checkpoints:
         """Count writes; enough of them are carried over soon."""
         self._writes += writes
         if self._writes >= _CHECKPOINT_AFTER_WRITES:
-            self._writes = 0
             self._wanted.set()
 
     def start(self) -> None:
@@ -530,7 +529,11 @@ class _Checkpoints:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread; SQLite carries over the rest when the last connection closes."""
+        """End the thread; what was written here is carried over before.
+
+        SQLite does that for the last one to close the file, and who has it open for long may never
+        write: the log would grow with every program that comes and goes.
+        """
         self._stopping = True
         self._wanted.set()
         thread, self._thread = self._thread, None
@@ -538,18 +541,23 @@ class _Checkpoints:
             await in_thread(thread.join)
 
     def _run(self) -> None:
-        while True:
+        is_last = False
+        while not is_last:
             self._wanted.wait()
             self._wanted.clear()
-            if self._stopping:
-                return
-            # A database that cannot be written fails the commits, which say so to somebody.
-            with contextlib.suppress(sqlite3.Error):
-                connection = sqlite3.connect(
-                    _existing(self._path), uri=True, isolation_level=None, timeout=10.0
-                )
-                with contextlib.closing(connection):
-                    connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
+            is_last = self._stopping
+            if self._writes:
+                self._writes = 0
+                self._carry_over()
+
+    def _carry_over(self) -> None:
+        # A database that cannot be written fails the commits, which say so to somebody.
+        with contextlib.suppress(sqlite3.Error):
+            connection = sqlite3.connect(
+                _existing(self._path), uri=True, isolation_level=None, timeout=10.0
+            )
+            with contextlib.closing(connection):
+                connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
 
     def _mode(self) -> str:
         """Under unbroken load only a checkpoint that makes writers wait lets the log start anew."""
