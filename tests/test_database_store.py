@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import secrets
@@ -33,6 +34,7 @@ from anodejobs.testing import (
     PATIENCE_S,
     SharedStoreContract,
     make_insert,
+    make_launch,
     make_record,
     make_save,
 )
@@ -310,6 +312,37 @@ async def test_writes_of_one_batch_may_build_on_each_other(store):
     assert (await store.get("a-job")).record == again.record
     assert [event.seq for event in await store.history()] == [3]
     assert (await store.tally()).by_tag == {"new": 1}
+
+
+async def test_an_environment_is_kept_for_as_long_as_a_job_was_asked_for_with_it(database, store):
+    async def kept() -> list[dict[str, str]]:
+        rows = await database.ado("SELECT body FROM anodejobs_environments ORDER BY body")
+        return [json.loads(body) for (body,) in rows]
+
+    red, blue = {"COLOUR": "red"}, {"COLOUR": "blue"}
+    a, b, refused = [make_insert(make_record(job_id), base_env=red) for job_id in "aba"]
+    another_run = make_save(a.record, launch=make_launch("a", base_env=blue))
+    await store.commit([a, b])
+    assert await kept() == [red]
+    await store.commit([another_run])
+    assert await kept() == [blue, red]
+    await store.commit([Delete(record=b.record), refused])
+    assert await kept() == [blue]
+    await store.commit([Delete(record=another_run.record), a, Delete(record=a.record), b])
+    assert await kept() == [red]
+    assert (await store.get("b")).launch.base_env == red
+
+
+async def test_an_environment_that_another_host_has_removed_is_kept_again(database, store):
+    one, other = [make_insert(make_record(i), base_env={"COLOUR": "red"}) for i in ("one", "other")]
+    another = await opened(DatabaseJobStore(database.url))
+    try:
+        await store.commit([one])
+        await another.commit([Delete(record=one.record)])
+        await store.commit([other])
+        assert (await another.get("other")).launch == other.launch
+    finally:
+        await another.close()
 
 
 async def test_saves_that_have_waited_see_what_was_written_meanwhile(database, store):

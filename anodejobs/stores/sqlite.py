@@ -182,6 +182,14 @@ MIGRATIONS = (
     DROP INDEX history_by_job;
     ALTER TABLE history RENAME TO entries;
     """,
+    # Who removes the last job that names an environment removes that, too, and has to find out. The
+    # new name keeps a process of an older version, which takes what it has once written to be
+    # there, from naming one that is gone.
+    """
+    CREATE INDEX specs_by_environment ON specs (environment);
+    DELETE FROM environments WHERE digest NOT IN (SELECT environment FROM specs);
+    ALTER TABLE environments RENAME TO base_environments;
+    """,
 )
 
 _TURNS = 1000
@@ -252,7 +260,6 @@ class SqliteJobStore(JobStore):
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         async with self._turn, self._translated("write to"):
-            # In its turn: it leaves out the environments that the one before has written.
             batch = Batch(writes, self._environments)
             await self._apply(batch)
         self._checkpoints.note(len(writes))
@@ -268,7 +275,6 @@ class SqliteJobStore(JobStore):
         await self._writer.commit()
         if batch.failure is not None:  # in the call of somebody who was cancelled
             raise batch.failure
-        batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))
@@ -427,7 +433,7 @@ class SqliteJobStore(JobStore):
 
 _STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
-    " USING (job_id) JOIN environments ON digest = environment"
+    " USING (job_id) JOIN base_environments ON digest = environment"
 )
 _ENTRIES = "SELECT seq, job_id, attempt, at, previous, status, why, ended FROM entries"
 _HISTORY = f"{_ENTRIES} WHERE seq > ? ORDER BY seq LIMIT ?"
