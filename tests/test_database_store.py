@@ -674,6 +674,39 @@ async def line_to(database: Database) -> AsyncIterator[tuple[str, asyncio.Event]
             carries.set()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at sockets as Linux has them")
+async def test_every_connection_notices_that_the_network_is_silent(database):
+    async with line_to(database) as (url, _):
+        store = await opened(DatabaseJobStore(url))
+        try:
+            await store.commit([make_insert(make_record(secrets.token_hex(8)))])
+            await asyncio.gather(*(store.last_seq() for _ in range(4)))
+            noticing = [
+                (
+                    connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                    connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                )
+                for connected in sockets_to(make_url(url).port)
+            ]
+        finally:
+            await store.close()
+    assert len(noticing) > 3, "one writes, and several read"
+    assert set(noticing) == {(1, 3, 5000)}
+
+
+def sockets_to(port: int | None) -> Iterator[socket.socket]:
+    """Give this process's sockets that are connected to the port."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # it is no socket, or not connected
+            found = socket.socket(fileno=fd)
+            try:
+                if found.getpeername()[1:2] == (port,):
+                    yield found
+            finally:
+                found.detach()
+
+
 @pytest.mark.parametrize("has_jobs", [False, True])
 async def test_closing_does_not_wait_for_a_database_that_says_nothing(
     database, tmp_path, monkeypatch, has_jobs
