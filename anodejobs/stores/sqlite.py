@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import sqlite3
 import threading
@@ -37,7 +36,7 @@ from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
-from anodejobs.stores.sqlite_queries import TALLY, TURN, page, where
+from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 from anodejobs.threads import in_thread
@@ -284,8 +283,8 @@ class SqliteJobStore(JobStore):
         return None
 
     async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
-        clause = "WHERE job_id IN (SELECT value FROM json_each(?))"
-        rows = await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),))
+        clause, parameters = among("job_id", job_ids)
+        rows = await self._read(f"{_STORED} WHERE {clause}", parameters)
         async with self._translated("read"):
             return stored_of(rows)
 
