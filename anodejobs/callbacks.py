@@ -53,7 +53,7 @@ async def _heed(
     if wanted is None or event.status in wanted:
         record = await jobdb.get(event.job_id)
         if record is not None:
-            await _call(callback, record)
+            await _call(callback, record.detached())
 
 
 async def _call(callback: OnStatus, record: JobRecord) -> None:

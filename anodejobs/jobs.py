@@ -287,7 +287,7 @@ class Jobs:
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, "start")
         starter = (await self._root.open()).starter
-        return await starter.start(plan, may_replace)
+        return (await starter.start(plan, may_replace)).detached()
 
     # Taking turns.
 
@@ -337,7 +337,7 @@ class Jobs:
         plan = self._planner.plan(checked, opening)
         parts = await self._root.open()
         await self._links.check(plan.record.self_id, plan.record.depends_on)
-        return await parts.owner.owned(parts.starter.enlist, plan, may_replace)
+        return (await parts.owner.owned(parts.starter.enlist, plan, may_replace)).detached()
 
     async def start(self, job_id: str) -> JobRecord:
         """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
@@ -351,16 +351,17 @@ class Jobs:
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
             await self._links.check(job_id, record.depends_on)
-            return await parts.owner.owned(parts.starter.enlist, plan, lambda old: True)
+            record = await parts.owner.owned(parts.starter.enlist, plan, lambda old: True)
+            return record.detached()
 
         def submitted(record: JobRecord) -> Event:
             if record.status not in WAITING:
                 raise JobActive(job_id, record.status)
             return Submitted(is_ready=not record.depends_on and record.due_at is None)
 
-        if record.status in WAITING and record.submitted_at is not None:
-            return record
-        return await self._jobdb.apply(job_id, submitted)
+        if record.status not in WAITING or record.submitted_at is None:
+            record = await self._jobdb.apply(job_id, submitted)
+        return record.detached()
 
     async def cancel(self, job_id: str) -> JobRecord | None:
         """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``.
@@ -396,7 +397,7 @@ class Jobs:
         """
         check_text("depends_on", depends_on)
         await self._known(job_id)
-        return await self._links.add(job_id, depends_on)
+        return (await self._links.add(job_id, depends_on)).detached()
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started no longer wait for ``depends_on``; return it.
@@ -406,7 +407,7 @@ class Jobs:
         """
         check_text("depends_on", depends_on)
         await self._known(job_id)
-        return await self._links.remove(job_id, depends_on)
+        return (await self._links.remove(job_id, depends_on)).detached()
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -452,7 +453,7 @@ class Jobs:
         parts = await self._root.open()
         await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
         await parts.owner.owned(parts.starter.enlist_all, plans)
-        return batch_id, JobRecordDict((plan.record.self_id, plan.record) for plan in plans)
+        return batch_id, JobRecordDict((p.record.self_id, p.record.detached()) for p in plans)
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
         """Return the jobs of a batch as they are now, in order. Raises JobNotFound."""
@@ -594,9 +595,9 @@ class Jobs:
         wanted = statuses(status)
         await self._open_for(job_id)
         if timeout is None:
-            return await self._jobdb.wait_for(job_id, wanted)
+            return (await self._jobdb.wait_for(job_id, wanted)).detached()
         async with time_limit(f"job {job_id!r}", timeout):
-            return await self._jobdb.wait_for(job_id, wanted)
+            return (await self._jobdb.wait_for(job_id, wanted)).detached()
 
     async def wait_all(
         self, jobs: Iterable[str] | AnyFilter, timeout: float | None = None
@@ -637,7 +638,7 @@ class Jobs:
                     raise JobNotFound(waiter.job_id)
                 waiter.consider(record)
             for _ in waiters:
-                yield (await ended.get()).result()
+                yield (await ended.get()).result().detached()
 
     # Control.
 
@@ -652,7 +653,7 @@ class Jobs:
             check_seconds("grace", grace)
         parts = await self._open_for(job_id)
         try:
-            return await parts.owner.owned(parts.control.stop, job_id, grace, None)
+            return (await parts.owner.owned(parts.control.stop, job_id, grace, None)).detached()
         except JobNotFound:
             return None
 
@@ -663,7 +664,7 @@ class Jobs:
         neither running nor paused.
         """
         parts = await self._open_for(job_id)
-        return await parts.owner.owned(parts.control.pause, job_id)
+        return (await parts.owner.owned(parts.control.pause, job_id)).detached()
 
     async def resume(self, job_id: str) -> JobRecord:
         """Let a paused job go on; one that runs goes on.
@@ -671,7 +672,7 @@ class Jobs:
         Raises JobNotFound, InvalidTransition where it is neither paused nor running.
         """
         parts = await self._open_for(job_id)
-        return await parts.owner.owned(parts.control.resume, job_id)
+        return (await parts.owner.owned(parts.control.resume, job_id)).detached()
 
     async def signal(self, job_id: str, sig: int | str) -> JobRecord:
         """Send a signal (``signal.SIGHUP``, ``"SIGHUP"``, 1) to all processes of the job.
@@ -681,7 +682,7 @@ class Jobs:
         """
         signum = signal_number(sig)
         parts = await self._open_for(job_id)
-        return await parts.owner.owned(parts.control.signal, job_id, signum)
+        return (await parts.owner.owned(parts.control.signal, job_id, signum)).detached()
 
     async def restart(self, job_id: str, grace: float | None = None) -> JobRecord:
         """Stop the job if it is active, and run it anew as it was; return it as ``run`` does.
@@ -698,7 +699,7 @@ class Jobs:
         starter = (await self._root.open()).starter  # refused where it has begun to close
         stored = await self._jobdb.stored(job_id)
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
-        return await starter.start(plan, lambda old: True)
+        return (await starter.start(plan, lambda old: True)).detached()
 
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.
@@ -768,18 +769,19 @@ class Jobs:
 
     def _as_of_now(self, record: JobRecord) -> JobRecord:
         """Return the record with how far a running job says it is: a look at a small file."""
-        if record.status not in ALIVE:
-            return record
-        files = self._planner.files
-        progress = last_progress(files.progress(record.logfile, record.attempt))
-        return record if progress is None else record.changed({"progress": progress[0]})
+        if record.status in ALIVE:
+            files = self._planner.files
+            progress = last_progress(files.progress(record.logfile, record.attempt))
+            if progress is not None:
+                record = record.changed({"progress": progress[0]})
+        return record.detached()
 
     async def get_results(self, job_id: str) -> JsonValue:
         """Return the JSON value that the job wrote to ``$ANODEJOBS_RESULT``, None where none.
 
         Where it wrote what is no JSON, the record's ``error`` says so. Raises JobNotFound.
         """
-        return (await self._known(job_id)).result
+        return (await self._known(job_id)).detached().result
 
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""

@@ -89,6 +89,18 @@ class Model(BaseModel, metaclass=_NamesFields):
         """
         return self.trusted({**self.__dict__, **changes})
 
+    def detached(self) -> Self:
+        """Return a copy with lists and dicts of its own: who gets it may change them.
+
+        Models share theirs with those that they are made from, and with who keeps them.
+        """
+        own = {
+            name: _copied(value)
+            for name, value in self.__dict__.items()
+            if type(value) is list or type(value) is dict
+        }
+        return self.changed(own)
+
     @classmethod
     def trusted(cls, values: dict[str, Any]) -> Self:
         """Return the model with all its values, which are trusted to be right."""
@@ -103,6 +115,15 @@ class Model(BaseModel, metaclass=_NamesFields):
     def check(cls, fields: Mapping[str, Any]) -> Self:
         """Return the model these fields make, or raise ``InvalidJob``."""
         return cls(fields)
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what JSON can be, in a fraction of the time of ``copy.deepcopy``."""
+    if type(value) is list:
+        return [_copied(one) for one in value]
+    if type(value) is dict:
+        return {key: _copied(one) for key, one in value.items()}
+    return value
 
 
 def _named(error: ValidationError) -> InvalidJob:

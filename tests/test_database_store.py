@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import secrets
@@ -33,6 +34,7 @@ from anodejobs.testing import (
     PATIENCE_S,
     SharedStoreContract,
     make_insert,
+    make_launch,
     make_record,
     make_save,
 )
@@ -310,6 +312,37 @@ async def test_writes_of_one_batch_may_build_on_each_other(store):
     assert (await store.get("a-job")).record == again.record
     assert [event.seq for event in await store.history()] == [3]
     assert (await store.tally()).by_tag == {"new": 1}
+
+
+async def test_an_environment_is_kept_for_as_long_as_a_job_was_asked_for_with_it(database, store):
+    async def kept() -> list[dict[str, str]]:
+        rows = await database.ado("SELECT body FROM anodejobs_environments ORDER BY body")
+        return [json.loads(body) for (body,) in rows]
+
+    red, blue = {"COLOUR": "red"}, {"COLOUR": "blue"}
+    a, b, refused = [make_insert(make_record(job_id), base_env=red) for job_id in "aba"]
+    another_run = make_save(a.record, launch=make_launch("a", base_env=blue))
+    await store.commit([a, b])
+    assert await kept() == [red]
+    await store.commit([another_run])
+    assert await kept() == [blue, red]
+    await store.commit([Delete(record=b.record), refused])
+    assert await kept() == [blue]
+    await store.commit([Delete(record=another_run.record), a, Delete(record=a.record), b])
+    assert await kept() == [red]
+    assert (await store.get("b")).launch.base_env == red
+
+
+async def test_an_environment_that_another_host_has_removed_is_kept_again(database, store):
+    one, other = [make_insert(make_record(i), base_env={"COLOUR": "red"}) for i in ("one", "other")]
+    another = await opened(DatabaseJobStore(database.url))
+    try:
+        await store.commit([one])
+        await another.commit([Delete(record=one.record)])
+        await store.commit([other])
+        assert (await another.get("other")).launch == other.launch
+    finally:
+        await another.close()
 
 
 async def test_saves_that_have_waited_see_what_was_written_meanwhile(database, store):
@@ -639,6 +672,39 @@ async def line_to(database: Database) -> AsyncIterator[tuple[str, asyncio.Event]
             yield near.render_as_string(hide_password=False), carries
         finally:
             carries.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at sockets as Linux has them")
+async def test_every_connection_notices_that_the_network_is_silent(database):
+    async with line_to(database) as (url, _):
+        store = await opened(DatabaseJobStore(url))
+        try:
+            await store.commit([make_insert(make_record(secrets.token_hex(8)))])
+            await asyncio.gather(*(store.last_seq() for _ in range(4)))
+            noticing = [
+                (
+                    connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                    connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                )
+                for connected in sockets_to(make_url(url).port)
+            ]
+        finally:
+            await store.close()
+    assert len(noticing) > 3, "one writes, and several read"
+    assert set(noticing) == {(1, 3, 5000)}
+
+
+def sockets_to(port: int | None) -> Iterator[socket.socket]:
+    """Give this process's sockets that are connected to the port."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # it is no socket, or not connected
+            found = socket.socket(fileno=fd)
+            try:
+                if found.getpeername()[1:2] == (port,):
+                    yield found
+            finally:
+                found.detach()
 
 
 @pytest.mark.parametrize("has_jobs", [False, True])

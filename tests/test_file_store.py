@@ -22,7 +22,7 @@ from anodejobs import FileJobStore, JobFilter, Jobs, Status, StoreError
 from anodejobs.logs import log_name
 from anodejobs.stores import file_folder
 from anodejobs.stores.base import Delete, Insert, Query
-from anodejobs.testing import make_insert, make_record, make_save
+from anodejobs.testing import make_insert, make_launch, make_record, make_save
 from tests.programs import ends_well, process
 from tests.test_sqlite import IS_LINUX, PATIENCE_S
 
@@ -230,6 +230,17 @@ async def test_who_reads_on_needs_no_environment_that_was_removed_meanwhile(tmp_
             await writer.commit([Delete(record=insert.record)])
         assert await reader.get("a-job") is None
         assert await reader.last_seq() == 1
+
+
+async def test_who_has_missed_a_whole_log_needs_no_environment_that_its_fold_removed(tmp_path):
+    insert = make_insert(make_record(), envs={"COLOUR": "red"})
+    another_run = make_launch(envs={"COLOUR": "blue"})
+    async with opened(tmp_path) as reader:
+        async with opened(tmp_path) as writer:
+            await writer.commit([insert])
+        async with opened(tmp_path) as writer:
+            await writer.commit([make_save(insert.record, launch=another_run)])
+        assert (await reader.get("a-job")).launch.envs == {"COLOUR": "blue"}
 
 
 async def test_an_environment_that_was_changed_is_named(tmp_path):

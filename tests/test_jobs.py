@@ -790,6 +790,61 @@ async def test_a_memory_store_keeps_records_from_one_jobs_to_the_next(tmp_path: 
         assert await jobs.job_logs("short") == ("hi\n", "")
 
 
+@pytest.mark.parametrize("store", [None, "memory://"])
+async def test_what_is_done_to_a_record_is_not_done_to_the_job(
+    tmp_path: Path, store: str | None
+) -> None:
+    def spoil(record: JobRecord) -> None:
+        deep: Any = record.metadata["deep"]
+        assert (record.command, record.tags, record.payload) == (["sleep", "600"], ["x"], [["y"]])
+        assert (deep, record.depends_on) == ([], [])
+        for lists in (record.command, record.tags, record.payload, deep, record.depends_on):
+            assert isinstance(lists, list)
+            lists.append("spoilt")
+        record.reached.clear()
+
+    asked: dict[str, Any] = {"tags": {"x"}, "metadata": {"deep": []}, "payload": [["y"]]}
+    command = ["sleep", "600"]
+    async with (
+        asyncio.timeout(60),
+        Jobs(db_path=tmp_path, store=store, executor="inline") as jobs,
+    ):
+        heard: asyncio.Queue[JobRecord] = asyncio.Queue()
+        await jobs.on(heard.put_nowait, status="queued")
+        spoil(await jobs.create(command, "later", **asked))
+        spoil(await jobs.start("later"))
+        spoil(await heard.get())
+        spoil(await jobs.run(command, "a", **asked))
+        spoil(await jobs.signal("a", signal.SIGCONT))
+        for ask in (jobs.pause, jobs.resume, jobs.restart, jobs.get_status, jobs.stop):
+            record = await ask("a")
+            assert record is not None
+            spoil(record)
+        spoil(await jobs.wait("a"))
+        spoil(await jobs.wait("a", timeout=60))
+        spoil((await jobs.wait_all(["a"]))["a"])
+        async for record in jobs.as_completed(["a"]):
+            spoil(record)
+        spoil(await jobs.start("a"))
+        for record in [*(await jobs.list_status()).values(), *await jobs.list_jobs()]:
+            spoil(record)
+        _, batch = await jobs.create_batch([{"command": command, "job_id": "b", **asked}])
+        spoil(batch["b"])
+        (await jobs.add_dependency("b", "a")).depends_on.append("spoilt")
+        spoil(await jobs.remove_dependency("b", "a"))
+        for record in await jobs.list_jobs(tags=["x"]):
+            spoil(record)
+        assert await jobs.count({"tags": ["x"]}) == 3
+
+
+async def test_what_is_done_to_a_result_is_not_done_to_the_job(tmp_path: Path) -> None:
+    async with Jobs(db_path=tmp_path, store="memory://", executor="inline") as jobs:
+        await ended(jobs, 'echo "[]" > "$ANODEJOBS_RESULT"', "a")
+        result: Any = await jobs.get_results("a")
+        result.append("spoilt")
+        assert await jobs.get_results("a") == []
+
+
 async def test_a_relative_url_names_a_file_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

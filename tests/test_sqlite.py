@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sqlite3
 import stat
@@ -27,7 +28,7 @@ from anodejobs.stores.rows import micros
 from anodejobs.stores.sqlite import APPLICATION_ID, LONGEST_PATH_BYTES, MIGRATIONS
 from anodejobs.stores.sqlite_queries import page
 from anodejobs.stores.sqlite_writes import Batch
-from anodejobs.testing import make_attempt, make_insert, make_record, make_save
+from anodejobs.testing import make_attempt, make_insert, make_launch, make_record, make_save
 from tests.programs import ends_well, process
 
 IS_LINUX = sys.platform == "linux"
@@ -300,6 +301,50 @@ async def test_a_path_may_be_as_long_as_sqlite_takes_it_and_no_longer(tmp_path):
             pass
 
 
+async def test_what_was_written_is_in_the_file_once_it_is_closed_beside_another_one(tmp_path):
+    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    async with opened(path):
+        for name in ("a", "b"):
+            async with opened(path) as store:
+                await put(store, name)
+        shutil.copyfile(path, copy)  # without the log
+    with closing(sqlite3.connect(copy)) as connection:
+        rows = connection.execute("SELECT job_id FROM jobs ORDER BY job_id").fetchall()
+    assert rows == [("a",), ("b",)]
+
+
+def environments_in(path: Path) -> list[dict[str, str]]:
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT body FROM base_environments ORDER BY body").fetchall()
+    return [json.loads(body) for (body,) in rows]
+
+
+async def test_an_environment_is_kept_for_as_long_as_a_job_was_asked_for_with_it(tmp_path):
+    path = tmp_path / "jobs.db"
+    red, blue = {"COLOUR": "red"}, {"COLOUR": "blue"}
+    a, b, refused = [make_insert(make_record(job_id), base_env=red) for job_id in "aba"]
+    another_run = make_save(a.record, launch=make_launch("a", base_env=blue))
+    async with opened(path) as store:
+        await store.commit([a, b])
+        assert environments_in(path) == [red]
+        await store.commit([another_run])
+        assert environments_in(path) == [blue, red]
+        await store.commit([Delete(record=b.record), refused])
+        assert environments_in(path) == [blue]
+        await store.commit([Delete(record=another_run.record), a, Delete(record=a.record), b])
+        assert environments_in(path) == [red]
+        assert (await store.get("b")).launch.base_env == red
+
+
+async def test_an_environment_that_another_process_has_removed_is_kept_again(tmp_path):
+    one, other = [make_insert(make_record(i), base_env={"COLOUR": "red"}) for i in ("one", "other")]
+    async with opened(tmp_path / "jobs.db") as store, opened(tmp_path / "jobs.db") as another:
+        await store.commit([one])
+        await another.commit([Delete(record=one.record)])
+        await store.commit([other])
+        assert (await another.get("other")).launch == other.launch
+
+
 # Files that are not ours, or of a newer version.
 
 
@@ -450,7 +495,7 @@ async def test_a_record_that_makes_no_sense_is_a_store_error(tmp_path, damage):
         "specs SET launch = '{}'",
         "specs SET launch = '[]'",
         """specs SET launch = json_set(launch, '$.logs', 5)""",
-        "environments SET body = '{'",
+        "base_environments SET body = '{'",
         "jobs SET attempt = 'hello'",
         "jobs SET attempt = '{}'",
         "jobs SET attempt = 'null'",
@@ -580,6 +625,19 @@ async def test_what_has_a_file_open_as_it_was_before_writes_no_more_into_it(tmp_
             with pytest.raises(sqlite3.OperationalError, match="no such table"):
                 older.execute(enter, (14,))
             assert [event.seq for event in await store.history(job_id="old/job")] == [7, 9, 13]
+
+
+async def test_an_environment_that_was_left_in_a_file_of_version_4_is_removed(tmp_path):
+    path = tmp_path / "jobs.db"
+    _make_version_1(path)
+    _bring_to(4, path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as older:
+        older.execute("INSERT INTO environments VALUES ('def', '{}')")
+        async with opened(path) as store:
+            assert environments_in(path) == [OLD_JOB.launch.base_env]
+            assert await store.get("old/job") == OLD_JOB
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            older.execute("SELECT * FROM environments")
 
 
 async def test_a_version_1_file_of_many_jobs_opens_with_each_as_it_was(tmp_path):

@@ -81,6 +81,7 @@ LAYERS = [
     [
         "executors.tree",
         "stores.base",
+        "stores.database_sockets",
         "stores.doorbell",
         "stores.file_lock",
         "stores.file_places",

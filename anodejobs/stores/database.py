@@ -118,7 +118,6 @@ class DatabaseJobStore(SharedJobStore):
             member = self._member if self._is_late(now) else None
             batch = Batch(writes, self._environments, known_seq=self._known_seq, member=member)
             await self._write(batch)
-            batch.note_applied()
             self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))
             if member is not None:
                 self._heard_at = now
@@ -146,7 +145,6 @@ class DatabaseJobStore(SharedJobStore):
         async with self._turn, self._translated("write to"):
             end = LeaseEnd(lease, saves, self._environments, document)
             await self._write(end)
-            end.note_applied()
             return [seq for seq in end.results if seq is not None] if end.was_ended else None
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
@@ -163,7 +161,6 @@ class DatabaseJobStore(SharedJobStore):
         async with self._turn, self._translated("write to"):
             work = Restoration(jobs, history, last_seq, self._environments)
             await self._write(work)
-            work.note_applied()
 
     async def _write(self, work: Work) -> None:
         """Do the work; it must be our turn."""

@@ -1,4 +1,4 @@
-"""Connections of aiomysql that leave nothing open, however they end."""
+"""Connections of aiomysql that notice a silent network, and leave nothing open when they end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import aiomysql  # type: ignore[import-untyped]
 
+from anodejobs.stores.database_sockets import notice_silence
+
 
 class _Connection(aiomysql.Connection):  # type: ignore[misc]  # it has no types
-    _writer = None  # where its arguments are refused it has none, and is deleted all the same
+    _writer: Any = None  # where its arguments are refused it has none, and is deleted all the same
 
     async def ensure_closed(self) -> None:
         """Say goodbye and close; also where the server has closed it before."""
@@ -30,6 +32,7 @@ async def connected(*, timeout: float, **arguments: Any) -> aiomysql.Connection:
     try:
         async with asyncio.timeout(timeout):
             await connection.ping()  # which connects first
+        notice_silence(connection._writer.transport)
     except BaseException:
         connection.close()
         raise

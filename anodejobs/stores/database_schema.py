@@ -104,6 +104,7 @@ POSTGRES_MIGRATIONS: tuple[str, ...] = (
         heard_at bigint NOT NULL
     )
     """,
+    "CREATE INDEX anodejobs_specs_by_environment ON anodejobs_specs (environment)",
 )
 
 # Nothing of a script is undone where it fails here, so that each statement may come once more.
@@ -205,6 +206,17 @@ MYSQL_MIGRATIONS: tuple[str, ...] = (
         lasts BIGINT NOT NULL,
         heard_at BIGINT NOT NULL
     ) {options}
+    """,
+    # Nor can it make an index only where there is none.
+    """
+    SET @anodejobs = (SELECT IF(count(*) = 0,
+        'CREATE INDEX by_environment ON anodejobs_specs (environment)',
+        'DO 0')
+        FROM information_schema.statistics WHERE table_schema = DATABASE()
+        AND table_name = 'anodejobs_specs' AND index_name = 'by_environment');
+    PREPARE anodejobs FROM @anodejobs;
+    EXECUTE anodejobs;
+    DEALLOCATE PREPARE anodejobs
     """,
 )
 

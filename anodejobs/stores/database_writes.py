@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,11 +43,12 @@ from anodejobs.stores.rows import Row, fact_columns, key_columns, spec_of
 from anodejobs.stores.write_rows import (
     Environments,
     attempt_text,
+    dropped_specs,
     event_row,
     history_row,
     insert_row,
     inserted,
-    spec_rows,
+    specs_of,
 )
 
 Change = Insert | Save | Delete
@@ -100,9 +101,7 @@ class Batch:
         self._writes = writes
         self._member = member
         """Whose lease is to be renewed with it."""
-        self._specs = spec_rows(writes, environments)
-        self._environments = environments
-        self._new_environments = environments.take_new()
+        self._specs = specs_of(writes, environments)
         self._saves = plain_saves(writes)
         self._was_tried_at_once = False
         self._known_seq = known_seq
@@ -151,15 +150,18 @@ class Batch:
             for change in changes_of(write)
         ]
         self._told = []
-        inserts: list[Insertion] = [(ENVIRONMENTS, self._new_environments)]
+        inserts: list[Insertion] = []
+        left: set[str] = set()
         for changed in _rounds(changes):
             if self._told:
                 session.insert(*inserts)
                 inserts = []
+            left |= self._left_environments(session, changed)
             entries = list(_entries(changed, clock.seq + len(self._told)))
             self._told += entries
-            inserts += [*self._apply(session, changed), (HISTORY, entries)]
+            inserts += [*self.apply(session, changed), (HISTORY, entries)]
         session.insert(*inserts, (COUNTERS, _counts(changes)))
+        _forget_environments(session, left)
         self.turn = clock.turn + 1
         self.results = list(_results(self._writes, is_applied, clock.seq))
         if is_repeated:
@@ -168,17 +170,23 @@ class Batch:
     def _decide(self, session: Session) -> list[bool]:
         return decide(self._writes, _revisions(session, self._writes))
 
-    def note_applied(self) -> None:
-        """Take note that it is in the database."""
-        self._environments.note_kept(self._new_environments)
+    def _left_environments(self, session: Session, changes: Sequence[Change]) -> set[str]:
+        """Return the environments that these changes of one job each leave for others, or none."""
+        job_ids = dropped_specs(changes)
+        if not job_ids:
+            return set()
+        sql = "SELECT job_id, environment FROM anodejobs_specs"
+        named = session.rows_among(sql, "job_id", job_ids)
+        specs = (self._specs.get(id(change)) for change in changes)
+        kept = {(spec.row[0], spec.environment[0]) for spec in specs if spec is not None}
+        return {digest for _, digest in set(named) - kept}
 
-    def kept(self, session: Session, inserts: Sequence[Insert]) -> list[Insertion]:
-        """Return what is to be inserted for these of its writes, but for history and counts."""
-        return [(ENVIRONMENTS, self._new_environments), *self._apply(session, inserts)]
+    def apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
+        """Delete what changes of one job each leave nothing of; return what is to be inserted.
 
-    def _apply(self, session: Session, changes: Sequence[Change]) -> list[Insertion]:
-        """Delete what changes of one job each leave nothing of; return what is to be inserted."""
-        records, specs = [], []
+        That is all but history and counts.
+        """
+        records, specs, environments = [], [], set()
         gone, relinked, untagged = [], [], []
         tags, dependencies = [], []
         for change in changes:
@@ -189,7 +197,9 @@ class Batch:
             records.append(_record_row(change))
             is_new_run = change.launch is not None
             if is_new_run:
-                specs.append(self._specs[id(change)])
+                spec = self._specs[id(change)]
+                specs.append(spec.row)
+                environments.add(spec.environment)
                 tags += [(job_id, n, tag) for n, tag in enumerate(set(change.record.tags))]
             elif isinstance(change, Save) and change.is_respecified:
                 specs.append((job_id, spec_of(change.record), "", ""))
@@ -204,7 +214,10 @@ class Batch:
             session.delete(table.name, "job_id", gone)
         session.delete(TAGS.name, "job_id", gone + untagged)
         session.delete(DEPENDENCIES.name, "job_id", gone + relinked)
-        return [(JOBS, records), (SPECS, specs), (TAGS, tags), (DEPENDENCIES, dependencies)]
+        return [
+            *((ENVIRONMENTS, list(environments)), (JOBS, records), (SPECS, specs)),
+            *((TAGS, tags), (DEPENDENCIES, dependencies)),
+        ]
 
 
 class Restoration:
@@ -234,14 +247,10 @@ class Restoration:
         counters = Counter(insert.record.status.value for insert in self._inserts)
         counters.update(turn=1, seq=self._last_seq - clock.seq)
         session.insert(
-            *self._batch.kept(session, self._inserts),
+            *self._batch.apply(session, self._inserts),
             (HISTORY, self._history),
             (COUNTERS, sorted(counters.items())),
         )
-
-    def note_applied(self) -> None:
-        """Take note that it is in the database."""
-        self._batch.note_applied()
 
 
 class LeaseEnd(Batch):
@@ -359,6 +368,17 @@ def _rounds(changes: Sequence[Change]) -> Iterator[list[Change]]:
         seen.add(change.record.self_id)
     if part:
         yield part
+
+
+def _forget_environments(session: Session, digests: Collection[str]) -> None:
+    """Remove those that no spec names any more."""
+    if digests:
+        condition, parameters = session.dialect.among("digest", list(digests))
+        session.do(
+            f"DELETE FROM anodejobs_environments WHERE {condition}"
+            " AND NOT EXISTS (SELECT 1 FROM anodejobs_specs WHERE environment = digest)",
+            parameters,
+        )
 
 
 def _record_row(change: Insert | Save) -> Row:

@@ -159,19 +159,22 @@ class JobFolder:
             self._reload()
             return
         self._is_stale = True  # until it is done
-        while True:
-            commits = self._log.read()
-            self._note_touched(commits)
-            self._contents.apply(self._changes(commits))
-            if not self._log.is_replaced():
-                break
+        commits = self._log.read()
+        if self._log.is_replaced():
             generation = self._log.generation
             self._log.open()
-            self._begin_generation()
             if self._log.generation != generation + 1:
-                self._reload()
-                break
+                self._reload()  # another fold may have removed what these commits refer to
+                return
+            self._take(commits)
+            self._begin_generation()
+            commits = self._log.read()
+        self._take(commits)
         self._is_stale = False
+
+    def _take(self, commits: list[dict[str, Any]]) -> None:
+        self._note_touched(commits)
+        self._contents.apply(self._changes(commits))
 
     def _reload(self) -> None:
         self._forget()

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import sqlite3
 import threading
@@ -46,7 +45,7 @@ from anodejobs.stores.doorbell import Doorbell
 from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
-from anodejobs.stores.sqlite_queries import TALLY, TURN, page, where
+from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
 from anodejobs.threads import in_thread
@@ -196,6 +195,14 @@ MIGRATIONS = (
     DROP INDEX jobs_by_name;
     CREATE INDEX jobs_by_name ON jobs (name, job_id);
     """,
+    # Who removes the last job that names an environment removes that, too, and has to find out. The
+    # new name keeps a process of an older version, which takes what it has once written to be
+    # there, from naming one that is gone.
+    """
+    CREATE INDEX specs_by_environment ON specs (environment);
+    DELETE FROM environments WHERE digest NOT IN (SELECT environment FROM specs);
+    ALTER TABLE environments RENAME TO base_environments;
+    """,
 )
 
 _TURNS = 1000
@@ -270,7 +277,6 @@ class SqliteJobStore(JobStore):
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         async with self._turn, self._translated("write to"):
-            # In its turn: it leaves out the environments that the one before has written.
             batch = Batch(writes, self._environments)
             await self._apply(batch)
         self._checkpoints.note(len(writes))
@@ -286,7 +292,6 @@ class SqliteJobStore(JobStore):
         await self._writer.commit()
         if batch.failure is not None:  # in the call of somebody who was cancelled
             raise batch.failure
-        batch.note_applied()
 
     async def get(self, job_id: str) -> Stored | None:
         rows = await self._read(f"{_STORED} WHERE job_id = ?", (job_id,))
@@ -296,8 +301,8 @@ class SqliteJobStore(JobStore):
         return None
 
     async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
-        clause = "WHERE job_id IN (SELECT value FROM json_each(?))"
-        rows = await self._read(f"{_STORED} {clause}", (json.dumps(job_ids),))
+        clause, parameters = among("job_id", job_ids)
+        rows = await self._read(f"{_STORED} WHERE {clause}", parameters)
         async with self._translated("read"):
             return stored_of(rows)
 
@@ -445,7 +450,7 @@ class SqliteJobStore(JobStore):
 
 _STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
-    " USING (job_id) JOIN environments ON digest = environment"
+    " USING (job_id) JOIN base_environments ON digest = environment"
 )
 _ENTRIES = "SELECT seq, job_id, attempt, at, previous, status, why, ended FROM entries"
 _HISTORY = f"{_ENTRIES} WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -538,7 +543,6 @@ class _Checkpoints:
         """Count writes; enough of them are carried over soon."""
         self._writes += writes
         if self._writes >= _CHECKPOINT_AFTER_WRITES:
-            self._writes = 0
             self._wanted.set()
 
     def start(self) -> None:
@@ -548,7 +552,11 @@ class _Checkpoints:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread; SQLite carries over the rest when the last connection closes."""
+        """End the thread; what was written here is carried over before.
+
+        SQLite does that for the last one to close the file, and who has it open for long may never
+        write: the log would grow with every program that comes and goes.
+        """
         self._stopping = True
         self._wanted.set()
         thread, self._thread = self._thread, None
@@ -556,18 +564,23 @@ class _Checkpoints:
             await in_thread(thread.join)
 
     def _run(self) -> None:
-        while True:
+        is_last = False
+        while not is_last:
             self._wanted.wait()
             self._wanted.clear()
-            if self._stopping:
-                return
-            # A database that cannot be written fails the commits, which say so to somebody.
-            with contextlib.suppress(sqlite3.Error):
-                connection = sqlite3.connect(
-                    _existing(self._path), uri=True, isolation_level=None, timeout=10.0
-                )
-                with contextlib.closing(connection):
-                    connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
+            is_last = self._stopping
+            if self._writes:
+                self._writes = 0
+                self._carry_over()
+
+    def _carry_over(self) -> None:
+        # A database that cannot be written fails the commits, which say so to somebody.
+        with contextlib.suppress(sqlite3.Error):
+            connection = sqlite3.connect(
+                _existing(self._path), uri=True, isolation_level=None, timeout=10.0
+            )
+            with contextlib.closing(connection):
+                connection.execute(f"PRAGMA wal_checkpoint({self._mode()})")
 
     def _mode(self) -> str:
         """Under unbroken load only a checkpoint that makes writers wait lets the log start anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -34,12 +35,13 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
     for field, allowed in filter.choices():
         if allowed is not None:
             name = "job_id" if field == "self_id" else field
-            # One value keeps the order of the index; several are one parameter, however many.
-            is_one = len(allowed) == 1
-            clauses.append(
-                f"{name} = ?" if is_one else f"{name} IN (SELECT value FROM json_each(?))"
-            )
-            parameters.append(allowed[0] if is_one else json.dumps(allowed))
+            if len(allowed) == 1:  # which keeps the order of the index
+                clauses.append(f"{name} = ?")
+                parameters.append(allowed[0])
+            else:
+                clause, values = among(name, allowed)
+                clauses.append(clause)
+                parameters += values
     for tag in filter.tags or ():
         clauses.append("job_id IN (SELECT job_id FROM tags WHERE tag = ?)")
         parameters.append(tag)
@@ -50,6 +52,28 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
         clauses.append("created_at < ?")
         parameters.append(micros(filter.created_before))
     return (f" WHERE {' AND '.join(clauses)}" if clauses else ""), tuple(parameters)
+
+
+def among(column: str, values: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the condition that a column has one of the values, and its parameters.
+
+    All values are one parameter, however many, but for those that SQLite does not read from JSON
+    as they are.
+    """
+    kept = [value for value in values if _can_be_kept(value)]
+    cut = [value for value in kept if "\0" in value]
+    more = f" UNION ALL VALUES {', '.join(['(?)'] * len(cut))}" if cut else ""
+    whole = json.dumps([value for value in kept if "\0" not in value])
+    return f"{column} IN (SELECT value FROM json_each(?){more})", [whole, *cut]
+
+
+def _can_be_kept(text: str) -> bool:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # two of these would be read as one sign
+            return False
+    return True
 
 
 RECORD = f"{RECORD_COLUMNS}, spec"

@@ -31,13 +31,15 @@ from anodejobs.stores.rows import (
 )
 from anodejobs.stores.write_rows import (
     Environments,
+    Spec,
     attempt_text,
+    dropped_specs,
     event_row,
     history_row,
     insert_row,
     inserted,
-    spec_row,
-    spec_rows,
+    spec_of_run,
+    specs_of,
 )
 
 
@@ -90,7 +92,13 @@ _ADD_DEPENDENCIES = f"INSERT INTO dependencies {_values('depends_on, job_id')}"
 _FORGET_DEPENDENCIES = "DELETE FROM dependencies WHERE job_id = ?"
 _PUT_DOCUMENT = f"INSERT OR REPLACE INTO documents {_values('kind, name, body')}"
 _REMOVE_DOCUMENT = "DELETE FROM documents WHERE kind = ? AND name = ?"
-_ADD_ENVIRONMENTS = f"INSERT INTO environments {_values('digest, body')} ON CONFLICT DO NOTHING"
+_ADD_ENVIRONMENTS = (
+    f"INSERT INTO base_environments {_values('digest, body')} ON CONFLICT DO NOTHING"
+)
+_NAMED_ENVIRONMENT = "SELECT environment FROM specs WHERE job_id = ?"
+_FORGET_ENVIRONMENTS = """
+    DELETE FROM base_environments
+    WHERE digest = ? AND NOT EXISTS (SELECT * FROM specs WHERE environment = digest)"""
 _COUNT = f"""
     INSERT INTO counters {_values("name, value")}
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
@@ -101,9 +109,7 @@ class Batch:
 
     def __init__(self, writes: Sequence[Write], environments: Environments) -> None:
         self._writes = writes
-        self._specs = spec_rows(writes, environments)
-        self._environments = environments
-        self._new_environments = environments.take_new()
+        self._specs = specs_of(writes, environments)
         self._all = _Together(writes, self._specs)
         self.results: list[int | None] = []
         """As ``JobStore.commit`` returns them; there once the batch was applied."""
@@ -112,7 +118,6 @@ class Batch:
 
     def apply(self, connection: sqlite3.Connection) -> None:
         """Execute the statements. The caller has begun a transaction and commits it."""
-        _execute(connection, _ADD_ENVIRONMENTS, self._new_environments)
         ((seq,),) = connection.execute(_LAST_SEQ).fetchall()
         if self._all.apply(connection, seq):
             self.results = self._all.results(seq)
@@ -127,15 +132,11 @@ class Batch:
             else:
                 self.results.append(None)
 
-    def note_applied(self) -> None:
-        """Take note that it is on disk."""
-        self._environments.note_kept(self._new_environments)
-
 
 class _Together:
     """Writes that are applied all or none: one statement for all rows of a kind."""
 
-    def __init__(self, writes: Sequence[Write], specs: Mapping[int, Row]) -> None:
+    def __init__(self, writes: Sequence[Write], specs: Mapping[int, Spec]) -> None:
         self._history: list[Row] = []
         """The entries, but for their ``seq`` and the one before."""
         self._second_steps: set[int] = set()
@@ -147,7 +148,7 @@ class _Together:
         self._lost: list[str] = []
         """The statuses of what is deleted."""
         self._linked: list[Insert | Save | Delete] = []
-        self._specs: list[Row] = []
+        self._specs: list[Spec] = []
         self._up_to: list[int] = []
         """How many entries there are with each write and those before it; 0 for a Delete."""
         for write in writes:
@@ -155,7 +156,7 @@ class _Together:
                 self._take(change, specs)
             self._up_to.append(0 if isinstance(write, Delete) else self.entries)
 
-    def _take(self, change: Insert | Save | Delete, specs: Mapping[int, Row]) -> None:
+    def _take(self, change: Insert | Save | Delete, specs: Mapping[int, Spec]) -> None:
         self._job_ids.append(change.record.self_id)
         if isinstance(change, Delete):
             self._deleted.append((change.record.self_id, change.record.revision))
@@ -213,8 +214,10 @@ class _Together:
         for sql, rows in self._changed.items():
             if _execute(connection, sql, [(seq + n, *row) for n, row in rows]) < len(rows):
                 return False
-        _execute(connection, _ADD_SPECS, self._specs)
+        left = _named_environments(connection, dropped_specs(self._linked))
+        _add_specs(connection, self._specs)
         _keep_links(connection, self._linked)
+        _execute(connection, _FORGET_ENVIRONMENTS, left)
         _execute(connection, _COUNT, self._counts())
         return _execute(connection, _DELETE, self._deleted) == len(self._deleted)
 
@@ -243,9 +246,7 @@ class Restoration:
         environments: Environments,
     ) -> None:
         self._inserts = [inserted(stored) for stored in jobs]
-        self._specs = [spec_row(one.record, one.launch, environments) for one in self._inserts]
-        self._environments = environments
-        self._new_environments = environments.take_new()
+        self._specs = [spec_of_run(one.record, one.launch, environments) for one in self._inserts]
         self._history = history
         self._last_seq = last_seq
         self.failure: BaseException | None = None
@@ -256,9 +257,8 @@ class Restoration:
         ((last_seq,),) = connection.execute(_LAST_SEQ).fetchall()
         taken = (connection.execute(_FIND, (i.record.self_id,)).fetchall() for i in self._inserts)
         check_restored(last_seq, self._history, [row[0] for rows in taken for row in rows])
-        _execute(connection, _ADD_ENVIRONMENTS, self._new_environments)
         _execute(connection, _INSERT, [(None, *insert_row(i)) for i in self._inserts])
-        _execute(connection, _ADD_SPECS, self._specs)
+        _add_specs(connection, self._specs)
         _keep_links(connection, self._inserts)
         for event in self._history:
             seq, job_id, *rest = event_row(event)
@@ -267,10 +267,6 @@ class Restoration:
         counters = Counter(insert.record.status.value for insert in self._inserts)
         counters["seq"] = self._last_seq - last_seq
         _execute(connection, _COUNT, list(counters.items()))
-
-    def note_applied(self) -> None:
-        """Take note that it is on disk."""
-        self._environments.note_kept(self._new_environments)
 
 
 @dataclass(slots=True)
@@ -290,9 +286,6 @@ class DocumentWrite:
         else:
             _execute(connection, _PUT_DOCUMENT, [(self.kind, self.name, self.body)])
 
-    def note_applied(self) -> None:
-        """Do nothing, unlike ``Batch.note_applied``."""
-
 
 def _save_row(write: Save) -> Row:
     return (*fact_columns(write.record), *_which(write))
@@ -311,6 +304,17 @@ def _execute(connection: sqlite3.Connection, sql: str, rows: list[Row]) -> int:
     if not rows:
         return 0
     return connection.executemany(sql, rows).rowcount
+
+
+def _add_specs(connection: sqlite3.Connection, specs: Sequence[Spec]) -> None:
+    _execute(connection, _ADD_ENVIRONMENTS, list({spec.environment for spec in specs}))
+    _execute(connection, _ADD_SPECS, [spec.row for spec in specs])
+
+
+def _named_environments(connection: sqlite3.Connection, job_ids: Sequence[str]) -> list[Row]:
+    """Return the environments that the specs of the jobs name, each as a row."""
+    found = (connection.execute(_NAMED_ENVIRONMENT, (job_id,)).fetchall() for job_id in job_ids)
+    return list({row for rows in found for row in rows})
 
 
 def _keep_links(connection: sqlite3.Connection, changes: Sequence[Insert | Save | Delete]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobRecord
@@ -24,34 +25,27 @@ class Environments:
     """The environments that jobs were asked for with, each kept once however many jobs had it."""
 
     def __init__(self) -> None:
-        self._last: tuple[dict[str, str] | None, str, str] = (None, "", "")
-        self._new: dict[str, str] = {}
-        self._kept = ""
-        """The key of one that is on disk, where it stays."""
+        self._last: tuple[dict[str, str] | None, Row] = (None, ())
 
-    def key(self, env: dict[str, str]) -> str:
-        """Return the key under which the environment is kept."""
-        known, digest, body = self._last
+    def row(self, env: dict[str, str]) -> Row:
+        """Return the digest by which the environment is named, and its text."""
+        known, row = self._last
         if env is not known:
             body = json.dumps(env, sort_keys=True)
-            digest = hashlib.sha256(body.encode()).hexdigest()
-            self._last = (env, digest, body)
-        if digest != self._kept:
-            self._new[digest] = body
-        return digest
+            row = hashlib.sha256(body.encode()).hexdigest(), body
+            self._last = env, row
+        return row
 
-    def take_new(self) -> list[Row]:
-        """Return the rows of those that may not be on disk yet.
 
-        A batch that comes before they are brings them again: the one that has them may fail.
-        """
-        new, self._new = self._new, {}
-        return list(new.items())
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The row of what a run was asked to be, and that of the environment which it names.
 
-    def note_kept(self, rows: list[Row]) -> None:
-        """Take note that these are on disk."""
-        if rows:
-            self._kept = rows[-1][0]
+    Who removes the last job that names an environment removes it, so it comes with every run.
+    """
+
+    row: Row
+    environment: Row
 
 
 def inserted(stored: Stored) -> Insert:
@@ -70,20 +64,29 @@ def attempt_text(write: Save) -> str | None:
     return None if write.attempt is None else write.attempt.to_text()
 
 
-def spec_rows(writes: Sequence[Write], environments: Environments) -> dict[int, Row]:
-    """Return what each Insert, and each Save of another run, adds to the specs, by its identity."""
+def specs_of(writes: Sequence[Write], environments: Environments) -> dict[int, Spec]:
+    """Return the spec of each Insert, and of each Save of another run, by its identity."""
     return {
-        id(change): spec_row(change.record, change.launch, environments)
+        id(change): spec_of_run(change.record, change.launch, environments)
         for write in writes
         for change in changes_of(write)
         if not isinstance(change, Delete) and change.launch is not None
     }
 
 
-def spec_row(record: JobRecord, launch: Launch, environments: Environments) -> Row:
-    """Return what the specs have of a run: its job, what was asked for, its environment's key."""
-    key = environments.key(launch.base_env)
-    return (record.self_id, spec_of(record), launch.to_text(), key)
+def spec_of_run(record: JobRecord, launch: Launch, environments: Environments) -> Spec:
+    """Return the spec of a run."""
+    environment = environments.row(launch.base_env)
+    return Spec((record.self_id, spec_of(record), launch.to_text(), environment[0]), environment)
+
+
+def dropped_specs(changes: Sequence[Insert | Save | Delete]) -> list[str]:
+    """Return the jobs whose specs are dropped, for another one or for none."""
+    return [
+        change.record.self_id
+        for change in changes
+        if isinstance(change, Delete) or (isinstance(change, Save) and change.launch is not None)
+    ]
 
 
 def event_row(event: JobEvent) -> Row:

@@ -65,6 +65,17 @@ class QueryContract(StoreSuite):
         assert await store.page(Query(filter=filter, limit=10)) == [record]
         assert await get_counts(store, filter) == {Status.running: 1}
 
+    async def test_each_of_several_texts_is_looked_for_as_it_is(self, store: JobStore) -> None:
+        names = ["ab", "a\0b", "a", "\0", "", "\U0001f600"]
+        for name in names:
+            record = await put(store, make_record(f"job-{names.index(name)}", name=name))
+            for others in (["other"], ["other\0", "\ud800"]):
+                filter = JobFilter(name=[name, *others])
+                assert await store.page(Query(filter=filter)) == [record], (name, others)
+                assert await get_counts(store, filter) == {Status.running: 1}, (name, others)
+        like_one = JobFilter(name=["\ud83d\ude00", "other"])
+        assert await store.page(Query(filter=like_one)) == []
+
     @pytest.mark.parametrize("offset", [0, 1])
     async def test_a_limit_may_be_as_large_as_a_query_allows(
         self, store: JobStore, offset: int
