@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -29,8 +30,8 @@ _PREFIX: Final = "ANODEJOBS_"
 _OF_STORES: Final = {
     "memory": (),
     "file": ("store_path",),
-    "sqlite": ("path",),
-    "server": ("host", "port", "username", "password", "name", "pool_size"),
+    "sqlite": ("dialect", "path"),
+    "server": ("dialect", "host", "port", "username", "password", "name", "pool_size"),
 }
 """The settings that say where a store is, by what it is."""
 
@@ -107,10 +108,10 @@ class JobsSettings(BaseSettings):
         kind: str = self.store_type
         if kind == "database":
             kind = "sqlite" if self.dialect == "sqlite" else "server"
-        for other, names in _OF_STORES.items():
-            for name in names:
-                if other != kind and getattr(self, name) is not None:
-                    raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
+        for name in dict.fromkeys(chain.from_iterable(_OF_STORES.values())):
+            is_said = name in self.model_fields_set and getattr(self, name) is not None
+            if is_said and name not in _OF_STORES[kind]:
+                raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
         match kind:
             case "memory":
                 from anodejobs.stores.memory import MemoryJobStore

@@ -217,6 +217,13 @@ def test_a_setting_that_there_is_not_is_refused():
             {"STORE_TYPE": "memory", "PASSWORD": "hunter2"},
             "PASSWORD: is of no use with ANODEJOBS_STORE_TYPE=memory",
         ),
+        *(
+            (
+                {"STORE_TYPE": store_type, "DIALECT": dialect},
+                f"DIALECT: is of no use with ANODEJOBS_STORE_TYPE={store_type}",
+            )
+            for store_type, dialect in (("memory", "postgresql"), ("file", "sqlite"))
+        ),
     ],
     ids=str,
 )
