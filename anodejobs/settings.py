@@ -94,6 +94,9 @@ class JobsSettings(BaseSettings):
             name, *inside = map(str, first["loc"])
             problem = ": ".join([*inside, first["msg"]])
             raise InvalidJob(_said_as(name, in_code=name in values), problem) from None
+        except UnicodeDecodeError:  # which has all of the file in it, passwords too
+            file = values.get("_env_file", self.model_config["env_file"])
+            raise InvalidJob(str(file), "is not UTF-8") from None
 
     @field_validator("queues", "only_queues", "only_tags", mode="before")
     @classmethod
