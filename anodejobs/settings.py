@@ -30,8 +30,8 @@ _PREFIX: Final = "ANODEJOBS_"
 _OF_STORES: Final = {
     "memory": (),
     "file": ("store_path", "durability"),
-    "sqlite": ("path", "durability"),
-    "server": ("host", "port", "username", "password", "name", "pool_size"),
+    "sqlite": ("dialect", "path", "durability"),
+    "server": ("dialect", "host", "port", "username", "password", "name", "pool_size"),
 }
 """The settings that say where and how a store is, by what it is."""
 
@@ -95,6 +95,9 @@ class JobsSettings(BaseSettings):
             name, *inside = map(str, first["loc"])
             problem = ": ".join([*inside, first["msg"]])
             raise InvalidJob(_said_as(name, in_code=name in values), problem) from None
+        except UnicodeDecodeError:  # which has all of the file in it, passwords too
+            file = values.get("_env_file", self.model_config["env_file"])
+            raise InvalidJob(str(file), "is not UTF-8") from None
 
     @field_validator("queues", "only_queues", "only_tags", mode="before")
     @classmethod
@@ -110,7 +113,8 @@ class JobsSettings(BaseSettings):
         if kind == "database":
             kind = "sqlite" if self.dialect == "sqlite" else "server"
         for name in dict.fromkeys(chain.from_iterable(_OF_STORES.values())):
-            if name not in _OF_STORES[kind] and getattr(self, name) is not None:
+            is_said = name in self.model_fields_set and getattr(self, name) is not None
+            if is_said and name not in _OF_STORES[kind]:
                 raise InvalidJob(_said_as(name), f"is of no use {self._as_it_is()}")
         match kind:
             case "memory":

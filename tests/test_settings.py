@@ -212,6 +212,14 @@ def test_a_bad_value_is_named_by_its_variable(monkeypatch, name, value):
         JobsSettings(**{name.lower(): value})
 
 
+@pytest.mark.parametrize(("name", "said"), [(".env", {}), ("mine", {"_env_file": "mine"})])
+def test_a_file_that_is_no_text_is_named(tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"ANODEJOBS_PASSWORD=hunter2\nANODEJOBS_HOST=\xff\n")
+    with pytest.raises(InvalidJob, match=f"^{name}: is not UTF-8$") as caught:
+        JobsSettings(**said)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_a_timeout_that_jobs_refuse_is_refused(monkeypatch):
     say(monkeypatch, RECOVERY_TIMEOUT="1e9")
     with pytest.raises(InvalidJob, match="recovery_timeout: must be above 0 s"):
@@ -240,6 +248,13 @@ def test_a_setting_that_there_is_not_is_refused():
         (
             {**SERVER, "DURABILITY": "power"},
             "DURABILITY: is of no use with ANODEJOBS_DIALECT=postgresql",
+        ),
+        *(
+            (
+                {"STORE_TYPE": store_type, "DIALECT": dialect},
+                f"DIALECT: is of no use with ANODEJOBS_STORE_TYPE={store_type}",
+            )
+            for store_type, dialect in (("memory", "postgresql"), ("file", "sqlite"))
         ),
     ],
     ids=str,
