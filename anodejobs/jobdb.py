@@ -156,14 +156,16 @@ class JobDB:
         event: Event | Callable[[JobRecord], Event],
         *,
         token: str | None = None,
+        revision: int | None = None,
     ) -> JobRecord:
         """Make the record what it is after the event, and return it.
 
         The event may depend on the record. With ``token`` it is about that attempt, and nothing to
-        a later one. Raises InvalidTransition where the status does not allow it. Cancelling may
-        come too late: an event that is being written stays written.
+        a later one. Raises InvalidTransition where the status does not allow it, or where the
+        record has another ``revision`` than the one that is named. Cancelling may come too late: an
+        event that is being written stays written.
         """
-        return (await self._changed(job_id, event, token)).record
+        return (await self._changed(job_id, event, token=token, revision=revision)).record
 
     async def apply_both(
         self, job_id: str, first: Event, second: Event, *, token: str
@@ -196,18 +198,22 @@ class JobDB:
         job_id: str,
         admitted: Admitted,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
+        *,
+        revision: int,
     ) -> Stored:
         """Make a queued job one whose attempt is about to be started here; as ``apply``.
 
         ``bring`` gives what starts it here: the same where it was planned here.
         """
-        return await self._changed(job_id, admitted, None, bring)
+        return await self._changed(job_id, admitted, revision=revision, bring=bring)
 
     async def _changed(
         self,
         job_id: str,
         asked: Event | Callable[[JobRecord], Event],
-        token: str | None,
+        *,
+        token: str | None = None,
+        revision: int | None = None,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
     ) -> Stored:
         waiting = self._at_hand.waiting(job_id)
@@ -221,6 +227,8 @@ class JobDB:
                 return stored
             try:
                 event = asked if isinstance(asked, Event) else asked(stored.record)
+                if revision not in (None, stored.record.revision):
+                    raise InvalidTransition(job_id, stored.record.status, type(event).__name__)
                 record = transition(stored.record, event)
             except InvalidTransition:
                 if not is_known:

@@ -30,6 +30,7 @@ from anodejobs import (
     stock,
 )
 from anodejobs import scheduler as scheduler_module
+from anodejobs import starter as starter_module
 from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
@@ -743,6 +744,85 @@ async def test_the_dependencies_of_a_job_that_waits_for_a_retry_stay(jobs: Jobs)
     await has_happened(jobs, "job", lambda record: record.attempt == 2)
     with pytest.raises(InvalidTransition):
         await jobs.add_dependency("job", "other")
+
+
+class HeldUp:
+    """Holds up a method from now on, until it is let go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+        self.has_come = asyncio.Event()
+        self.has_gone = asyncio.Event()
+        """Whether what was held up is over."""
+        self._may_go_on = asyncio.Event()
+        original = getattr(owner, method)
+
+        async def held(*args: Any) -> Any:
+            self.has_come.set()
+            await self._may_go_on.wait()
+            try:
+                return await original(*args)
+            finally:
+                self.has_gone.set()
+
+        patch.setattr(owner, method, held)
+        self._undo = lambda: patch.setattr(owner, method, original)
+
+    def let_next_pass(self) -> None:
+        """Hold up those only that have come."""
+        self._undo()
+
+    def let_go_on(self) -> None:
+        self._may_go_on.set()
+
+
+async def test_a_job_that_is_given_a_dependency_as_it_is_about_to_be_queued_waits_for_it(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.create("true", "never")
+    await jobs.run(until(tmp_path / "go"), "first")
+    await jobs.submit("true", "second", depends_on=["first"])
+    decision = HeldUp(monkeypatch, scheduler_module.Scheduler, "_apply")
+    (tmp_path / "go").touch()
+    await decision.has_come.wait()
+    await jobs.add_dependency("second", "never")
+    decision.let_go_on()
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    assert await lived(jobs, "second") == [Status.pending, Status.pending]
+    await jobs.remove_dependency("second", "never")
+    assert (await ended(jobs, "second"))[0].status is Status.finished
+
+
+async def test_a_job_whose_dependency_is_removed_as_it_is_about_to_be_cancelled_for_it_runs(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.run(f"{until(tmp_path / 'go')}; false", "first")
+    await jobs.submit("true", "second", depends_on=["first"])
+    decision = HeldUp(monkeypatch, scheduler_module.Scheduler, "_apply")
+    (tmp_path / "go").touch()
+    await decision.has_come.wait()
+    await jobs.remove_dependency("second", "first")
+    decision.let_go_on()
+    assert (await ended(jobs, "second"))[0].status is Status.finished
+
+
+async def test_a_slot_that_was_given_to_another_while_a_job_was_relinked_is_not_used_twice(
+    one_slot: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one_slot.create("true", "never")
+    admission = HeldUp(monkeypatch, starter_module.Starter, "_admit")
+    await one_slot.submit("true", "first")
+    await admission.has_come.wait()
+    admission.let_next_pass()
+    await one_slot.submit(until(tmp_path / "go"), "second")
+    await one_slot.add_dependency("first", "never")
+    await one_slot.wait("second", "running")
+    await one_slot.remove_dependency("first", "never")
+    await one_slot.wait("first", "queued")
+    admission.let_go_on()
+    await admission.has_gone.wait()
+    assert await status_of(one_slot, "first") is Status.queued
+    (tmp_path / "go").touch()
+    assert (await ended(one_slot, "first"))[0].status is Status.finished
 
 
 async def test_a_dependency_that_is_not_there_is_refused(jobs: Jobs) -> None:

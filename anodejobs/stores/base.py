@@ -157,6 +157,7 @@ class Turn:
     queue: str
     priority: int
     attempt: int
+    revision: int
     last_update: datetime | None
     submitted_at: datetime | None
     due_at: datetime | None
