@@ -796,13 +796,20 @@ async def test_a_job_whose_dependency_is_removed_as_it_is_about_to_be_cancelled_
     jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await jobs.run(f"{until(tmp_path / 'go')}; false", "first")
-    await jobs.submit("true", "second", depends_on=["first"])
+    script = f"{until(tmp_path / 'second')}; {noting(tmp_path)}"
+    await jobs.submit(script, "second", depends_on=["first"])
+    await jobs.submit("true", "third", depends_on=["second"])
+    await jobs.submit(noting(tmp_path), "last", depends_on=["third"], on_dependency_failure="run")
     decision = HeldUp(monkeypatch, scheduler_module.Scheduler, "_apply")
     (tmp_path / "go").touch()
     await decision.has_come.wait()
     await jobs.remove_dependency("second", "first")
     decision.let_go_on()
-    assert (await ended(jobs, "second"))[0].status is Status.finished
+    await jobs.wait("second", "running")
+    (tmp_path / "second").touch()
+    records = await ended(jobs, "second", "third", "last")
+    assert [record.status for record in records] == [Status.finished] * 3
+    assert order(tmp_path) == ["second", "last"]
 
 
 async def test_a_slot_that_was_given_to_another_while_a_job_was_relinked_is_not_used_twice(
