@@ -8,7 +8,7 @@ has an id. It does not know who exists or has ended: whoever adds a job says aft
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -111,7 +111,7 @@ class Dependencies:
         """Return the jobs that wait for this one, which need not be known here."""
         return tuple(self._dependents.get(job_id, ()))
 
-    def awaited(self) -> Collection[str]:
+    def awaited(self) -> Set[str]:
         """Return the jobs that any others wait for."""
         return self._dependents.keys()
 

@@ -148,8 +148,7 @@ class Scheduler:
         if stock.must_look_for_pauses:
             stock.must_look_for_pauses = False
             stock.pause_these(await self._jobdb.documents(PAUSED))
-        if stock.must_recount(time.monotonic()):
-            await self._look_up(stock.relied_on())
+        await self._look_up(stock.take_recount(time.monotonic(), _MOST_AT_ONCE))
         await self._look_up(stock.take_unknown())
         now = time.time()
         stock.ready_due(now)

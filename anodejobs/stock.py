@@ -83,6 +83,10 @@ class Stock:
         """While records are read: the jobs that were heard of meanwhile."""
         self._recount_at: float | None = None
         """When to see, by a clock that nobody sets, whether all are still there."""
+        self._must_recount_all = False
+        """Whether there was a sign of another process since the last recount began."""
+        self._uncounted: deque[str] = deque()
+        """The jobs that have not started and are still to be looked at in this one."""
         self._graph = Dependencies()
         self._pending: dict[str, _Pending] = {}
         """Those that were submitted and wait for something else than a slot."""
@@ -267,26 +271,29 @@ class Stock:
     def heed_others(self) -> None:
         """Take note that another process has written something."""
         self.must_look_for_pauses = True
+        self._must_recount_all = True
         if self._recount_at is None:
             self._recount_at = time.monotonic() + _RECOUNT_S
 
-    def must_recount(self, now: float) -> bool:
-        """Return, once, whether it is time to see that all are still there.
+    def take_recount(self, now: float, most: int) -> list[str]:
+        """Return the jobs of which it is time to see whether they are still there.
 
-        What another process deletes as soon as it has ended leaves no trace to be heard of.
+        What another process deletes as soon as it has ended leaves no trace to be heard of. Of the
+        jobs that have not started, of which there may be very many, so many at most are given at
+        once, and the others later; ``now`` is by a clock that nobody sets.
         """
         if self._recount_at is None or self._recount_at > now:
-            return False
-        self._recount_at = None
-        return True
-
-    def relied_on(self) -> list[str]:
-        """Return the jobs of which somebody here waits to hear that they have ended."""
+            return []
+        waiting = self._queued.keys() | self._pending.keys()
         awaited = self._graph.awaited()
-        if self._queued:
-            return [*self._active, *(job_id for job_id in awaited if not self._knows(job_id))]
-        known = self._queued.keys() | self._pending.keys()
-        return [job_id for job_id in awaited if job_id not in known]
+        if self._must_recount_all and not self._uncounted:
+            self._must_recount_all = False
+            self._uncounted.extend(awaited & waiting)
+        is_over = len(self._uncounted) <= most and not self._must_recount_all
+        self._recount_at = None if is_over else now + _RECOUNT_S
+        some = [self._uncounted.popleft() for _ in range(min(most, len(self._uncounted)))]
+        holders = self._active if self._queued else set()
+        return [*some, *((awaited - waiting) | holders)]
 
     def pause_these(self, documents: Mapping[str, str]) -> None:
         """Have just these queues paused."""

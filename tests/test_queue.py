@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import shlex
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -1500,6 +1500,22 @@ async def test_what_ends_while_records_are_read_holds_no_slot(tmp_path: Path) ->
 # Others on the same directory.
 
 
+@contextmanager
+def deaf(jobs: Jobs) -> Iterator[None]:
+    """Have an application hear of nothing that others write while the context is open."""
+    jobdb = jobs._jobdb
+    catch_up = jobdb._catch_up
+
+    async def hear_nothing() -> None:
+        pass
+
+    jobdb._catch_up = hear_nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        jobdb._catch_up = catch_up  # type: ignore[method-assign]
+
+
 @pytest.mark.usefixtures("hasty")
 async def test_a_slot_of_a_job_that_another_application_deletes_unseen_is_free_again(
     tmp_path: Path,
@@ -1508,20 +1524,39 @@ async def test_a_slot_of_a_job_that_another_application_deletes_unseen_is_free_a
         await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
         await other.run(until(tmp_path / "go"), "short")
         await has_happened(one, "short", lambda record: record.status is Status.running)
-        catch_up = one._jobdb._catch_up
-        is_deaf = asyncio.Event()
-
-        async def deaf() -> None:
-            is_deaf.set()
-
-        one._jobdb._catch_up = deaf  # type: ignore[method-assign]
-        (tmp_path / "go").touch()
-        await other.wait("short")
-        await other.delete("short")
-        one._jobdb._catch_up = catch_up  # type: ignore[method-assign]
+        with deaf(one):
+            (tmp_path / "go").touch()
+            await other.wait("short")
+            await other.delete("short")
         await one.submit("true", "next")
         await other.create("true", "sign")
         assert (await ended(one, "next"))[0].status is Status.finished
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_who_depends_on_a_job_that_another_application_cancels_and_deletes_unseen_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "_MOST_AT_ONCE", 1)
+    async with opened(tmp_path) as one, opened(tmp_path) as other:
+        await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
+        await one.pause_queue("paused")
+        await one.submit("true", "queued", queue="paused")
+        await one.submit("true", "early", run_at=utc_now() + timedelta(days=1))
+        await one.create("true", "created")
+        await one.submit("true", "pending", depends_on=["created"])
+        gone = ["queued", "early", "pending"]
+        for job_id in gone:
+            await one.submit("true", f"after {job_id}", depends_on=[job_id])
+        await ended(one, (await one.submit("true")).self_id)  # it knows of all
+        with deaf(one):
+            for job_id in gone:
+                await other.cancel(job_id)
+                await other.delete(job_id)
+        await other.create("true", "sign")
+        records = await ended(one, *(f"after {job_id}" for job_id in gone))
+    assert [record.status for record in records] == [Status.cancelled] * 3
+    assert [record.error for record in records] == [f"dependency {j!r} is not there" for j in gone]
 
 
 async def test_a_job_that_another_application_submits_takes_its_turn(tmp_path: Path) -> None:
