@@ -81,7 +81,7 @@ class JobDB:
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
         self.on_foreign: list[Callable[[], None]] = []
-        """Called when another process may have written something."""
+        """Called when another process may have written something, or a document was written."""
         self.on_record: Callable[[JobRecord], None] | None = None
         """Called with every record that anybody has written, once it is on disk."""
         self.on_deleted: Callable[[str], None] = lambda job_id: None
@@ -407,9 +407,9 @@ class JobDB:
 
     async def _catch_up(self) -> None:
         self._at_hand.forget_ended()
-        for heed in self.on_foreign:
-            heed()
+        self._heed()
         while entries := await self._store.history(after=self.news.cursor, limit=_PAGE):
+            self._heed()  # of what was written before these, too, and is told first
             # Read before anything is remembered: what is committed meanwhile rings again.
             job_ids = list(dict.fromkeys(e.job_id for e in entries if e.job_id is not None))
             for job_id in job_ids:
@@ -420,6 +420,10 @@ class JobDB:
                 if entry.seq > self.news.cursor:
                     self.news.note(entry.seq, entry)
             self.news.tell()
+
+    def _heed(self) -> None:
+        for heed in self.on_foreign:
+            heed()
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
@@ -543,7 +547,7 @@ class JobDB:
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document, None: none any more; other processes are told."""
         await self._store.put_document(kind, name, body)
-        self._has_foreign.set()  # it may be news to us as well
+        self._heed()  # it may be news to us as well
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""

@@ -145,9 +145,7 @@ class Scheduler:
     async def _act(self) -> None:
         """Do all that is to be done now."""
         stock = self._stock
-        if stock.must_look_for_pauses:
-            stock.must_look_for_pauses = False
-            stock.pause_these(await self._jobdb.documents(PAUSED))
+        await self._look_for_pauses()
         await self._look_up(stock.take_recount(time.monotonic(), _MOST_AT_ONCE))
         await self._look_up(stock.take_unknown())
         now = time.time()
@@ -156,6 +154,11 @@ class Scheduler:
         while stock.changes:
             await self._apply(stock.take_changes(_MOST_AT_ONCE))
         await self._admit(stock.queue.admit(time.time()))
+
+    async def _look_for_pauses(self) -> None:
+        if self._stock.must_look_for_pauses:
+            self._stock.must_look_for_pauses = False
+            self._stock.pause_these(await self._jobdb.documents(PAUSED))
 
     async def _look_up(self, wanted: list[str]) -> None:
         """Learn how jobs that others rely on have ended, if they have."""
@@ -187,7 +190,16 @@ class Scheduler:
             self._note_deletion(job_id)
 
     async def _admit(self, admitted: list[Waiting]) -> None:
-        """Have these started."""
+        """Have these started, but for those of a queue that is paused."""
+        if not admitted:
+            return
+        # Once more: the queue may have been paused before the job was submitted.
+        await self._look_for_pauses()
+        paused = self._stock.queue.paused()
+        for waiting in admitted:
+            if waiting.queue in paused:
+                self._requeue(self._stock, waiting)
+        admitted = [waiting for waiting in admitted if waiting.queue not in paused]
         # Together: one by one, each would wait for a turn of the store's thread.
         for page in _pages(admitted):
             await self._jobdb.bring(waiting.job_id for waiting in page)

@@ -35,6 +35,7 @@ from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
+from anodejobs.jobdb import JobDB
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
 from anodejobs.stores.base import Save, Turn, Write
 
@@ -1557,6 +1558,51 @@ async def test_who_depends_on_a_job_that_another_application_cancels_and_deletes
         records = await ended(one, *(f"after {job_id}" for job_id in gone))
     assert [record.status for record in records] == [Status.cancelled] * 3
     assert [record.error for record in records] == [f"dependency {j!r} is not there" for j in gone]
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+async def test_a_queue_that_is_paused_while_much_is_heard_of_others_starts_nothing_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    async with opened(tmp_path, max_concurrent_jobs=1) as one, opened(tmp_path) as other:
+        await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
+        news = HeldUp(monkeypatch, JobDB, "_tell_records")
+        await other.create("true", "news")
+        await news.has_come.wait()
+        news.let_next_pass()
+        pausing = one if who == "itself" else other
+        await pausing.pause_queue("paused")
+        await pausing.submit("true", "job", queue="paused")
+        await pausing.submit("true", "last", priority=-1)
+        news.let_go_on()
+        await ended(pausing, "last")
+        assert await lived(one, "job") == [Status.queued]
+        await pausing.resume_queue("paused")
+        assert (await ended(one, "job"))[0].status is Status.finished
+
+
+async def test_a_queue_that_is_paused_while_the_pauses_are_read_starts_nothing_that_comes_later(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    store = jobs._jobdb._store
+    documents = store.documents
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(kind: str) -> dict[str, str]:
+        found = await documents(kind)
+        has_read.set()
+        await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "documents", late)
+    await jobs.resume_queue("another")
+    await has_read.wait()
+    await jobs.pause_queue("paused")
+    await jobs.submit("true", "job", queue="paused")
+    may_go_on.set()
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    assert await lived(jobs, "job") == [Status.queued]
 
 
 async def test_a_job_that_another_application_submits_takes_its_turn(tmp_path: Path) -> None:
