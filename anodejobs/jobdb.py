@@ -153,17 +153,17 @@ class JobDB:
     async def apply(
         self,
         job_id: str,
-        event: Event | Callable[[JobRecord], Event],
+        event: Event | Callable[[JobRecord], Event | None],
         *,
         token: str | None = None,
         revision: int | None = None,
     ) -> JobRecord:
         """Make the record what it is after the event, and return it.
 
-        The event may depend on the record. With ``token`` it is about that attempt, and nothing to
-        a later one. Raises InvalidTransition where the status does not allow it, or where the
-        record has another ``revision`` than the one that is named. Cancelling may come too late: an
-        event that is being written stays written.
+        The event may depend on the record; None: nothing happens. With ``token`` it is about that
+        attempt, and nothing to a later one. Raises InvalidTransition where the status does not
+        allow it, or where the record has another ``revision`` than the one that is named.
+        Cancelling may come too late: an event that is being written stays written.
         """
         return (await self._changed(job_id, event, token=token, revision=revision)).record
 
@@ -210,7 +210,7 @@ class JobDB:
     async def _changed(
         self,
         job_id: str,
-        asked: Event | Callable[[JobRecord], Event],
+        asked: Event | Callable[[JobRecord], Event | None],
         *,
         token: str | None = None,
         revision: int | None = None,
@@ -229,14 +229,14 @@ class JobDB:
                 event = asked if isinstance(asked, Event) else asked(stored.record)
                 if revision not in (None, stored.record.revision):
                     raise InvalidTransition(job_id, stored.record.status, type(event).__name__)
-                record = transition(stored.record, event)
+                record = stored.record if event is None else transition(stored.record, event)
             except InvalidTransition:
                 if not is_known:
                     raise
                 waiting = None
                 self._at_hand.forget(job_id)
                 continue
-            if record is stored.record:
+            if event is None or record is stored.record:
                 if stored is not waiting:
                     return stored
                 waiting = None

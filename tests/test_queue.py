@@ -715,6 +715,53 @@ async def test_a_queued_job_can_be_given_a_dependency(one_slot: Jobs, tmp_path: 
     assert order(tmp_path) == ["second", "first"]
 
 
+@pytest.mark.parametrize("how", ["delete", "run", "submit"])
+async def test_a_queued_job_that_is_given_a_dependency_waits_for_no_other(
+    one_slot: Jobs, tmp_path: Path, how: str
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "blocker")
+    await one_slot.submit("true", "job", depends_on=["before"])
+    await one_slot.wait("job", "queued")
+    if how == "delete":
+        await one_slot.delete("before")
+    else:
+        await getattr(one_slot, how)(f"{until(tmp_path / 'go')}; false", "before")
+    assert (await one_slot.add_dependency("job", "blocker")).depends_on == ["blocker"]
+    (tmp_path / "go").touch()
+    assert (await ended(one_slot, "job"))[0].status is Status.finished
+
+
+async def test_what_a_queued_job_has_waited_for_may_wait_for_it(
+    one_slot: Jobs, tmp_path: Path
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "blocker")
+    await one_slot.submit(noting(tmp_path), "job", depends_on=["before"])
+    await one_slot.wait("job", "queued")
+    await one_slot.submit(noting(tmp_path), "before", depends_on=["job"])
+    (tmp_path / "go").touch()
+    await ended(one_slot, "job", "before")
+    assert order(tmp_path) == ["job", "before"]
+
+
+async def test_a_change_of_dependencies_that_changes_nothing_is_not_on_record(
+    one_slot: Jobs, tmp_path: Path
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "other")
+    await one_slot.submit("true", "queued", depends_on=["before"])
+    queued = await one_slot.wait("queued", "queued")
+    await one_slot.delete("before")
+    pending = await one_slot.submit("true", "pending", depends_on=["queued"])
+    assert await one_slot.remove_dependency("queued", "other") == queued
+    assert await one_slot.remove_dependency("pending", "other") == pending
+    assert await one_slot.add_dependency("pending", "queued") == pending
+    (tmp_path / "go").touch()
+    await ended(one_slot, "pending")
+    assert len(await lived(one_slot, "queued")) == 5
+
+
 async def test_dependencies_that_are_added_at_once_are_all_added(jobs: Jobs) -> None:
     names = [f"dependency-{number}" for number in range(8)]
     for name in ("job", *names):
