@@ -561,6 +561,10 @@ class JobDB:
         """Return every change of the job's status, oldest first."""
         return await self._store.history(job_id=job_id)
 
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        """Return the last changes of the job's status, so many at most, oldest first."""
+        return await self._store.latest(job_id, most)
+
     async def wait_for(self, job_id: str, wanted: frozenset[Status] | None = None) -> JobRecord:
         """Return the record that has reached ``wanted``, or by which the job has ended.
 

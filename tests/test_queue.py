@@ -19,6 +19,7 @@ from anodejobs import (
     InvalidJob,
     InvalidTransition,
     JobActive,
+    JobEvent,
     JobNotFound,
     JobRecord,
     Jobs,
@@ -1543,6 +1544,25 @@ async def test_what_ends_while_records_are_read_holds_no_slot(tmp_path: Path) ->
             store.may_go_on.set()
             await jobs.resume_queue()
             assert (await ended(jobs, "job"))[0].status is Status.finished
+
+
+async def test_of_a_service_the_end_of_its_history_is_looked_at(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Counting(SqliteJobStore):
+        async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+            events = await super().latest(job_id, most)
+            asked.append(len(events))
+            return events
+
+    store = Counting(tmp_path / "jobs.db")
+    policy = RestartPolicy(when="always", initial=0, max=0, limit=None)
+    async with opened(tmp_path, store=store) as jobs:
+        await jobs.submit("true", "service", restart=policy)
+        await has_happened(jobs, "service", lambda record: record.attempt > 30)
+        await jobs.stop("service")
+        assert len(await jobs.history("service")) > 100
+    assert max(asked) == 100
 
 
 # Others on the same directory.

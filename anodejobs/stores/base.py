@@ -285,6 +285,13 @@ class JobStore(ABC):
     ) -> list[JobEvent]:
         """Return the status events with a ``seq`` above ``after``, oldest first."""
 
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        """Return the last status events of a job, so many at most (1 or more), oldest first.
+
+        To be made better where a store can find them without a look at those before.
+        """
+        return (await self.history(job_id=job_id))[-most:]
+
     @abstractmethod
     async def last_seq(self) -> int:
         """Return the ``seq`` of the newest status event ever, 0 where there has been none."""
