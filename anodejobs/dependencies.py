@@ -7,8 +7,8 @@ has an id. It does not know who exists or has ended: whoever adds a job says aft
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -111,7 +111,7 @@ class Dependencies:
         """Return the jobs that wait for this one, which need not be known here."""
         return tuple(self._dependents.get(job_id, ()))
 
-    def awaited(self) -> Collection[str]:
+    def awaited(self) -> Set[str]:
         """Return the jobs that any others wait for."""
         return self._dependents.keys()
 
@@ -159,22 +159,18 @@ class Dependencies:
             self._dependents.pop(dependency, None)
 
     def ended(self, job_id: str, *, succeeded: bool, how: str = "failed") -> list[Consequence]:
-        """Return what follows from the end of a job, once for each job that it means something to.
+        """Return what follows from the end of a job for each that waits for it.
 
-        It may be any job, started or not, known here or not. Those that it cancels have ended with
-        it, and so on; each of them is told before those that it cancels in turn. ``how`` ends the
-        reason of those directly after it: ``dependency 'x' failed``.
+        It may be any job, started or not, known here or not. Who waits for one that is to be
+        cancelled waits on until that has ended in its turn, which may not come about. ``how`` ends
+        the reason: ``dependency 'x' failed``.
         """
         self.started(job_id)
-        consequences: dict[str, Consequence] = {}
-        ends: deque[tuple[str, str | None]] = deque([(job_id, None if succeeded else how)])
-        while ends:
-            for consequence in self._told(*ends.popleft()):
-                consequences[consequence.job_id] = consequence
-                if consequence.fate is Fate.cancelled:
-                    self.started(consequence.job_id)
-                    ends.append((consequence.job_id, "was cancelled"))
-        return list(consequences.values())
+        consequences = list(self._told(job_id, None if succeeded else how))
+        for consequence in consequences:
+            if consequence.fate is Fate.cancelled:
+                self.started(consequence.job_id)
+        return consequences
 
     def _told(self, dependency: str, failure: str | None) -> Iterator[Consequence]:
         """Tell the dependents of an end, and give what follows for each."""

@@ -53,6 +53,10 @@ class Hosts:
         self._host = host
         self._lasts_s = lasts_s
         self._every_s = lasts_s / _BEATS
+        self._heard_at = float("-inf")
+        self._regular_since = float("-inf")
+        """Since when this host has been heard of without a gap."""
+        self._is_heard = asyncio.Event()
         self._under_way: set[str] = set()
         """The errands that are being run, by the name of their document."""
 
@@ -61,8 +65,7 @@ class Hosts:
         await self._jobdb.keep_lease(self._host, self._lasts_s)
 
     async def serve_lease(self) -> None:
-        """Be heard of again and again, and declare lost who is not; until cancelled."""
-        heard_at = regular_since = float("-inf")
+        """Be heard of again and again, until cancelled."""
         while True:
             rest_s = self._every_s
             try:
@@ -70,17 +73,31 @@ class Hosts:
                 async with asyncio.timeout(max(self._every_s, _LEAST_PATIENCE_S)):
                     await self.keep_lease()
                 now = uptime()
-                if now - heard_at > 2 * self._every_s:
-                    regular_since = now
-                heard_at = now
-                # Whoever was away itself cannot tell who else was: when a database or a network
-                # comes back, all leases may be over. So the others get their time, too.
-                if now - regular_since > self._lasts_s:
-                    await self._end_leases()
+                if now - self._heard_at > 2 * self._every_s:
+                    self._regular_since = now
+                self._heard_at = now
+                self._is_heard.set()
             except (AnodeJobsError, TimeoutError) as error:
                 LOG.error("other hosts may give %s up for lost: %r", self._host, error)
                 rest_s = min(rest_s, _LONGEST_RETRY_S)
             await asyncio.sleep(rest_s)
+
+    async def serve_losses(self) -> None:
+        """Declare lost who is not heard of, as long as this host is; until cancelled.
+
+        Beside ``serve_lease``: the jobs of a host may be many, and take longer than a lease lasts.
+        """
+        while True:
+            await self._is_heard.wait()
+            self._is_heard.clear()
+            # Whoever was away itself cannot tell who else was: when a database or a network comes
+            # back, all leases may be over. So the others get their time, too.
+            if self._heard_at - self._regular_since <= self._lasts_s:
+                continue
+            try:
+                await self._end_leases()
+            except AnodeJobsError as error:
+                LOG.error("hosts that are silent are not given up yet: %s", error)
 
     async def _end_leases(self) -> None:
         for lease in await self._jobdb.expired_leases():

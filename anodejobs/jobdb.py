@@ -80,7 +80,7 @@ class JobDB:
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
         self.on_foreign: list[Callable[[], None]] = []
-        """Called when another process may have written something."""
+        """Called when another process may have written something, or a document was written."""
         self.on_record: Callable[[JobRecord], None] | None = None
         """Called with every record that anybody has written, once it is on disk."""
         self.on_deleted: Callable[[str], None] = lambda job_id: None
@@ -159,17 +159,19 @@ class JobDB:
     async def apply(
         self,
         job_id: str,
-        event: Event | Callable[[JobRecord], Event],
+        event: Event | Callable[[JobRecord], Event | None],
         *,
         token: str | None = None,
+        revision: int | None = None,
     ) -> JobRecord:
         """Make the record what it is after the event, and return it.
 
-        The event may depend on the record. With ``token`` it is about that attempt, and nothing to
-        a later one. Raises InvalidTransition where the status does not allow it. Cancelling may
-        come too late: an event that is being written stays written.
+        The event may depend on the record; None: nothing happens. With ``token`` it is about that
+        attempt, and nothing to a later one. Raises InvalidTransition where the status does not
+        allow it, or where the record has another ``revision`` than the one that is named.
+        Cancelling may come too late: an event that is being written stays written.
         """
-        return (await self._changed(job_id, event, token)).record
+        return (await self._changed(job_id, event, token=token, revision=revision)).record
 
     async def apply_both(
         self, job_id: str, first: Event, second: Event, *, token: str
@@ -202,18 +204,22 @@ class JobDB:
         job_id: str,
         admitted: Admitted,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
+        *,
+        revision: int,
     ) -> Stored:
         """Make a queued job one whose attempt is about to be started here; as ``apply``.
 
         ``bring`` gives what starts it here: the same where it was planned here.
         """
-        return await self._changed(job_id, admitted, None, bring)
+        return await self._changed(job_id, admitted, revision=revision, bring=bring)
 
     async def _changed(
         self,
         job_id: str,
-        asked: Event | Callable[[JobRecord], Event],
-        token: str | None,
+        asked: Event | Callable[[JobRecord], Event | None],
+        *,
+        token: str | None = None,
+        revision: int | None = None,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
     ) -> Stored:
         waiting = self._at_hand.waiting(job_id)
@@ -225,14 +231,17 @@ class JobDB:
             stored = at_hand if at_hand and is_known else await self.stored(job_id, token)
             if token not in (None, stored.attempt.token):
                 return stored
+            event: Event | None = None
             try:
                 event = asked if isinstance(asked, Event) else asked(stored.record)
-                record = transition(stored.record, event)
+                if revision not in (None, stored.record.revision):
+                    raise InvalidTransition(job_id, stored.record.status, type(event).__name__)
+                record = stored.record if event is None else transition(stored.record, event)
             except InvalidTransition:
                 if not is_known:
                     raise
                 record = stored.record
-            if record is not stored.record:
+            if event is not None and record is not stored.record:
                 launch = bring(stored.launch)
                 brought = None if launch is stored.launch else launch
                 save = _save(stored.record, event, record, brought)
@@ -392,10 +401,10 @@ class JobDB:
 
     async def _catch_up(self) -> None:
         self._at_hand.forget_ended()
-        for heed in self.on_foreign:
-            heed()
+        self._heed()
         last, is_gone = await self._store.last_seq(), False
         while entries := await self._store.history(after=self.news.cursor, limit=_PAGE):
+            self._heed()  # of what was written before these, too, and is told first
             # Read before anything is remembered: what is committed meanwhile rings again.
             job_ids = list(dict.fromkeys(e.job_id for e in entries if e.job_id is not None))
             for job_id in job_ids:
@@ -411,6 +420,10 @@ class JobDB:
             # The history of a job goes with it: there may have been an end that nobody heard of.
             self.news.cursor = max(self.news.cursor, last)
             await self._look_for_deleted()
+
+    def _heed(self) -> None:
+        for heed in self.on_foreign:
+            heed()
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
@@ -554,7 +567,7 @@ class JobDB:
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         """Keep a document, None: none any more; other processes are told."""
         await self._store.put_document(kind, name, body)
-        self._has_foreign.set()  # it may be news to us as well
+        self._heed()  # it may be news to us as well
 
     async def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
@@ -567,6 +580,10 @@ class JobDB:
     async def history(self, job_id: str) -> list[JobEvent]:
         """Return every change of the job's status, oldest first."""
         return await self._store.history(job_id=job_id)
+
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        """Return the last changes of the job's status, so many at most, oldest first."""
+        return await self._store.latest(job_id, most)
 
     async def wait_for(self, job_id: str, wanted: frozenset[Status] | None = None) -> JobRecord:
         """Return the record that has reached ``wanted``, or by which the job has ended.

@@ -51,6 +51,8 @@ class Waiting:
     """From this moment on it may not start any more."""
     is_admissible: bool = True
     """Whether it is among those that are started here; else it waits for others to start it."""
+    revision: int = 0
+    """Of the record that says all this."""
 
 
 class JobQueue:

@@ -392,7 +392,8 @@ class Jobs:
     async def add_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for one more; return it.
 
-        Raises JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
+        One that is queued waits for that one alone: what it has waited for before is over. Raises
+        JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
         ``depends_on``, DependencyCycle.
         """
         check_text("depends_on", depends_on)
@@ -402,8 +403,8 @@ class Jobs:
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started no longer wait for ``depends_on``; return it.
 
-        Where it did not wait for that, nothing changes. Raises JobNotFound, and InvalidTransition
-        where it has started.
+        Where it did not wait for that, nothing changes; one that is queued waits for nothing any
+        more. Raises JobNotFound, and InvalidTransition where it has started.
         """
         check_text("depends_on", depends_on)
         await self._known(job_id)

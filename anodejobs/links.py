@@ -21,11 +21,11 @@ class Links:
     async def add(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job wait for one more. Raises as ``check``, and InvalidTransition."""
         await self.check(job_id, [depends_on])
-        return await self._relink(job_id, lambda known: dict.fromkeys((*known, depends_on)))
+        return await self._relink(job_id, lambda awaited: dict.fromkeys((*awaited, depends_on)))
 
     async def remove(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job wait for that one no more. Raises InvalidTransition where it has started."""
-        return await self._relink(job_id, lambda known: (o for o in known if o != depends_on))
+        return await self._relink(job_id, lambda awaited: (o for o in awaited if o != depends_on))
 
     async def release(self, job_id: str) -> None:
         """Have nobody wait for a job that has finished: it is about to be there no more.
@@ -48,23 +48,26 @@ class Links:
         await self._release(ended.self_id, is_met)
 
     async def _release(self, job_id: str, is_met: Callable[[JobRecord], bool]) -> None:
-        def released(record: JobRecord) -> Event:
-            waits = record.status is Status.pending and record.attempt == 1
-            if not waits or not is_met(record):
-                raise InvalidTransition(record.self_id, record.status, Relinked.__name__)
-            return Relinked(depends_on=tuple(o for o in record.depends_on if o != job_id))
+        def released(record: JobRecord) -> Event | None:
+            awaited = _awaited(record)
+            if job_id not in awaited or not is_met(record):
+                return None
+            return Relinked(depends_on=tuple(o for o in awaited if o != job_id))
 
         for dependent in await self._jobdb.dependents(job_id):
-            with contextlib.suppress(JobNotFound, InvalidTransition):
+            with contextlib.suppress(JobNotFound):
                 await self._jobdb.apply(dependent, released)
 
     async def _relink(
         self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]
     ) -> JobRecord:
-        def relinked(record: JobRecord) -> Event:
-            if record.attempt > 1:  # it has started, and waits for a retry
+        def relinked(record: JobRecord) -> Event | None:
+            # With a later attempt it has started, too, and waits for a retry.
+            if record.status not in WAITING or record.attempt > 1:
                 raise InvalidTransition(job_id, record.status, Relinked.__name__)
-            return Relinked(depends_on=tuple(wanted(record.depends_on)))
+            awaited = _awaited(record)
+            links = tuple(wanted(awaited))
+            return None if links == awaited else Relinked(depends_on=links)
 
         return await self._jobdb.apply(job_id, relinked)
 
@@ -89,11 +92,9 @@ class Links:
             for record in found.values():
                 if record.self_id == job_id:
                     raise DependencyCycle(_path(paths, job_id))
-                # What has started waits for nobody any more.
-                if record.status in WAITING and record.attempt == 1:
-                    fresh = [other for other in record.depends_on if other not in paths]
-                    paths.update(dict.fromkeys(fresh, record.self_id))
-                    unseen += fresh
+                fresh = [other for other in _awaited(record) if other not in paths]
+                paths.update(dict.fromkeys(fresh, record.self_id))
+                unseen += fresh
             found = await self._records(unseen)
 
     async def _records(self, job_ids: list[str]) -> dict[str, JobRecord]:
@@ -101,6 +102,16 @@ class Links:
             return {}
         page = await self._jobdb.page(Query(filter=JobFilter(self_id=job_ids)))
         return {record.self_id: record for record in page}
+
+
+def _awaited(record: JobRecord) -> tuple[str, ...]:
+    """Return the jobs that this one waits for: none any more once it is queued.
+
+    What a queued job depends on has ended as it wants. It may have been deleted since, or be run
+    anew, so that who looked at it again would take it for something else.
+    """
+    waits = record.status is Status.pending and record.attempt == 1
+    return tuple(record.depends_on) if waits else ()
 
 
 def _path(paths: Mapping[str, str | None], job_id: str) -> tuple[str, ...]:

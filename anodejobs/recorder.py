@@ -16,8 +16,8 @@ from anodejobs.events import Adopted, Event, Exited, Lost, StartFailed
 from anodejobs.jobdb import JobDB
 from anodejobs.jobfiles import JobFiles
 from anodejobs.progress import last_progress
-from anodejobs.records import JobRecord
-from anodejobs.sequels import Recovery, recovered, with_sequel
+from anodejobs.records import JobEvent, JobRecord
+from anodejobs.sequels import Recovery, is_enough, recovered, with_sequel
 from anodejobs.stores.base import TooLarge
 from anodejobs.threads import in_thread
 
@@ -25,6 +25,8 @@ LOG = logging.getLogger("anodejobs")
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
+_EVENTS = 100
+"""How much of a service's history is looked at first: some 25 attempts."""
 
 Ended = Exited | StartFailed | Lost
 
@@ -86,11 +88,20 @@ class Recorder:
         if isinstance(event, Exited):
             event = await self._with_answer(record, event)
         if record.max_retries or record.restart != "never":
-            events = [] if record.restart == "never" else await self._jobdb.history(record.self_id)
+            events = [] if record.restart == "never" else await self._recent(record, event)
             event = with_sequel(record, event, events, random.random())
         if isinstance(event, Lost):
             return recovered(record, event, self._recovery)
         return event
+
+    async def _recent(self, record: JobRecord, event: Ended) -> list[JobEvent]:
+        """Return as much of a service's history as its policy looks at: it may be very long."""
+        most = _EVENTS
+        while True:
+            events = await self._jobdb.latest(record.self_id, most)
+            if len(events) < most or is_enough(record, event, events):
+                return events
+            most *= 4
 
     async def _with_answer(self, record: JobRecord, exit: Exited) -> Exited:
         """Return the end of an attempt with what it had to say for itself."""

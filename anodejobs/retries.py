@@ -35,6 +35,7 @@ __all__ = [
     "Run",
     "check_restart",
     "check_retry",
+    "has_all_runs",
     "next_attempt",
     "next_restart",
     "retry_from_json",
@@ -349,19 +350,29 @@ class GaveUp:
 def next_restart(policy: RestartPolicy, runs: Sequence[Run]) -> float | GaveUp | None:
     """Return how many seconds after its end the service is started again, or why it is not.
 
-    None: its policy does not ask for it. ``runs`` are all of its attempts, oldest first, the one
-    that has just ended last; every one but the first is a restart.
+    None: its policy does not ask for it. ``runs`` are its attempts, oldest first, the one that has
+    just ended last: all of them, or ``has_all_runs``. Every one but the first is a restart.
     """
     last = runs[-1]
     if policy.when == "never" or (policy.when == "on-failure" and not last.has_failed):
         return None
-    delay = _grown(policy.initial, policy.multiplier, _failing(policy, runs), most=policy.max)
-    since = last.ended_at + timedelta(seconds=delay - policy.window)
+    delay = _restart_delay(policy, _failing(policy, runs))
+    since = _window_start(policy, last, delay)
     restarts = sum(run.began_at > since for run in runs[1:])
     if policy.limit is not None and restarts >= policy.limit:
         counted = "1 restart" if restarts == 1 else f"{restarts} restarts"
         return GaveUp(f"gave up: {counted} in {policy.window:g} s")
     return delay
+
+
+def has_all_runs(policy: RestartPolicy, runs: Sequence[Run]) -> bool:
+    """Return whether these last runs have all that ``next_restart`` looks at."""
+    failing = _failing(policy, runs)
+    delay = _restart_delay(policy, failing)
+    # Either it was up long enough among them, or more of them would not make the delay longer.
+    is_delay_known = failing < len(runs) - 1 or delay == _restart_delay(policy, failing + 1)
+    is_window_over = runs[0].began_at <= _window_start(policy, runs[-1], delay)
+    return is_delay_known and (policy.limit is None or is_window_over)
 
 
 def check_restart(value: object) -> RestartPolicy:
@@ -382,6 +393,14 @@ def _failing(policy: RestartPolicy, runs: Sequence[Run]) -> int:
         if run.ended_at - run.began_at >= stable_after:
             return ago
     return len(runs) - 1
+
+
+def _restart_delay(policy: RestartPolicy, failing: int) -> float:
+    return _grown(policy.initial, policy.multiplier, failing, most=policy.max)
+
+
+def _window_start(policy: RestartPolicy, last: Run, delay: float) -> datetime:
+    return last.ended_at + timedelta(seconds=delay - policy.window)
 
 
 def _grown(initial: float, multiplier: float, times: int, *, most: float) -> float:

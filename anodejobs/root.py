@@ -219,7 +219,8 @@ class Root:
         parts = self._made(executor, Owner(tasks))
         duties = list(self._duties)
         if (hosts := parts.hosts) is not None:
-            duties += [hosts.serve_lease, hosts.serve_errands, hosts.serve_forgetting]
+            duties += [hosts.serve_lease, hosts.serve_losses]
+            duties += [hosts.serve_errands, hosts.serve_forgetting]
         try:
             async with tasks:
                 tasks.create_task(self._jobdb.serve(), name="anodejobs commits")

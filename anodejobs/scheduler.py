@@ -14,23 +14,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from anodejobs import faults
 from anodejobs.errors import AnodeJobsError, InvalidTransition, JobNotFound
-from anodejobs.events import Event
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import JobQueue, Waiting
 from anodejobs.records import JobFilter, JobRecord
 from anodejobs.starter import Starter
-from anodejobs.stock import Choice, Stock
+from anodejobs.stock import Change, Choice, Stock
 from anodejobs.stores.base import Query
 from anodejobs.succession import Succession
 
 LOG = logging.getLogger("anodejobs")
+T = TypeVar("T")
 
 PAUSED: Final = "paused queue"
 """The kind of the documents that name the queues which are paused."""
@@ -145,25 +145,25 @@ class Scheduler:
     async def _act(self) -> None:
         """Do all that is to be done now."""
         stock = self._stock
-        if stock.must_look_for_pauses:
-            stock.must_look_for_pauses = False
-            stock.pause_these(await self._jobdb.documents(PAUSED))
-        if stock.must_recount(time.monotonic()):
-            await self._look_up(stock.relied_on())
+        await self._look_for_pauses()
+        await self._look_up(stock.take_recount(time.monotonic(), _MOST_AT_ONCE))
         await self._look_up(stock.take_unknown())
         now = time.time()
         stock.ready_due(now)
-        for waiting in stock.queue.expired(now):
-            error = "it was not started within its start_deadline"
-            stock.withdraw(waiting.job_id, error)
+        stock.withdraw_expired(now)
         while stock.changes:
             await self._apply(stock.take_changes(_MOST_AT_ONCE))
         await self._admit(stock.queue.admit(time.time()))
 
+    async def _look_for_pauses(self) -> None:
+        if self._stock.must_look_for_pauses:
+            self._stock.must_look_for_pauses = False
+            self._stock.pause_these(await self._jobdb.documents(PAUSED))
+
     async def _look_up(self, wanted: list[str]) -> None:
         """Learn how jobs that others rely on have ended, if they have."""
         for job_ids in _pages(wanted):
-            filter = JobFilter(self_id=job_ids)
+            filter = JobFilter(self_id=list(job_ids))
             with self._stock.reading() as heard:
                 found = {r.self_id: r for r in await self._jobdb.page(Query(filter=filter))}
                 for job_id in job_ids:
@@ -175,37 +175,49 @@ class Scheduler:
                     elif record.is_done:
                         self._stock.take(record)
 
-    async def _apply(self, changes: list[tuple[str, Event]]) -> None:
+    async def _apply(self, changes: list[Change]) -> None:
         faults.reached("host: a change of the queue was decided")
-        await self._jobdb.bring(job_id for job_id, _ in changes)
-        await asyncio.gather(*(self._apply_one(job_id, event) for job_id, event in changes))
+        await self._jobdb.bring(change.job_id for change in changes)
+        await asyncio.gather(*map(self._apply_one, changes))
 
-    async def _apply_one(self, job_id: str, event: Event) -> None:
+    async def _apply_one(self, change: Change) -> None:
+        job_id = change.job_id
         try:
-            await self._jobdb.apply(job_id, event)
+            await self._jobdb.apply(job_id, change.event, revision=change.revision)
         except InvalidTransition as error:
             LOG.debug("job %s: somebody was quicker: %s", job_id, error)
         except JobNotFound:
             self._note_deletion(job_id)
 
     async def _admit(self, admitted: list[Waiting]) -> None:
-        """Have these started."""
+        """Have these started, but for those of a queue that is paused."""
+        if not admitted:
+            return
+        # Once more: the queue may have been paused before the job was submitted.
+        await self._look_for_pauses()
+        paused = self._stock.queue.paused()
+        for waiting in admitted:
+            if waiting.queue in paused:
+                self._requeue(self._stock, waiting)
+        admitted = [waiting for waiting in admitted if waiting.queue not in paused]
         # Together: one by one, each would wait for a turn of the store's thread.
-        for job_ids in _pages([waiting.job_id for waiting in admitted]):
-            await self._jobdb.bring(job_ids)
-            for job_id in job_ids:
-                self._starter.admit(job_id, partial(self._refused, self._stock))
+        for page in _pages(admitted):
+            await self._jobdb.bring(waiting.job_id for waiting in page)
+            for waiting in page:
+                on_refusal = partial(self._refused, self._stock, waiting)
+                self._starter.admit(waiting.job_id, waiting.revision, on_refusal)
 
-    def _refused(self, stock: Stock, job_id: str, error: BaseException) -> None:
+    def _refused(self, stock: Stock, waiting: Waiting, error: BaseException) -> None:
         """Let a job that could not be started keep its place, and try again after a while."""
+        job_id = waiting.job_id
         if isinstance(error, JobNotFound):
             self._note_deletion(job_id)
         elif not isinstance(error, InvalidTransition):  # of which its record tells more
             LOG.error("job %s: its start waits: %s", job_id, error)
-            asyncio.get_running_loop().call_later(_RETRY_S, self._requeue, stock, job_id)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._requeue, stock, waiting)
 
-    def _requeue(self, stock: Stock, job_id: str) -> None:
-        stock.requeue(job_id)
+    def _requeue(self, stock: Stock, waiting: Waiting) -> None:
+        stock.requeue(waiting)
         self._woken.set()
 
     async def _sleep(self) -> None:
@@ -217,7 +229,7 @@ class Scheduler:
             pass
 
 
-def _pages(job_ids: list[str]) -> Iterator[list[str]]:
+def _pages(jobs: Sequence[T]) -> Iterator[Sequence[T]]:
     """Give so many at once as are worth their while."""
-    for start in range(0, len(job_ids), _MOST_AT_ONCE):
-        yield job_ids[start : start + _MOST_AT_ONCE]
+    for start in range(0, len(jobs), _MOST_AT_ONCE):
+        yield jobs[start : start + _MOST_AT_ONCE]

@@ -15,6 +15,7 @@ from anodejobs.retries import (
     GaveUp,
     RestartPolicy,
     Run,
+    has_all_runs,
     next_attempt,
     next_restart,
     retry_from_json,
@@ -33,9 +34,9 @@ def with_sequel(
 ) -> Ended:
     """Return the end of the record's attempt with the moment of the next one, if there is one.
 
-    ``events`` are the job's history, where it has a restart policy; ``fraction`` is a random number
-    below 1. A user's policy that fails counts as one that says no, and the event says that it
-    failed. Raises InvalidTransition.
+    ``events`` are the job's history where it has a restart policy, or the end of it that
+    ``is_enough``; ``fraction`` is a random number below 1. A user's policy that fails counts as one
+    that says no, and the event says that it failed. Raises InvalidTransition.
     """
     if not _may_go_on(record, event):
         return event
@@ -53,6 +54,14 @@ def with_sequel(
             return replace(event, gave_up=answer.error)
         return replace(event, error=f"{event.error}; {answer.error}")
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
+
+
+def is_enough(
+    record: JobRecord, event: Exited | StartFailed | Lost, events: Sequence[JobEvent]
+) -> bool:
+    """Return whether the job's restart policy says the same, whatever came before these events."""
+    is_all = bool(events) and not _is_of(record, events[0].at)
+    return is_all or has_all_runs(_restart_policy(record), _runs(record, event, events))
 
 
 _MOST_RECOVERIES = 10

@@ -112,18 +112,25 @@ class Starter:
                 if await self._jobdb.get(plan.record.self_id) is not None:
                     raise InvalidJob("job_id", f"there is a job {plan.record.self_id!r} already")
 
-    def admit(self, job_id: str, on_refusal: Callable[[str, BaseException], None]) -> None:
-        """Start the next attempt of a queued job.
+    def admit(
+        self, job_id: str, revision: int, on_refusal: Callable[[BaseException], None]
+    ) -> None:
+        """Start the next attempt of a queued job, if this is still the revision of its record.
 
-        ``on_refusal`` is called where that is not on record, with the id and the reason.
+        ``on_refusal`` is called where that is not on record, with the reason.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._owner.own_life(self._admitted_life(job_id, answer, on_refusal), job_id)
+        life = self._admitted_life(job_id, revision, answer, on_refusal)
+        self._owner.own_life(life, job_id)
         self._admissions.add(answer)
         answer.add_done_callback(self._admissions.discard)
 
     async def _admitted_life(
-        self, job_id: str, answer: Answer, on_refusal: Callable[[str, BaseException], None]
+        self,
+        job_id: str,
+        revision: int,
+        answer: Answer,
+        on_refusal: Callable[[BaseException], None],
     ) -> None:
         is_doubtful = False
 
@@ -132,7 +139,7 @@ class Starter:
             refused = await self._executor.prepare()
             faults.reached("host: a job was admitted")
             try:
-                admitted = await self._admit(job_id, attempt)
+                admitted = await self._admit(job_id, revision, attempt)
             except StoreError:
                 is_doubtful = True
                 raise
@@ -146,19 +153,20 @@ class Starter:
             await self._watcher.live(stored.launch, opened, answer, is_for_caller=False)
         refusal = answer.exception() if answer.done() else None
         if refusal is not None:
-            on_refusal(job_id, refusal)
+            on_refusal(refusal)
         if is_doubtful:  # should it be on record all the same, then we are to do it
             await asyncio.sleep(_RETRY_S)
             await self._reconciler.reconcile_soon()
 
-    async def _admit(self, job_id: str, attempt: Attempt) -> Stored:
+    async def _admit(self, job_id: str, revision: int, attempt: Attempt) -> Stored:
         place = self._place
         if not self._is_shared:
-            return await self._jobdb.admit(job_id, Admitted(attempt=attempt, host=place.host))
+            admitted = Admitted(attempt=attempt, host=place.host)
+            return await self._jobdb.admit(job_id, admitted, revision=revision)
         admitted = Admitted(
             attempt=attempt, host=place.host, dirname=place.dirname, logdir=place.logdir
         )
-        return await self._jobdb.admit(job_id, admitted, place.bring)
+        return await self._jobdb.admit(job_id, admitted, place.bring, revision=revision)
 
     async def settle(self) -> None:
         """Return when every admitted job is on record as started, or is not to be started.

@@ -51,6 +51,16 @@ class _Pending:
     job_id: str
     attempt: int
     due_at: float | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be applied to a job, as long as its record is the one that it was decided for."""
+
+    job_id: str
+    revision: int
+    event: Event
 
 
 class Stock:
@@ -64,8 +74,8 @@ class Stock:
         self.queue = queue
         self._choice = choice
         self._host = host
-        self.changes: deque[tuple[str, Event]] = deque()
-        """What is to be applied to which job."""
+        self.changes: deque[Change] = deque()
+        """What is to be applied, the first first."""
         self.must_look_for_pauses = True
         self._unknown: dict[str, None] = {}
         """Jobs that others depend on, of which it is not known whether they have ended."""
@@ -73,6 +83,10 @@ class Stock:
         """While records are read: the jobs that were heard of meanwhile."""
         self._recount_at: float | None = None
         """When to see, by a clock that nobody sets, whether all are still there."""
+        self._must_recount_all = False
+        """Whether there was a sign of another process since the last recount began."""
+        self._uncounted: deque[str] = deque()
+        """The jobs that have not started and are still to be looked at in this one."""
         self._graph = Dependencies()
         self._pending: dict[str, _Pending] = {}
         """Those that were submitted and wait for something else than a slot."""
@@ -165,14 +179,14 @@ class Stock:
             queued_at=queued_at,
             deadline=None if deadline is None else queued_at + deadline,
             is_admissible=self._choice.takes(record),
+            revision=record.revision,
         )
         self.queue.add(waiting)
 
-    def requeue(self, job_id: str) -> None:
-        """Let a job that was admitted in vain wait again, in its place."""
-        waiting = self._queued.get(job_id)
-        if waiting is not None:
-            self.queue.release(job_id)
+    def requeue(self, waiting: Waiting) -> None:
+        """Let a job that was admitted in vain wait again, in its place, unless it has changed."""
+        if self._queued.get(waiting.job_id) == waiting:
+            self.queue.release(waiting.job_id)
             self.queue.add(waiting)
 
     def _pend(self, record: JobRecord | Turn) -> None:
@@ -180,9 +194,8 @@ class Stock:
         if record.submitted_at is None:
             self._graph.started(job_id)
             return
-        due_at = record.due_at
-        pending = _Pending(job_id, record.attempt, None if due_at is None else due_at.timestamp())
-        self._pending[job_id] = pending
+        due_at = None if record.due_at is None else record.due_at.timestamp()
+        self._pending[job_id] = _Pending(job_id, record.attempt, due_at, record.revision)
         # A later attempt is not kept waiting by what its first has waited for.
         depends_on = record.depends_on if record.attempt == 1 else ()
         dependent = Dependent(
@@ -193,21 +206,21 @@ class Stock:
         try:
             self._conclude(self._graph.add(dependent))
         except DependencyCycle as cycle:  # two processes have each made half of it
-            self.withdraw(job_id, str(cycle))
+            self._withdraw_pending(job_id, str(cycle))
             return
         self._unknown.update(dict.fromkeys(depends_on))
 
     def _conclude(self, consequences: Iterable[Consequence]) -> None:
         for consequence in consequences:
             if consequence.fate is Fate.cancelled:
-                self.withdraw(consequence.job_id, consequence.reason)
+                self._withdraw_pending(consequence.job_id, consequence.reason)
             elif consequence.fate is Fate.ready and consequence.job_id in self._pending:
                 self._wait_until_due(self._pending[consequence.job_id])
 
     def _wait_until_due(self, pending: _Pending) -> None:
         due_at = pending.due_at
         if due_at is None:
-            self.changes.append((pending.job_id, Readied()))
+            self._ready(pending)
         elif pending.attempt == 1:
             heappush(self._moments, (due_at, next(self._entries), pending))
         else:
@@ -223,14 +236,26 @@ class Stock:
                 # It may have been changed meanwhile, and wait for another moment.
                 is_current = self._pending.get(job_id) is pending
                 if is_current and not self._graph.dependencies_of(job_id):
-                    self.changes.append((job_id, Readied()))
+                    self._ready(pending)
 
-    def withdraw(self, job_id: str, error: str | None) -> None:
-        """Have a job withdrawn."""
-        self._pending.pop(job_id, None)
-        self.changes.append((job_id, Withdrawn(error=error)))
+    def _ready(self, pending: _Pending) -> None:
+        self.changes.append(Change(pending.job_id, pending.revision, Readied()))
 
-    def take_changes(self, most: int) -> list[tuple[str, Event]]:
+    def _withdraw_pending(self, job_id: str, error: str | None) -> None:
+        pending = self._pending.pop(job_id, None)
+        if pending is not None:
+            self._withdraw(job_id, pending.revision, error)
+
+    def withdraw_expired(self, now: float) -> None:
+        """Have those withdrawn that were not started in time."""
+        for waiting in self.queue.expired(now):
+            error = "it was not started within its start_deadline"
+            self._withdraw(waiting.job_id, waiting.revision, error)
+
+    def _withdraw(self, job_id: str, revision: int, error: str | None) -> None:
+        self.changes.append(Change(job_id, revision, Withdrawn(error=error)))
+
+    def take_changes(self, most: int) -> list[Change]:
         """Return what is to be applied next, so many at most."""
         return [self.changes.popleft() for _ in range(min(most, len(self.changes)))]
 
@@ -246,26 +271,29 @@ class Stock:
     def heed_others(self) -> None:
         """Take note that another process has written something."""
         self.must_look_for_pauses = True
+        self._must_recount_all = True
         if self._recount_at is None:
             self._recount_at = time.monotonic() + _RECOUNT_S
 
-    def must_recount(self, now: float) -> bool:
-        """Return, once, whether it is time to see that all are still there.
+    def take_recount(self, now: float, most: int) -> list[str]:
+        """Return the jobs of which it is time to see whether they are still there.
 
-        What another process deletes as soon as it has ended leaves no trace to be heard of.
+        What another process deletes as soon as it has ended leaves no trace to be heard of. Of the
+        jobs that have not started, of which there may be very many, so many at most are given at
+        once, and the others later; ``now`` is by a clock that nobody sets.
         """
         if self._recount_at is None or self._recount_at > now:
-            return False
-        self._recount_at = None
-        return True
-
-    def relied_on(self) -> list[str]:
-        """Return the jobs of which somebody here waits to hear that they have ended."""
+            return []
+        waiting = self._queued.keys() | self._pending.keys()
         awaited = self._graph.awaited()
-        if self._queued:
-            return [*self._active, *(job_id for job_id in awaited if not self._knows(job_id))]
-        known = self._queued.keys() | self._pending.keys()
-        return [job_id for job_id in awaited if job_id not in known]
+        if self._must_recount_all and not self._uncounted:
+            self._must_recount_all = False
+            self._uncounted.extend(awaited & waiting)
+        is_over = len(self._uncounted) <= most and not self._must_recount_all
+        self._recount_at = None if is_over else now + _RECOUNT_S
+        some = [self._uncounted.popleft() for _ in range(min(most, len(self._uncounted)))]
+        holders = self._active if self._queued else set()
+        return [*some, *((awaited - waiting) | holders)]
 
     def pause_these(self, documents: Mapping[str, str]) -> None:
         """Have just these queues paused."""

@@ -51,7 +51,19 @@ def succeed(graph: Dependencies, job_id: str) -> dict[str, str]:
 
 
 def fail(graph: Dependencies, job_id: str) -> dict[str, str]:
-    return fates(graph.ended(job_id, succeeded=False))
+    return fates(all_that_follows(graph, job_id, succeeded=False))
+
+
+def all_that_follows(graph: Dependencies, job_id: str, *, succeeded: bool) -> list[Consequence]:
+    """Tell of an end, and of the ends of those that it cancels, and so on."""
+    consequences = {each.job_id: each for each in graph.ended(job_id, succeeded=succeeded)}
+    ends = [each.job_id for each in consequences.values() if each.fate is Fate.cancelled]
+    for cancelled in ends:  # more are added as it goes on
+        for each in graph.ended(cancelled, succeeded=False, how="was cancelled"):
+            consequences[each.job_id] = each
+            if each.fate is Fate.cancelled:
+                ends.append(each.job_id)
+    return list(consequences.values())
 
 
 # What an end means.
@@ -77,7 +89,7 @@ def test_a_failed_dependency_cancels_its_dependents_with_the_reason():
 
 def test_cancellation_goes_on_down_the_graph():
     graph = graph_of(job("b", "a"), job("c", "b"), job("d", "c", "x"), job("e", "x"))
-    consequences = graph.ended("a", succeeded=False)
+    consequences = all_that_follows(graph, "a", succeeded=False)
     assert fates(consequences) == {"b": "cancelled", "c": "cancelled", "d": "cancelled"}
     assert reasons(consequences) == {
         "b": "dependency 'a' failed",
@@ -85,6 +97,14 @@ def test_cancellation_goes_on_down_the_graph():
         "d": "dependency 'c' was cancelled",
     }
     assert graph.dependents_of("x") == ("e",)
+
+
+def test_who_waits_for_a_cancelled_job_is_told_when_it_has_ended():
+    graph = graph_of(job("b", "a"), job("c", "b", on="run"))
+    assert fates(graph.ended("a", succeeded=False)) == {"b": "cancelled"}
+    assert graph.dependencies_of("c") == ("b",)
+    graph.add(job("b"))  # its dependency was removed just in time
+    assert succeed(graph, "b") == {"c": "ready"}
 
 
 def test_the_reason_tells_how_the_dependency_ended():
@@ -108,7 +128,7 @@ def test_what_follows_from_a_cancelled_job_is_up_to_each_dependent():
 
 def test_a_job_is_told_once_however_many_of_its_dependencies_are_cancelled():
     graph = graph_of(job("b", "a"), job("c", "a"), job("d", "b", "c", on="run"), job("e", "b", "c"))
-    consequences = graph.ended("a", succeeded=False)
+    consequences = all_that_follows(graph, "a", succeeded=False)
     assert fates(consequences) == {
         "b": "cancelled",
         "c": "cancelled",
@@ -283,7 +303,7 @@ def test_a_long_chain_is_admitted_in_any_order(order):
 
 
 def test_a_long_chain_is_cancelled_from_its_head_on():
-    consequences = graph_of(*CHAIN).ended("0", succeeded=False)
+    consequences = all_that_follows(graph_of(*CHAIN), "0", succeeded=False)
     assert [each.job_id for each in consequences] == [each.job_id for each in CHAIN[1:]]
     assert {each.fate for each in consequences} == {Fate.cancelled}
 
@@ -546,7 +566,7 @@ class GraphAndModel(RuleBasedStateMachine):
     @rule(job_id=names, succeeded=st.booleans())
     def end(self, job_id: str, succeeded: bool) -> None:
         before = set(self.model.modes) - {job_id}
-        consequences = self.graph.ended(job_id, succeeded=succeeded)
+        consequences = all_that_follows(self.graph, job_id, succeeded=succeeded)
         self.model.ended(job_id, succeeded)
         self.fates.pop(job_id, None)
         self.take(*consequences)

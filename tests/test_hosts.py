@@ -42,7 +42,7 @@ from anodejobs.jobdb import JobDB
 from anodejobs.jobfiles import JobFiles
 from anodejobs.owner import Owner
 from anodejobs.recorder import Recorder
-from anodejobs.stores.base import uptime
+from anodejobs.stores.base import Stored, uptime
 from anodejobs.testing import make_insert, make_record
 from benchmarks.hosts import Shared
 from tests.conftest import has_died, locker, python
@@ -515,8 +515,59 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
     lasts_s = 0.6
     ended: asyncio.Queue[float] = asyncio.Queue()
     others, jobdb = DatabaseJobStore(database.url), Away(DatabaseJobStore(database.url))
-    recorder, errands = Recorder(jobdb, JobFiles(""), "lost"), Errands(jobdb, "me")
     await others.open(lambda: None)
+    await others.keep_lease("silent", 0.01)
+    began = uptime()
+    try:
+        async with served_lease(jobdb, lasts_s), asyncio.timeout(LIMIT_S):
+            assert await ended.get() - began > lasts_s
+            jobdb.is_away = True
+            await others.keep_lease("silent, too", 0.01)
+            await asyncio.sleep(lasts_s)
+            assert ended.empty()
+            jobdb.is_away, back = False, uptime()
+            assert await ended.get() - back > lasts_s
+    finally:
+        await others.close()
+
+
+async def test_a_host_is_heard_of_however_long_it_takes_to_give_another_one_up(database):
+    class Slow(JobDB):
+        beats = 0
+        is_giving_up = False
+
+        async def keep_lease(self, host: str, lasts_s: float) -> None:
+            await super().keep_lease(host, lasts_s)
+            self.beats += self.is_giving_up
+            if self.beats == 3:
+                is_heard.set()
+
+        async def alive_on(self, host: str) -> list[Stored]:
+            self.is_giving_up = True
+            await is_heard.wait()
+            return await super().alive_on(host)
+
+        async def end_lease(self, *args: Any) -> bool:
+            is_ended = await super().end_lease(*args)
+            ended.set()
+            return is_ended
+
+    is_heard, ended = asyncio.Event(), asyncio.Event()
+    others = DatabaseJobStore(database.url)
+    await others.open(lambda: None)
+    try:
+        await others.keep_lease("silent", 0.01)
+        jobdb = Slow(DatabaseJobStore(database.url))
+        async with served_lease(jobdb, 0.6), asyncio.timeout(LIMIT_S):
+            await ended.wait()
+    finally:
+        await others.close()
+
+
+@asynccontextmanager
+async def served_lease(jobdb: JobDB, lasts_s: float) -> AsyncIterator[None]:
+    """Keep the lease of a host while the context is open, and end those of others."""
+    recorder, errands = Recorder(jobdb, JobFiles(""), "lost"), Errands(jobdb, "me")
     await jobdb.open()
     hosts = Hosts(
         jobdb,
@@ -527,23 +578,14 @@ async def test_who_was_away_gives_nobody_up_before_the_others_had_their_time(dat
         host="me",
         lasts_s=lasts_s,
     )
-    await others.keep_lease("silent", 0.01)
-    began = uptime()
-    serving = asyncio.create_task(hosts.serve_lease())
+    serving = [asyncio.create_task(serve()) for serve in (hosts.serve_lease, hosts.serve_losses)]
     try:
-        async with asyncio.timeout(LIMIT_S):
-            assert await ended.get() - began > lasts_s
-            jobdb.is_away = True
-            await others.keep_lease("silent, too", 0.01)
-            await asyncio.sleep(lasts_s)
-            assert ended.empty()
-            jobdb.is_away, back = False, uptime()
-            assert await ended.get() - back > lasts_s
+        yield
     finally:
-        serving.cancel()
-        await asyncio.wait((serving,))
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving)
         await jobdb.close()
-        await others.close()
 
 
 async def test_a_host_that_is_killed_under_load_loses_no_job(tmp_path, database):

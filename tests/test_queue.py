@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import shlex
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from anodejobs import (
     InvalidJob,
     InvalidTransition,
     JobActive,
+    JobEvent,
     JobNotFound,
     JobRecord,
     Jobs,
@@ -30,10 +31,12 @@ from anodejobs import (
     stock,
 )
 from anodejobs import scheduler as scheduler_module
+from anodejobs import starter as starter_module
 from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
+from anodejobs.jobdb import JobDB
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
 from anodejobs.stores.base import Save, Turn, Write
 
@@ -713,6 +716,53 @@ async def test_a_queued_job_can_be_given_a_dependency(one_slot: Jobs, tmp_path: 
     assert order(tmp_path) == ["second", "first"]
 
 
+@pytest.mark.parametrize("how", ["delete", "run", "submit"])
+async def test_a_queued_job_that_is_given_a_dependency_waits_for_no_other(
+    one_slot: Jobs, tmp_path: Path, how: str
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "blocker")
+    await one_slot.submit("true", "job", depends_on=["before"])
+    await one_slot.wait("job", "queued")
+    if how == "delete":
+        await one_slot.delete("before")
+    else:
+        await getattr(one_slot, how)(f"{until(tmp_path / 'go')}; false", "before")
+    assert (await one_slot.add_dependency("job", "blocker")).depends_on == ["blocker"]
+    (tmp_path / "go").touch()
+    assert (await ended(one_slot, "job"))[0].status is Status.finished
+
+
+async def test_what_a_queued_job_has_waited_for_may_wait_for_it(
+    one_slot: Jobs, tmp_path: Path
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "blocker")
+    await one_slot.submit(noting(tmp_path), "job", depends_on=["before"])
+    await one_slot.wait("job", "queued")
+    await one_slot.submit(noting(tmp_path), "before", depends_on=["job"])
+    (tmp_path / "go").touch()
+    await ended(one_slot, "job", "before")
+    assert order(tmp_path) == ["job", "before"]
+
+
+async def test_a_change_of_dependencies_that_changes_nothing_is_not_on_record(
+    one_slot: Jobs, tmp_path: Path
+) -> None:
+    await ended(one_slot, (await one_slot.submit("true", "before")).self_id)
+    await one_slot.run(until(tmp_path / "go"), "other")
+    await one_slot.submit("true", "queued", depends_on=["before"])
+    queued = await one_slot.wait("queued", "queued")
+    await one_slot.delete("before")
+    pending = await one_slot.submit("true", "pending", depends_on=["queued"])
+    assert await one_slot.remove_dependency("queued", "other") == queued
+    assert await one_slot.remove_dependency("pending", "other") == pending
+    assert await one_slot.add_dependency("pending", "queued") == pending
+    (tmp_path / "go").touch()
+    await ended(one_slot, "pending")
+    assert len(await lived(one_slot, "queued")) == 5
+
+
 async def test_dependencies_that_are_added_at_once_are_all_added(jobs: Jobs) -> None:
     names = [f"dependency-{number}" for number in range(8)]
     for name in ("job", *names):
@@ -743,6 +793,92 @@ async def test_the_dependencies_of_a_job_that_waits_for_a_retry_stay(jobs: Jobs)
     await has_happened(jobs, "job", lambda record: record.attempt == 2)
     with pytest.raises(InvalidTransition):
         await jobs.add_dependency("job", "other")
+
+
+class HeldUp:
+    """Holds up a method from now on, until it is let go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+        self.has_come = asyncio.Event()
+        self.has_gone = asyncio.Event()
+        """Whether what was held up is over."""
+        self._may_go_on = asyncio.Event()
+        original = getattr(owner, method)
+
+        async def held(*args: Any) -> Any:
+            self.has_come.set()
+            await self._may_go_on.wait()
+            try:
+                return await original(*args)
+            finally:
+                self.has_gone.set()
+
+        patch.setattr(owner, method, held)
+        self._undo = lambda: patch.setattr(owner, method, original)
+
+    def let_next_pass(self) -> None:
+        """Hold up those only that have come."""
+        self._undo()
+
+    def let_go_on(self) -> None:
+        self._may_go_on.set()
+
+
+async def test_a_job_that_is_given_a_dependency_as_it_is_about_to_be_queued_waits_for_it(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.create("true", "never")
+    await jobs.run(until(tmp_path / "go"), "first")
+    await jobs.submit("true", "second", depends_on=["first"])
+    decision = HeldUp(monkeypatch, scheduler_module.Scheduler, "_apply")
+    (tmp_path / "go").touch()
+    await decision.has_come.wait()
+    await jobs.add_dependency("second", "never")
+    decision.let_go_on()
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    assert await lived(jobs, "second") == [Status.pending, Status.pending]
+    await jobs.remove_dependency("second", "never")
+    assert (await ended(jobs, "second"))[0].status is Status.finished
+
+
+async def test_a_job_whose_dependency_is_removed_as_it_is_about_to_be_cancelled_for_it_runs(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await jobs.run(f"{until(tmp_path / 'go')}; false", "first")
+    script = f"{until(tmp_path / 'second')}; {noting(tmp_path)}"
+    await jobs.submit(script, "second", depends_on=["first"])
+    await jobs.submit("true", "third", depends_on=["second"])
+    await jobs.submit(noting(tmp_path), "last", depends_on=["third"], on_dependency_failure="run")
+    decision = HeldUp(monkeypatch, scheduler_module.Scheduler, "_apply")
+    (tmp_path / "go").touch()
+    await decision.has_come.wait()
+    await jobs.remove_dependency("second", "first")
+    decision.let_go_on()
+    await jobs.wait("second", "running")
+    (tmp_path / "second").touch()
+    records = await ended(jobs, "second", "third", "last")
+    assert [record.status for record in records] == [Status.finished] * 3
+    assert order(tmp_path) == ["second", "last"]
+
+
+async def test_a_slot_that_was_given_to_another_while_a_job_was_relinked_is_not_used_twice(
+    one_slot: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one_slot.create("true", "never")
+    admission = HeldUp(monkeypatch, starter_module.Starter, "_admit")
+    await one_slot.submit("true", "first")
+    await admission.has_come.wait()
+    admission.let_next_pass()
+    await one_slot.submit(until(tmp_path / "go"), "second")
+    await one_slot.add_dependency("first", "never")
+    await one_slot.wait("second", "running")
+    await one_slot.remove_dependency("first", "never")
+    await one_slot.wait("first", "queued")
+    admission.let_go_on()
+    await admission.has_gone.wait()
+    assert await status_of(one_slot, "first") is Status.queued
+    (tmp_path / "go").touch()
+    assert (await ended(one_slot, "first"))[0].status is Status.finished
 
 
 async def test_a_dependency_that_is_not_there_is_refused(jobs: Jobs) -> None:
@@ -1431,7 +1567,42 @@ async def test_what_ends_while_records_are_read_holds_no_slot(tmp_path: Path) ->
             assert (await ended(jobs, "job"))[0].status is Status.finished
 
 
+async def test_of_a_service_the_end_of_its_history_is_looked_at(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Counting(SqliteJobStore):
+        async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+            events = await super().latest(job_id, most)
+            asked.append(len(events))
+            return events
+
+    store = Counting(tmp_path / "jobs.db")
+    policy = RestartPolicy(when="always", initial=0, max=0, limit=None)
+    async with opened(tmp_path, store=store) as jobs:
+        await jobs.submit("true", "service", restart=policy)
+        await has_happened(jobs, "service", lambda record: record.attempt > 30)
+        await jobs.stop("service")
+        assert len(await jobs.history("service")) > 100
+    assert max(asked) == 100
+
+
 # Others on the same directory.
+
+
+@contextmanager
+def deaf(jobs: Jobs) -> Iterator[None]:
+    """Have an application hear of nothing that others write while the context is open."""
+    jobdb = jobs._jobdb
+    catch_up = jobdb._catch_up
+
+    async def hear_nothing() -> None:
+        pass
+
+    jobdb._catch_up = hear_nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        jobdb._catch_up = catch_up  # type: ignore[method-assign]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -1442,20 +1613,84 @@ async def test_a_slot_of_a_job_that_another_application_deletes_unseen_is_free_a
         await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
         await other.run(until(tmp_path / "go"), "short")
         await has_happened(one, "short", lambda record: record.status is Status.running)
-        catch_up = one._jobdb._catch_up
-        is_deaf = asyncio.Event()
-
-        async def deaf() -> None:
-            is_deaf.set()
-
-        one._jobdb._catch_up = deaf  # type: ignore[method-assign]
-        (tmp_path / "go").touch()
-        await other.wait("short")
-        await other.delete("short")
-        one._jobdb._catch_up = catch_up  # type: ignore[method-assign]
+        with deaf(one):
+            (tmp_path / "go").touch()
+            await other.wait("short")
+            await other.delete("short")
         await one.submit("true", "next")
         await other.create("true", "sign")
         assert (await ended(one, "next"))[0].status is Status.finished
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_who_depends_on_a_job_that_another_application_cancels_and_deletes_unseen_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "_MOST_AT_ONCE", 1)
+    async with opened(tmp_path) as one, opened(tmp_path) as other:
+        await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
+        await one.pause_queue("paused")
+        await one.submit("true", "queued", queue="paused")
+        await one.submit("true", "early", run_at=utc_now() + timedelta(days=1))
+        await one.create("true", "created")
+        await one.submit("true", "pending", depends_on=["created"])
+        gone = ["queued", "early", "pending"]
+        for job_id in gone:
+            await one.submit("true", f"after {job_id}", depends_on=[job_id])
+        await ended(one, (await one.submit("true")).self_id)  # it knows of all
+        with deaf(one):
+            for job_id in gone:
+                await other.cancel(job_id)
+                await other.delete(job_id)
+        await other.create("true", "sign")
+        records = await ended(one, *(f"after {job_id}" for job_id in gone))
+    assert [record.status for record in records] == [Status.cancelled] * 3
+    assert [record.error for record in records] == [f"dependency {j!r} is not there" for j in gone]
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+async def test_a_queue_that_is_paused_while_much_is_heard_of_others_starts_nothing_that_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    async with opened(tmp_path, max_concurrent_jobs=1) as one, opened(tmp_path) as other:
+        await ended(one, (await one.submit("true")).self_id)  # it is this one's turn
+        news = HeldUp(monkeypatch, JobDB, "_tell_records")
+        await other.create("true", "news")
+        await news.has_come.wait()
+        news.let_next_pass()
+        pausing = one if who == "itself" else other
+        await pausing.pause_queue("paused")
+        await pausing.submit("true", "job", queue="paused")
+        await pausing.submit("true", "last", priority=-1)
+        news.let_go_on()
+        await ended(pausing, "last")
+        assert await lived(one, "job") == [Status.queued]
+        await pausing.resume_queue("paused")
+        assert (await ended(one, "job"))[0].status is Status.finished
+
+
+async def test_a_queue_that_is_paused_while_the_pauses_are_read_starts_nothing_that_comes_later(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    store = jobs._jobdb._store
+    documents = store.documents
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(kind: str) -> dict[str, str]:
+        found = await documents(kind)
+        has_read.set()
+        await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(store, "documents", late)
+    await jobs.resume_queue("another")
+    await has_read.wait()
+    await jobs.pause_queue("paused")
+    await jobs.submit("true", "job", queue="paused")
+    may_go_on.set()
+    await ended(jobs, (await jobs.submit("true")).self_id)
+    assert await lived(jobs, "job") == [Status.queued]
 
 
 async def test_a_job_that_another_application_submits_takes_its_turn(tmp_path: Path) -> None:

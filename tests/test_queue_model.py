@@ -69,6 +69,11 @@ class Job:
         return self.status in WAITING and self.attempt == 1
 
     @property
+    def awaited(self) -> list[str]:
+        """What it waits for, met or not: nothing any more once it is queued."""
+        return self.depends_on if self.status is Status.pending and self.attempt == 1 else []
+
+    @property
     def place(self) -> tuple[int, datetime]:
         assert self.queued_at is not None
         return -self.priority, self.queued_at
@@ -181,9 +186,9 @@ class Model:
         """Have nobody wait any more to whom the end of a job, if it has ended, was good."""
         status = self.status_of(job_id)
         for other, job in self.jobs.items():
-            waits = job.status is Status.pending and job.attempt == 1 and job.is_submitted
-            if waits and job_id in job.depends_on and status and self._suits(job, status):
-                self.link(other, [known for known in job.depends_on if known != job_id])
+            waits = job.is_submitted and job_id in job.awaited
+            if waits and status and self._suits(job, status):
+                self.link(other, [known for known in job.awaited if known != job_id])
 
     def submit(self, job_id: str) -> None:
         """Have a job that was created take its turn."""
@@ -210,15 +215,16 @@ class Model:
             self.expect(job_id, Status.pending if goes_on else Status.failed)
 
     def link(self, job_id: str, depends_on: list[str]) -> None:
-        self.jobs[job_id].depends_on = depends_on
-        self.expect(job_id, Status.pending)
+        job = self.jobs[job_id]
+        if depends_on != job.awaited:
+            job.depends_on = depends_on
+            self.expect(job_id, Status.pending)
 
     def delete(self, job_id: str) -> None:
         has_finished = self.jobs.pop(job_id).status is Status.finished
         for other, job in self.jobs.items():
-            is_pending = job.status is Status.pending and job.attempt == 1
-            if has_finished and is_pending and job_id in job.depends_on:
-                self.link(other, [known for known in job.depends_on if known != job_id])
+            if has_finished and job_id in job.awaited:
+                self.link(other, [known for known in job.awaited if known != job_id])
         self._tell_dependents(job_id, None)
 
     def refusals(self, job_id: str, depends_on: Collection[str]) -> set[type[Exception]]:
@@ -233,9 +239,8 @@ class Model:
     def _leads_to(self, job_id: str, start: str) -> bool:
         if start == job_id:
             return True
-        job = self.jobs.get(start)
-        waits = job is not None and job.may_be_linked
-        return waits and any(self._leads_to(job_id, other) for other in job.depends_on)
+        awaited = self.jobs[start].awaited if start in self.jobs else []
+        return any(self._leads_to(job_id, other) for other in awaited)
 
 
 class QueueMachine(OpenedJobs):
@@ -372,7 +377,7 @@ class QueueMachine(OpenedJobs):
             refusals.add(InvalidTransition)
         if self.call(self.jobs.add_dependency(job_id, other), refusals):
             assert job is not None
-            self.model.link(job_id, list(dict.fromkeys([*job.depends_on, other])))
+            self.model.link(job_id, list(dict.fromkeys([*job.awaited, other])))
 
     @rule(job_id=ids, other=ids)
     def remove_dependency(self, job_id: str, other: str) -> None:
@@ -382,7 +387,7 @@ class QueueMachine(OpenedJobs):
             refusals.add(InvalidTransition)
         if self.call(self.jobs.remove_dependency(job_id, other), refusals):
             assert job is not None
-            self.model.link(job_id, [known for known in job.depends_on if known != other])
+            self.model.link(job_id, [known for known in job.awaited if known != other])
 
     @rule(job_id=ids, status=st.sampled_from([None, Status.queued, Status.running, Status.failed]))
     def wait(self, job_id: str, status: Status | None) -> None:

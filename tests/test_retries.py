@@ -23,6 +23,7 @@ from anodejobs.retries import (
     Run,
     check_restart,
     check_retry,
+    has_all_runs,
     next_attempt,
     next_restart,
     retry_from_json,
@@ -32,6 +33,7 @@ from anodejobs.retries import (
 untimed = settings(deadline=None)
 
 NOON = datetime(2024, 2, 29, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
 NO_SECONDS: list[Any] = [-1, -0.001, math.nan, math.inf, "1", True, 10**400, [1], None, 1e12]
 CODE_3 = Failure(attempt=1, exit_code=3)
 LOST = Failure(attempt=1, was_lost=True)
@@ -453,6 +455,46 @@ def test_no_more_restarts_than_the_limit_begin_within_any_window(
             restarts.append(now)
     for first, last in zip(restarts, restarts[limit:], strict=False):
         assert last - first >= window - 1e-3
+
+
+@untimed
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=40),
+    st.sampled_from([None, 1, 3, 30]),
+    st.sampled_from([0.0, 1.0, 100.0]),
+    st.sampled_from([1.0, 1.5, 2.0]),
+    st.sampled_from([0.0, 10.0, 500.0]),
+)
+def test_runs_before_those_that_are_all_that_counts_make_no_difference(
+    ups: list[float], limit: int | None, initial: float, multiplier: float, window: float
+) -> None:
+    policy = RestartPolicy(
+        when="always",
+        initial=initial,
+        max=100,
+        multiplier=multiplier,
+        limit=limit,
+        window=window,
+        stable_after=90,
+    )
+    runs: list[Run] = []
+    now = NOON
+    for up in ups:
+        runs.append(Run(now, now + timedelta(seconds=up), has_failed=True))
+        now = runs[-1].ended_at + timedelta(seconds=up)
+    decision = next_restart(policy, runs)
+    for last in (runs[start:] for start in range(len(runs))):
+        if has_all_runs(policy, last):
+            assert next_restart(policy, last) == decision
+
+
+def test_of_a_service_that_has_long_been_running_few_runs_count() -> None:
+    runs = [Run(NOON + n * 2 * MINUTE, NOON + (n * 2 + 1) * MINUTE, True) for n in range(1000)]
+    policy = RestartPolicy(when="always")
+    assert has_all_runs(policy, runs[-6:])
+    assert not has_all_runs(policy, runs[-5:])
+    unlimited = RestartPolicy(when="always", limit=None)
+    assert has_all_runs(unlimited, runs[-2:])
 
 
 def test_a_clock_that_was_set_back_does_no_harm() -> None:

@@ -167,6 +167,7 @@ class Turn:
     queue: str
     priority: int
     attempt: int
+    revision: int
     last_update: datetime | None
     submitted_at: datetime | None
     due_at: datetime | None
@@ -293,6 +294,13 @@ class JobStore(ABC):
         self, *, job_id: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[JobEvent]:
         """Return the status events with a ``seq`` above ``after``, oldest first."""
+
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        """Return the last status events of a job, so many at most (1 or more), oldest first.
+
+        To be made better where a store can find them without a look at those before.
+        """
+        return (await self.history(job_id=job_id))[-most:]
 
     @abstractmethod
     async def last_seq(self) -> int:

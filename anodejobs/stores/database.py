@@ -230,6 +230,13 @@ class DatabaseJobStore(SharedJobStore):
         async with self._translated("read"):
             return events_of(rows)
 
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        rows = await self._read(
+            f"{HISTORY} AND job_id = ? ORDER BY seq DESC LIMIT ?", (0, job_id, min(most, LARGEST))
+        )
+        async with self._translated("read"):
+            return events_of(reversed(rows))
+
     async def last_seq(self) -> int:
         rows = await self._read("SELECT value FROM anodejobs_counters WHERE name = 'seq'")
         async with self._translated("read"):

@@ -107,8 +107,8 @@ def spec_of(record: JobRecord) -> str:
 
 def turn_of(row: Sequence[Any]) -> Turn:
     """Return the turn of a row of ``TURN``, and of what may follow. Raises ValueError."""
-    job_id, status, queue, priority, number, last_update, submitted_at, due_at, *more = row
-    deadline, tags, spec = more
+    job_id, status, queue, priority, number, revision, last_update, submitted_at, *more = row
+    due_at, deadline, tags, spec = more
     asked = json.loads(spec) if spec else {}
     return Turn(
         job_id,
@@ -116,6 +116,7 @@ def turn_of(row: Sequence[Any]) -> Turn:
         queue,
         priority,
         number,
+        revision,
         _moment(last_update or None),
         _moment(submitted_at),
         _moment(due_at),

@@ -372,6 +372,11 @@ class SqliteJobStore(JobStore):
         async with self._translated("read"):
             return events_of(rows)
 
+    async def latest(self, job_id: str, most: int) -> list[JobEvent]:
+        rows = await self._read(_LATEST, (job_id, min(most, LARGEST)))
+        async with self._translated("read"):
+            return events_of(rows)
+
     async def last_seq(self) -> int:
         ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
         return int(seq)
@@ -460,6 +465,13 @@ _JOB_HISTORY = f"""
         UNION ALL SELECT before FROM mine JOIN entries USING (seq) WHERE before > ?
     )
     {_ENTRIES} JOIN mine USING (seq) WHERE seq > ? ORDER BY seq LIMIT ?"""
+_LATEST = f"""
+    WITH RECURSIVE mine (seq) AS (
+        SELECT entry FROM jobs WHERE job_id = ?
+        UNION ALL SELECT before FROM mine JOIN entries USING (seq) WHERE before NOTNULL
+        LIMIT ?
+    )
+    {_ENTRIES} JOIN mine USING (seq) ORDER BY seq"""
 
 
 class _Writer(sqlite3.Connection):

@@ -78,7 +78,7 @@ def _can_be_kept(text: str) -> bool:
 
 RECORD = f"{RECORD_COLUMNS}, spec"
 TURN = (
-    "job_id, status, queue, priority, number, last_update, submitted_at, due_at,"
+    "job_id, status, queue, priority, number, revision, last_update, submitted_at, due_at,"
     " json_extract(spec, '$.start_deadline'),"
     " CASE WHEN instr(spec, '\"tags\"') THEN json_extract(spec, '$.tags') END,"
     " CASE status WHEN 'pending' THEN spec END, created_at"

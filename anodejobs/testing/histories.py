@@ -84,6 +84,13 @@ class HistoryContract(StoreSuite):
                     expected = [pair for pair in mine if pair[0] > after][:limit]
                     assert [(e.seq, e.job_id) for e in events] == expected
 
+    async def test_the_last_events_of_a_job_are_given(self, store: JobStore) -> None:
+        await _tell(store, ["a", "b", "a", "c", "b", "a"])
+        for job_id in ("a", "b", "unknown"):
+            events = await store.history(job_id=job_id)
+            for most in (1, 2, 3, 100, 10**30):
+                assert await store.latest(job_id, most) == events[-most:]
+
     @pytest.mark.parametrize("after", [1000, 2**63 - 1, 2**63, 10**30])
     async def test_there_is_no_history_after_a_seq_to_come(
         self, store: JobStore, after: int
