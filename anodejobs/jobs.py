@@ -590,8 +590,9 @@ class Jobs:
         ``status`` is one or several of which any will do; one that the attempt has already passed
         counts. The exit is on disk and the logs are complete when this returns.
 
-        Raises JobNotFound, WaitTimeout after ``timeout`` seconds, and StatusUnreachable when the
-        job ends without the status. Cancelling costs nothing.
+        Raises JobNotFound, also where the job is deleted before its end was heard of, WaitTimeout
+        after ``timeout`` seconds, and StatusUnreachable when the job ends without the status.
+        Cancelling costs nothing.
         """
         wanted = statuses(status)
         await self._open_for(job_id)
