@@ -105,11 +105,11 @@ class Jobs:
     ``recovery`` says what becomes of a job that was interrupted, by a reboot for example, so that
     nobody knows how it ended: it is ``"lost"``, or it has failed (``"fail"``), or it takes its turn
     once more (``"pending"``), unless its own retry policy starts it again anyway. Each time is
-    noted in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
-    ``recovery_timeout`` is for machines that share a store, each a host: when one has not been
-    heard of for so many seconds, the others declare the jobs that it had running lost, and these
-    go on as ``recovery`` and their retry policies say. Should the host come back, it ends the
-    processes. With other stores it has no effect.
+    noted in ``metadata["recovery_history"]``, without which a job is run anew. Jobs that ended
+    ``retention_days`` ago are removed. ``recovery_timeout`` is for machines that share a store,
+    each a host: when one has not been heard of for so many seconds, the others declare the jobs
+    that it had running lost, and these go on as ``recovery`` and their retry policies say. Should
+    the host come back, it ends the processes. With other stores it has no effect.
 
     ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that have none of their own.
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
