@@ -331,7 +331,9 @@ class Jobs:
         """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
 
         One that has ended is run anew, as it was. One that was submitted already is returned as it
-        is. Raises JobNotFound, and JobActive where it has started.
+        is. Raises JobNotFound, JobActive where it has started, and, where one that has ended
+        depends on a job that is not there any more, or that waits for it, InvalidJob or
+        DependencyCycle.
         """
         parts = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
