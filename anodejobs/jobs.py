@@ -111,11 +111,11 @@ class Jobs:
     ``recovery`` says what becomes of a job that was interrupted, by a reboot for example, so that
     nobody knows how it ended: it is ``"lost"``, or it has failed (``"fail"``), or it takes its turn
     once more (``"pending"``), unless its own retry policy starts it again anyway. Each time is
-    noted in ``metadata["recovery_history"]``. Jobs that ended ``retention_days`` ago are removed.
-    ``recovery_timeout`` is for machines that share a store, each a host: when one has not been
-    heard of for so many seconds, the others declare the jobs that it had running lost, and these
-    go on as ``recovery`` and their retry policies say. Should the host come back, it ends the
-    processes. With other stores it has no effect.
+    noted in ``metadata["recovery_history"]``, without which a job is run anew. Jobs that ended
+    ``retention_days`` ago are removed. ``recovery_timeout`` is for machines that share a store,
+    each a host: when one has not been heard of for so many seconds, the others declare the jobs
+    that it had running lost, and these go on as ``recovery`` and their retry policies say. Should
+    the host come back, it ends the processes. With other stores it has no effect.
 
     ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that have none of their own.
     ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
@@ -343,7 +343,9 @@ class Jobs:
         """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
 
         One that has ended is run anew, as it was. One that was submitted already is returned as it
-        is. Raises JobNotFound, and JobActive where it has started.
+        is. Raises JobNotFound, JobActive where it has started, and, where one that has ended
+        depends on a job that is not there any more, or that waits for it, InvalidJob or
+        DependencyCycle.
         """
         parts = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)

@@ -20,7 +20,7 @@ from anodejobs.retries import (
     next_restart,
     retry_from_json,
 )
-from anodejobs.transitions import transition
+from anodejobs.transitions import RECOVERY_HISTORY, transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -72,7 +72,7 @@ def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
     """Return the loss of an attempt with what becomes of the job, where no retry policy says it."""
     if event.retry_at is not None or not _may_go_on(record, event):
         return event
-    history = record.metadata.get("recovery_history")
+    history = record.metadata.get(RECOVERY_HISTORY)
     if recovery == "pending" and isinstance(history, list) and len(history) >= _MOST_RECOVERIES:
         return replace(event, error=f"{event.error}; gave up: {len(history)} recoveries")
     match recovery:

@@ -141,8 +141,14 @@ def _is_a(kind: str, value: Any) -> bool:
 
 def _written(value: str | float) -> str:
     try:
-        # As its own type writes it: a str or int of another class may have its own opinion.
-        return str.__str__(value) if isinstance(value, str) else repr(value + 0)
+        # As the built-in type writes it: one of another class may have its own opinion.
+        match value:
+            case str():
+                return str.__str__(value)
+            case int():
+                return int.__repr__(value)
+            case _:
+                return float.__repr__(value)
     except ValueError:  # Python's limit to the digits of an int
         raise ValueError("has too many digits") from None
 

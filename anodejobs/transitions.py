@@ -37,6 +37,7 @@ from anodejobs.events import (
 from anodejobs.records import AttemptRecord, JobRecord, Status
 
 __all__ = [
+    "RECOVERY_HISTORY",
     "SIGNALLABLE",
     "TABLE",
     "Opening",
@@ -47,6 +48,10 @@ __all__ = [
     "reopened",
     "transition",
 ]
+
+
+RECOVERY_HISTORY: Final = "recovery_history"
+"""The key of the metadata that tells how this run of the job was interrupted, and what followed."""
 
 
 class Outcome(Enum):
@@ -228,6 +233,7 @@ def renewed(record: JobRecord, opening: Opening) -> JobRecord:
     """Return the first record of another run of the same job: what was asked for, and no more."""
     now = utc_now()
     kept = {name: value for name, value in record.__dict__.items() if name not in _OF_A_RUN}
+    kept["metadata"] = {k: v for k, v in record.metadata.items() if k != RECOVERY_HISTORY}
     return opened(opening, **kept, created_at=now, last_update=now)
 
 
@@ -378,9 +384,9 @@ def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, Json
         "became": status.value,
         "error": event.error,
     }
-    history = record.metadata.get("recovery_history")
+    history = record.metadata.get(RECOVERY_HISTORY)
     earlier = history if isinstance(history, list) else []
-    return {**record.metadata, "recovery_history": [*earlier, recovery]}
+    return {**record.metadata, RECOVERY_HISTORY: [*earlier, recovery]}
 
 
 def _another(

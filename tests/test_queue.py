@@ -159,6 +159,19 @@ async def test_an_unknown_job_cannot_be_started(jobs: Jobs) -> None:
         await jobs.start("nobody")
 
 
+async def test_a_job_that_depended_on_one_that_is_gone_cannot_be_started_anew(jobs: Jobs) -> None:
+    await jobs.submit("true", "first")
+    await jobs.submit("true", "second", depends_on=["first"])
+    before = (await ended(jobs, "second"))[0]
+    await jobs.delete("first")
+    with pytest.raises(InvalidJob, match=r"^depends_on: there is no job 'first'$"):
+        await jobs.start("second")
+    await jobs.create("true", "first", depends_on=["second"])
+    with pytest.raises(DependencyCycle):
+        await jobs.start("second")
+    assert await jobs.get_status("second") == before
+
+
 async def test_many_starts_of_a_created_job_start_it_once(jobs: Jobs, tmp_path: Path) -> None:
     await jobs.create(noting(tmp_path), "job")
     starts = (jobs.start("job") for _ in range(5))

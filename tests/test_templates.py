@@ -34,6 +34,16 @@ class Colour(StrEnum):
         return "not red"
 
 
+class Share(float):
+    """One that tells its class, as those of numpy do."""
+
+    def __repr__(self) -> str:
+        return f"Share({super().__repr__()})"
+
+    def __add__(self, other: float) -> Share:
+        return Share(super().__add__(other))
+
+
 class Number(IntEnum):
     five = 5
 
@@ -224,6 +234,8 @@ def test_the_variable_of_a_parameter_is_its_own() -> None:
         ("float", 0.25, "0.25"),
         ("float", 5, "5"),
         ("float", 1e300, "1e+300"),
+        ("float", Share(0.25), "0.25"),
+        ("float", Number.five, "5"),
         ("bool", True, "true"),
         ("bool", False, "false"),
         ("path", "/a b", "/a b"),

@@ -692,7 +692,8 @@ def test_a_renewed_job_has_what_was_asked_for_and_nothing_of_the_run(opening):
         "due_at": EARLIER,
     }
     assert asked.keys() | of_the_run.keys() == JobRecord.model_fields.keys()
-    again = renewed(JobRecord({**asked, **of_the_run}), opening)
+    old = JobRecord({**asked, **of_the_run, "metadata": {"a": 1, "recovery_history": [{}]}})
+    again = renewed(old, opening)
     now = again.created_at
     assert again == opened(opening, **asked, created_at=now, last_update=now)
     assert now >= NOW
