@@ -178,8 +178,6 @@ class Model:
         self.jobs[job_id] = job
         job.is_submitted = how != "create"
         first = FIRST.get(how, [Status.pending if job.depends_on else Status.queued])
-        if how == "submit" and job.status is not None:  # the files of the run before are removed
-            first = [Status.pending, *first]
         self.expect(job_id, *first)
 
     def _settle(self, job_id: str) -> None:
