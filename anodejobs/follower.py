@@ -73,7 +73,10 @@ class Follower:
 
         Before it is, there may be logs of an earlier run.
         """
-        with self._jobdb.waits.wait(self._record.self_id, SIGNALLABLE) as begun:
+        with (
+            suppress(JobNotFound),
+            self._jobdb.waits.wait(self._record.self_id, SIGNALLABLE) as begun,
+        ):
             begun.consider((await self._jobdb.stored(self._record.self_id)).record)
             await asyncio.wait((begun.future, end.future), return_when=asyncio.FIRST_COMPLETED)
             if not end.future.done():
@@ -81,6 +84,7 @@ class Follower:
             after = end.future.result()
             is_same_run = after.created_at == self._record.created_at
             return is_same_run and begun_attempt(after) >= self._record.attempt
+        return False
 
     async def _unread(self) -> AsyncGenerator[LogChunk, None]:
         """Give what is in the files now, a piece of each in turn."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class JobDB:
         self.news = News(store)
         self._at_hand = AtHand()
         self._newer: set[str] | None = None
-        """While other processes' records are fetched: the ids of what is written here."""
+        """While what other processes have written is read: the ids of what is written here."""
 
     @property
     def is_shared_by_hosts(self) -> bool:
@@ -427,14 +428,20 @@ class JobDB:
 
     async def _tell_records(self, job_ids: list[str]) -> None:
         """Tell what records other processes have written; what is written here is told already."""
-        self._newer = set()
-        try:
+        with self._writes_noted() as newer:
             filter = JobFilter(self_id=job_ids)
             records = await self._store.page(Query(filter=filter, sort_by="self_id"))
             for record in records:
                 # Where another process has come after what is written here, the history goes on.
-                if record.self_id not in self._newer and self.on_record is not None:
+                if record.self_id not in newer and self.on_record is not None:
                     self.on_record(record)
+
+    @contextmanager
+    def _writes_noted(self) -> Iterator[set[str]]:
+        """Note the ids of what is written here meanwhile: it is newer than what is read."""
+        newer = self._newer = set()
+        try:
+            yield newer
         finally:
             self._newer = None
 
@@ -443,9 +450,11 @@ class JobDB:
         awaited = self.waits.awaited()
         for start in range(0, len(awaited), _PAGE):
             job_ids = awaited[start : start + _PAGE]
-            found = {job.record.self_id: job for job in await self._store.get_all(job_ids)}
+            with self._writes_noted() as newer:
+                found = {job.record.self_id: job for job in await self._store.get_all(job_ids)}
             for job_id in job_ids:
-                self._tell_waits(job_id, found.get(job_id))
+                if job_id not in newer:
+                    self._tell_waits(job_id, found.get(job_id))
 
     def _tell_waits(self, job_id: str, stored: Stored | None) -> None:
         if stored is None:
@@ -461,7 +470,10 @@ class JobDB:
         known = alive.record if alive else self._at_hand.ended(job_id)
         if known is None and not self.waits.awaits(job_id):
             return
-        stored = await self._store.get(job_id)
+        with self._writes_noted() as newer:
+            stored = await self._store.get(job_id)
+        if job_id in newer:
+            return
         if stored is not None and known and known != stored.record:
             self._at_hand.forget(job_id)
         self._tell_waits(job_id, stored)

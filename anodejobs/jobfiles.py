@@ -94,7 +94,11 @@ class JobFiles:
             fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
                 file.write(data)
-            os.replace(part, self._payload(logfile))
+            try:
+                os.replace(part, self._payload(logfile))
+            except IsADirectoryError:  # which a job has put there
+                remove(self._payload(logfile))
+                os.replace(part, self._payload(logfile))
         except BaseException:
             remove(part)
             raise

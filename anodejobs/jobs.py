@@ -160,12 +160,7 @@ class Jobs:
         check_count("log_backups", log_backups, least=0)
         check_limits(max_concurrent_jobs, queues, aging)
         self.db_path = Path(os.path.abspath(db_path))
-        self._planner = Planner(
-            self.db_path,
-            stop_grace=check_seconds("stop_grace", stop_grace),
-            log_max_bytes=log_max_bytes,
-            log_backups=log_backups,
-        )
+        stop_grace = check_seconds("stop_grace", stop_grace)
         terms = Terms(
             executor=executor,
             max_concurrent_jobs=max_concurrent_jobs,
@@ -187,6 +182,13 @@ class Jobs:
         else:
             check_durability(durability, where_useless="a JobStore, which is told it when made")
         self._jobdb = JobDB(store)
+        self._planner = Planner(
+            self.db_path,
+            stop_grace=stop_grace,
+            log_max_bytes=log_max_bytes,
+            log_backups=log_backups,
+            is_shared=self._jobdb.is_shared_by_hosts,
+        )
         self._links = Links(self._jobdb)
         self._timetable = Timetable(self._jobdb, self._planner)
         self._jobdb.on_foreign.append(self._timetable.attend)
@@ -722,26 +724,38 @@ class Jobs:
                 raise JobActive(job_id, record.status)
             if record.status is Status.finished:
                 await self._links.release(job_id)
-            await _remove_files(stored)
-            if await self._jobdb.delete_all([record]):
+            if await self._clear(record) and await self._jobdb.delete_all([record]):
                 return True
         return False
+
+    async def _clear(self, record: JobRecord) -> bool:
+        """Remove the files of an ended job, if this is still its record; return whether it is.
+
+        For it to be deleted next, and not after it was: then its id is free, and the files of that
+        name may be another job's.
+        """
+        stored = await self._jobdb.on_disk(record.self_id)
+        if stored is None or stored.record.revision != record.revision:
+            return False
+        try:
+            await in_thread(remove_attempts, stored.launch, record)
+        except OSError as error:
+            why = f"job {record.self_id!r} is not deleted, as its logs cannot be removed: {error}"
+            raise StoreError(why) from error
+        return True
 
     async def _delete_old(self, records: Sequence[JobRecord]) -> int:
         """Delete the jobs whose records these still are; return how many they were."""
 
         async def delete() -> int:
-            removed: list[JobRecord] = []
+            cleared: list[JobRecord] = []
             for record in records:
-                stored = await self._jobdb.on_disk(record.self_id)
-                if stored is None or stored.record.revision != record.revision:
-                    continue
                 try:
-                    await _remove_files(stored)
-                    removed.append(record)
+                    if await self._clear(record):
+                        cleared.append(record)
                 except StoreError as error:  # the others go all the same
                     LOG.error("%s", error)
-            return await self._jobdb.delete_all(removed)
+            return await self._jobdb.delete_all(cleared)
 
         owner = (await self._root.open()).owner
         return await owner.owned(delete)
@@ -884,9 +898,8 @@ class Jobs:
         check_count("attempt", attempt, least=1)
         await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
-        last = begun_attempt(stored.record)
-        number = last if attempt is None else attempt
-        if not 1 <= number <= last:  # what may be there is of an earlier run
+        number = begun_attempt(stored.record) if attempt is None else attempt
+        if not await self._has_logs(stored, number):
             return "", ""
         logs = stored.launch.logs.of_attempt(number)
 
@@ -898,6 +911,13 @@ class Jobs:
         except OSError as error:
             raise unreadable(job_id, error) from error
         return stdout, stderr
+
+    async def _has_logs(self, stored: Stored, attempt: int) -> bool:
+        """Return whether what lies there as the attempt's logs is of this run of the job."""
+        if not stored.launch.earlier or attempt == stored.record.attempt:
+            return 1 <= attempt <= begun_attempt(stored.record)
+        attempts = await self.attempts(stored.record.self_id)
+        return any(a.attempt == attempt and a.started_at is not None for a in attempts)
 
     async def follow(
         self,
@@ -925,7 +945,7 @@ class Jobs:
                 record = await self._jobdb.wait_for(job_id, ALIVE)
             stored = await self._jobdb.stored(job_id)
         number = record.attempt if record.status in ALIVE else begun_attempt(record)
-        if not number:
+        if record.status not in ALIVE and not await self._has_logs(stored, number):
             return
         record = record.changed({"attempt": number})
         follower = Follower(self._jobdb, executor, stored, record, offsets)
@@ -989,16 +1009,3 @@ class Jobs:
         after = self._jobdb.news.cursor
         calls = serve_callback(callback, self._jobdb, job_id=job_id, after=after, wanted=wanted)
         return owner.own(calls, "callbacks").cancel
-
-
-async def _remove_files(stored: Stored) -> None:
-    """Remove the logs and files of a job that is about to be deleted.
-
-    Before it is: then its id is free, and the files of that name may be another job's.
-    """
-    job_id = stored.record.self_id
-    try:
-        await in_thread(remove_attempts, stored.launch, stored.record)
-    except OSError as error:
-        why = f"job {job_id!r} is not deleted, as its logs cannot be removed: {error}"
-        raise StoreError(why) from error

@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -82,11 +81,10 @@ _END_OFFSET = re.compile(r"[1-9][0-9]{0,17}")
 """A job may put what it likes there."""
 
 
-def remove_logs(paths: Iterable[Path]) -> None:
-    """Remove logs with their rotated files; readers that have them open can read on."""
-    for path in paths:
-        remove(path)
-        remove(rotated_folder(path))
+def remove_log(path: Path) -> None:
+    """Remove a log with its rotated files; readers that have them open can read on."""
+    remove(path)
+    remove(rotated_folder(path))
 
 
 class Reader(Protocol):
@@ -138,7 +136,7 @@ class LogFile:
         if self._fd is not None:
             return
         if self._replaces:
-            remove_logs([self.path])
+            remove_log(self.path)
             self._replaces = False
         self._fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._size = os.fstat(self._fd).st_size

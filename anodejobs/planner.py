@@ -41,8 +41,6 @@ class Place:
     dirname: str
     logdir: str
     files: str
-    is_shared: bool = False
-    """Whether jobs that ran here may have been deleted or run anew on another host since."""
 
     def bring(self, launch: Launch) -> Launch:
         """Return what starts a job here: the same, or with its logs and files in this directory."""
@@ -79,6 +77,7 @@ class Planner:
         stop_grace: float,
         log_max_bytes: int | None,
         log_backups: int,
+        is_shared: bool,
     ) -> None:
         self.log_dir = db_path / "job_logs"
         self.files = JobFiles(db_path / "job_files")
@@ -88,6 +87,7 @@ class Planner:
         self._stop_grace = stop_grace
         self._log_max_bytes = log_max_bytes
         self._log_backups = log_backups
+        self._is_shared = is_shared
         self.place = Place(socket.gethostname(), self._db_path, self._log_dir, self._files)
         self._environment: dict[str, str] = {}
         self._encoded_environment: dict[bytes, bytes] = {}
@@ -135,7 +135,8 @@ class Planner:
             start_grace=spec.start_grace,
             leftovers=spec.leftovers,
             on_host_death=spec.on_host_death,
-            earlier=1 if self.place.is_shared else 0,
+            # What ran here may have been deleted, or run anew, on another host since.
+            earlier=1 if self._is_shared else 0,
         )
         now = utc_now()
         record = opened(

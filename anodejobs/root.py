@@ -206,7 +206,7 @@ class Root:
             if self._jobdb.is_shared_by_hosts:
                 # A name that two machines may have, or two directories of one, tells nobody apart.
                 host = identity(self._db_path / "host", f"{socket.gethostname()}-")
-                self._planner.place = replace(self._planner.place, host=host, is_shared=True)
+                self._planner.place = replace(self._planner.place, host=host)
 
         try:
             await in_thread(make)

@@ -1,7 +1,7 @@
 """Starter: from a plan, or from a job whose turn it is, to an attempt that is about to start.
 
-It puts that on record, and makes room for it where the id was used before. How the start goes, and
-all that comes after, is the watcher's.
+It puts that on record, in the place of an earlier run where there is one, whose files go when the
+attempt starts. How the start goes, and all that comes after, is the watcher's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from anodejobs.planner import Place, Plan
 from anodejobs.reconciler import Reconciler
 from anodejobs.records import JobRecord
 from anodejobs.regular import remove
+from anodejobs.sequels import begun_attempt
 from anodejobs.stores.base import Stored
 from anodejobs.watcher import Answer, Opened, Watcher
 
@@ -102,7 +103,7 @@ class Starter:
             if not may_replace(old.record):
                 return old.record
             await self._links.settle(old.record)
-            launch = replace(plan.launch, earlier=max(old.launch.earlier, old.record.attempt))
+            launch = replace(plan.launch, earlier=_left_attempts(old))
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
@@ -175,6 +176,16 @@ class Starter:
         """
         if self._admissions:
             await asyncio.wait(self._admissions, timeout=_SETTLING_S)
+
+
+def _left_attempts(old: Stored) -> int:
+    """Return of how many attempts there may be files: of the run, and of earlier ones.
+
+    The first attempt of a run has removed those.
+    """
+    if old.record.attempt == 1 and begun_attempt(old.record) == 1:
+        return 1
+    return max(old.launch.earlier, old.record.attempt)
 
 
 def remove_attempts(launch: Launch, record: JobRecord) -> None:

@@ -101,7 +101,7 @@ async def _do_mysql(url: URL, statements: tuple[str, ...]) -> list[Any]:
 
 
 TABLES = (
-    *("jobs", "specs", "environments", "tags", "dependencies", "history", "documents"),
+    *("jobs", "specs", "base_environments", "tags", "dependencies", "history", "documents"),
     "hosts",
 )
 

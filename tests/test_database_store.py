@@ -316,7 +316,7 @@ async def test_writes_of_one_batch_may_build_on_each_other(store):
 
 async def test_an_environment_is_kept_for_as_long_as_a_job_was_asked_for_with_it(database, store):
     async def kept() -> list[dict[str, str]]:
-        rows = await database.ado("SELECT body FROM anodejobs_environments ORDER BY body")
+        rows = await database.ado("SELECT body FROM anodejobs_base_environments ORDER BY body")
         return [json.loads(body) for (body,) in rows]
 
     red, blue = {"COLOUR": "red"}, {"COLOUR": "blue"}

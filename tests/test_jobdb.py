@@ -775,6 +775,7 @@ async def test_a_wait_for_what_another_process_deletes_before_its_end_was_heard_
         waits = [asyncio.create_task(other.wait_for(name)) for name in ("a-job", "b-job")]
         while len(other.waits.awaited()) < 2:  # noqa: ASYNC110  # nobody is told
             await asyncio.sleep(0)
+        await other.on_disk("b-job")  # they have looked before this
         await one.delete_all([await one.apply("a-job", exited())])
         if not is_last:
             await create(one, "c-job", "running")

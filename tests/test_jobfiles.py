@@ -90,10 +90,16 @@ def test_what_a_crash_left_of_a_payload_is_removed_when_nobody_writes_it_any_mor
 
 
 def test_a_payload_that_cannot_be_put_in_its_place_leaves_nothing(files, tmp_path):
-    Path(files.payload("job")).mkdir()
-    with pytest.raises(OSError, match="directory"):
+    Path(files.payload("job")).parent.rmdir()
+    with pytest.raises(FileNotFoundError):
         files.hand_out("job", 1)
     assert list((tmp_path / "job_files" / "parts").iterdir()) == []
+
+
+def test_a_payload_takes_the_place_of_what_a_job_has_put_there(files):
+    (Path(files.payload("job")) / "inner").mkdir(parents=True)
+    files.hand_out("job", 1)
+    assert Path(files.payload("job")).read_text() == "1"
 
 
 def test_two_who_start_an_attempt_may_both_hand_out_its_payload(files, monkeypatch):

@@ -41,7 +41,7 @@ from anodejobs import (
     WaitTimeout,
     arguments,
 )
-from anodejobs.events import Attempt, utc_now
+from anodejobs.events import Attempt, StartFailed, utc_now
 from anodejobs.executors import processes
 from anodejobs.executors.base import Host
 from anodejobs.executors.processes import Processes
@@ -284,6 +284,40 @@ async def test_what_never_began_has_left_nothing_to_follow(jobs: Jobs) -> None:
     await jobs.run(["/no/such/program"], "a")
     assert [chunk async for chunk in jobs.follow("a")] == []
     assert await jobs.job_logs("a") == ("", "")
+
+
+class Unready(Processes):
+    """Says of each start beforehand that it will not succeed."""
+
+    async def prepare(self) -> StartFailed | None:  # type: ignore[override]
+        return StartFailed(error="there is no room")
+
+
+async def test_an_attempt_that_was_refused_has_nothing_of_an_earlier_run(tmp_path: Path) -> None:
+    async with Jobs(tmp_path, executor="inline") as jobs:
+        await ended(jobs, "echo first", "a")
+    async with Jobs(tmp_path, executor=Unready()) as jobs:
+        record = await ended(jobs, "echo second", "a", max_retries=1)
+        assert (record.status, record.attempt) == (Status.failed_start, 2)
+        for attempt in (None, 1, 2):
+            assert await jobs.job_logs("a", attempt=attempt) == ("", "")
+        assert [chunk async for chunk in jobs.follow("a")] == []
+
+
+async def test_a_run_that_begins_while_the_job_is_deleted_keeps_its_files(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(jobs, "echo first", "a")
+
+    async def released(job_id: str) -> None:  # which may take long, where many wait for it
+        await jobs.run("echo second; exec sleep 1000", job_id)
+        async with aclosing(jobs.follow(job_id)) as chunks:
+            assert (await anext(chunks)).data == b"second\n"
+
+    monkeypatch.setattr(jobs._links, "release", released)
+    with pytest.raises(JobActive):
+        await jobs.delete("a")
+    assert await jobs.job_logs("a") == ("second\n", "")
 
 
 async def test_a_job_that_is_made_anew_is_not_taken_for_the_one_that_was_deleted(

@@ -83,6 +83,7 @@ EVENTS = [
 ]
 SECRET = "hunter2"
 NOT_KEPT: dict[str, Any] = {
+    "earlier": 0,
     "argv": (),
     "cwd": "/",
     "base_env": {},

@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from anodejobs import logs
-from anodejobs.logs import LogChunk, LogFile, LogTail, log_name, remove_logs, rotated_folder
+from anodejobs.logs import LogChunk, LogFile, LogTail, log_name, remove_log, rotated_folder
 
 LIMIT_S = 60.0
 LONGEST_FILE_NAME = 255
@@ -367,7 +367,7 @@ def test_whatever_is_in_the_place_of_a_log_is_removed_with_it(tmp_path: Path, wh
     path = tmp_path / "log"
     set_trap(what, path, tmp_path)
     set_trap(what, rotated_folder(path), tmp_path)
-    remove_logs([path])
+    remove_log(path)
     assert [left.name for left in tmp_path.iterdir()] == ["secret"]
 
 
@@ -396,7 +396,8 @@ def test_a_log_that_was_removed_is_rotated_all_the_same(log: Callable[..., LogFi
 def test_removed_logs_leave_nothing(log: Callable[..., LogFile], tmp_path: Path) -> None:
     rotating = log(max_bytes=4, backups=9)
     write(rotating, b"0123456789")
-    remove_logs([rotating.path, tmp_path / "never-written"])
+    for path in (rotating.path, tmp_path / "never-written"):
+        remove_log(path)
     assert not list(tmp_path.iterdir())
 
 
@@ -405,7 +406,7 @@ def test_a_reader_of_removed_logs_can_read_on(log: Callable[..., LogFile]) -> No
     write(removed, b"0123456789")
     with tail(removed.path) as reader:
         assert reader.read(4) == b"0123"
-        remove_logs([removed.path])
+        remove_log(removed.path)
         assert read_all(reader) == b"456789"
 
 

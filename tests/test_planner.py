@@ -45,7 +45,7 @@ class Mine(RetryPolicy):
 
 @pytest.fixture
 def planner(tmp_path: Path) -> Planner:
-    return Planner(tmp_path, stop_grace=7.0, log_max_bytes=1000, log_backups=2)
+    return Planner(tmp_path, stop_grace=7.0, log_max_bytes=1000, log_backups=2, is_shared=False)
 
 
 def plan(planner: Planner, opening: Opening = "submit", **fields: Any) -> Plan:
@@ -182,7 +182,7 @@ def test_a_plain_job_has_what_a_job_has_that_asks_for_nothing(planner):
         "restart": "never",
         "payload": None,
     }
-    ignored = {"self_id", "logfile", "created_at", "last_update", "submitted_at"}
+    ignored = {"self_id", "logfile", "created_at", "last_update", "submitted_at", "revision"}
     plain, spelled = planned(planner), planned(planner, **defaults)
     assert plain.model_dump(exclude=ignored) == spelled.model_dump(exclude=ignored)
 
@@ -434,7 +434,9 @@ def test_what_was_planned_here_is_started_as_it_is(planner):
 
 
 def test_what_was_planned_elsewhere_has_its_logs_and_files_here(planner, tmp_path):
-    here = Planner(tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1)
+    here = Planner(
+        tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1, is_shared=True
+    )
     planned = plan(planner, job_id="a/b", payload={"a": 1}, envs={"MINE": "1"})
     brought = here.place.bring_plan(planned)
     assert brought.record.dirname == str(tmp_path / "here")
@@ -451,7 +453,17 @@ def test_what_was_planned_elsewhere_has_its_logs_and_files_here(planner, tmp_pat
 
 
 def test_a_variable_of_the_users_own_stays_wherever_a_job_is_run(planner, tmp_path):
-    here = Planner(tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1)
+    here = Planner(
+        tmp_path / "here", stop_grace=1.0, log_max_bytes=None, log_backups=1, is_shared=True
+    )
     envs = {"ANODEJOBS_PAYLOAD": "/srv/mine.json"}
     brought = here.place.bring(plan(planner, envs=envs).launch)
     assert brought.envs == envs
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_where_machines_share_records_there_may_be_files_of_any_job(tmp_path, is_shared):
+    where = Planner(
+        tmp_path, stop_grace=1.0, log_max_bytes=None, log_backups=1, is_shared=is_shared
+    )
+    assert plan(where).launch.earlier == (1 if is_shared else 0)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -28,7 +29,7 @@ from anodejobs.events import Attempt
 from anodejobs.executors import endings, tree
 from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
-from tests.conftest import python
+from tests.conftest import has_died, python
 
 LIMIT_S = 60.0
 
@@ -914,6 +915,24 @@ def test_a_session_is_a_jobs_while_something_of_the_job_is_in_it() -> None:
     assert alone.members(job, has_just_ended=True) == [left]
     assert both.members(job, known=[left]) == [left, new]
     assert replaced.members(job, known=[left]) == []
+
+
+async def test_what_a_job_has_left_is_ended_with_what_that_starts_when_it_is_asked_to_end(
+    tmp_path: Path,
+) -> None:
+    """With nothing by which it would be known but the session."""
+    asked = "trap 'sleep 1000 & echo $! > left; exit' TERM; echo > ready; sleep 1000 & wait"
+    left = f"env -i PATH=/bin:/usr/bin sh -c {shlex.quote(asked)}"
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        command = f"{left} & until [ -e ready ]; do sleep 0.01; done"
+        await jobs.run(command, "a", cwd=tmp_path, stop_grace=1)
+        await jobs.wait("a")
+    pid = int((tmp_path / "left").read_text())
+    try:
+        assert has_died(pid, 10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def test_while_what_a_job_has_left_ends_nobody_is_touched_who_gets_its_number(

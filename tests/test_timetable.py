@@ -275,7 +275,7 @@ async def test_whatever_a_job_may_be_a_schedule_may_make(
     await look(jobs, clock)
     made = await jobs.get_status("s@2024-02-29T12:00:00Z")
     assert made is not None
-    told = {"self_id", "logfile", "created_at", "last_update", "submitted_at"}
+    told = {"self_id", "logfile", "created_at", "last_update", "submitted_at", "revision"}
     assert made.model_dump(exclude=told) == submitted.model_dump(exclude=told)
 
 

@@ -779,7 +779,7 @@ OPENINGS = st.sampled_from(["start", "submit", "create"])
 
 @given(OPENINGS, st.lists(ANY_EVENT, max_size=30))
 def test_no_life_leaves_the_graph_and_every_end_is_final(opening, events):
-    now = opened(opening, self_id="a")
+    now = opened(opening, self_id="a", created_at=NOW)
     for event in events:
         before = now
         try:
@@ -801,7 +801,7 @@ def test_no_life_leaves_the_graph_and_every_end_is_final(opening, events):
 
 @given(OPENINGS, st.lists(ANY_EVENT, max_size=30))
 def test_an_end_says_what_it_knows(opening, events):
-    now = opened(opening, self_id="a")
+    now = opened(opening, self_id="a", created_at=NOW)
     for event in events:
         try:
             now = transition(now, event)

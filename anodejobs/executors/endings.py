@@ -95,9 +95,10 @@ class Endings:
     async def _end_all(self, attempt: Attempt, stop: _Stop, left: Sequence[tree.Process]) -> bool:
         """Ask all processes to end, those that appear meanwhile too; then make them."""
         asked: set[tuple[int, float]] = set()
+        members = list(left)
         known = {member.key: member for member in left}
         give_up_at = math.inf
-        while members := await self._members(attempt, known):
+        while members := await self._members(attempt, known, members):
             if not asked:
                 await self._before_end(attempt, members)
                 # No sooner: on a busy machine all this may take longer than the grace.
@@ -120,10 +121,19 @@ class Endings:
         return await _has_emptied(attempt)
 
     async def _members(
-        self, attempt: Attempt, known: dict[tuple[int, float], tree.Process]
+        self,
+        attempt: Attempt,
+        known: dict[tuple[int, float], tree.Process],
+        before: list[tree.Process],
     ) -> list[tree.Process]:
-        """Return the processes that there are now, those that are known by now among them."""
-        members = (await self._looks.take()).members(attempt, known=known.values())
+        """Return the processes that there are now, those that are known by now among them.
+
+        ``before`` are those of the last look: who was in the session then, and has gone, may have
+        left somebody there.
+        """
+        was_there = any(member.session == attempt.pid for member in before)
+        snapshot = await self._looks.take()
+        members = snapshot.members(attempt, has_just_ended=was_there, known=known.values())
         known.update((member.key, member) for member in members)
         return members
 

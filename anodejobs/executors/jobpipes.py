@@ -93,4 +93,4 @@ def _opened_again(pid: int, number: int, inode: int | None) -> int | None:
 def _holder(pid: int, number: int) -> str:
     """Return the folder of a thread that has the descriptor; the first may have ended."""
     folders = [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
-    return next((f for f in folders if os.path.lexists(f"{f}/fd/{number}")), folders[0])
+    return next((f for f in folders if os.path.lexists(f"{f}/fd/{number}")), f"/proc/{pid}")

@@ -570,9 +570,8 @@ class Processes(Executor):
 
 def _remove_earlier(launch: Launch, number: int) -> None:
     """Remove what earlier runs left that would be taken for the attempt's. Waits for the disk."""
-    every = {n: launch.of_attempt(n) for n in range(1, launch.earlier + 1)}
-    for attempt, its in (every if number == 1 else {number: launch}).items():
-        for path in its.traces(attempt):
+    for n in range(1, launch.earlier + 1) if number == 1 else (number,):
+        for path in (launch if n == number else launch.of_attempt(n)).traces(n):
             try:
                 remove(path)
             except OSError as error:

@@ -85,8 +85,10 @@ def command_of(code: str, python: str) -> list[str]:
     """Return the command by which a Python runs the code, able to import what a shim does."""
     # Last: what is installed beside us may be named like a part of the standard library.
     code = f"import sys;sys.path+={_import_paths()!a};{code}"
-    # Text becomes bytes there as it does here; what the environment says of that, -I ignores.
-    return [python, "-X", f"utf8={sys.flags.utf8_mode}", "-I", "-S", "-c", code]
+    # Text becomes bytes there as it does here. What the environment says of that, -I ignores, and
+    # we may have been started with another one.
+    is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    return [python, "-X", f"utf8={is_utf8:d}", "-I", "-S", "-c", code]
 
 
 def _import_paths() -> list[str]:

@@ -52,6 +52,10 @@ def identity(path: Path, start: str = "") -> str:
         with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
             os.link(beside, path)
         beside.unlink()
+    return _read_identity(path)
+
+
+def _read_identity(path: Path) -> str:
     with open(open_regular(path, os.O_RDONLY), encoding="utf-8") as file:
         return file.read().strip()
 
@@ -74,8 +78,10 @@ def is_elsewhere(supervisor: str, folder: Path) -> bool:
     parts = supervisor.split(":", 2)
     if not supervisor.startswith(_SHIM) or len(parts) < 3 or not is_alive(supervisor):
         return False
+    there = Path(parts[2])
     with contextlib.suppress(OSError):  # it has left this moment
-        return not os.path.samefile(Path(parts[2]) / "lock", folder / "lock")
+        is_another = _read_identity(there / "id") != parts[1]  # which was made where this one was
+        return not is_another and not os.path.samefile(there / "lock", folder / "lock")
     return False
 
 

@@ -93,8 +93,7 @@ def read_token(pid: int) -> str | None:
     if not IS_LINUX:
         return _token_with_psutil(pid)
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environ = file.read()
+        environ = _environ(f"/proc/{pid}") or _environ_of_threads(pid)
     except OSError as error:
         raise_lack(error)
         return None
@@ -102,6 +101,23 @@ def read_token(pid: int) -> str | None:
         if variable.startswith(_TOKEN):
             return variable[len(_TOKEN) :].decode("ascii", "replace")
     return None
+
+
+def _environ_of_threads(pid: int) -> bytes:
+    """Return the environment of a process of which the first thread may have ended."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        if environ := _environ(f"/proc/{pid}/task/{thread}"):
+            return environ
+    return b""
+
+
+def _environ(folder: str) -> bytes:
+    """Return the environment that is told in the folder; nothing of a thread that has ended."""
+    try:
+        with open(f"{folder}/environ", "rb") as file:
+            return file.read()
+    except ProcessLookupError:  # as newer kernels say it
+        return b""
 
 
 def _token_with_psutil(pid: int) -> str | None:
@@ -162,7 +178,8 @@ def _look_at(pid: int, known: Snapshot | None) -> Process | None:
         # may execute later.
         token=old.token if old and is_known else read_token(pid),
         tag=old.tag if old and is_known else read_tag(pid),
-        has_stopped=fields[_STATE] in _STOPPED,
+        # One whose first thread has ended does not show it.
+        has_stopped=fields[_STATE] in (*_STOPPED, *_DEAD),
     )
 
 
@@ -211,9 +228,9 @@ class Snapshot:
 
         Found are those that bear its marks, those in its session or its cgroup, and all their
         descendants. A session is known by the main process's pid, so it counts only while one of
-        the attempt's is in it, which keeps the number from being used again, or where the main
-        process ``has_just_ended``. What was ``known`` as a member stays one, though the parent has
-        ended by which alone it was found.
+        the attempt's is in it, which keeps the number from being used again, or where the last one
+        that was known to be in it ``has_just_ended``. What was ``known`` as a member stays one,
+        though the parent has ended by which alone it was found.
         """
         at_pid = self.processes.get(attempt.pid) if attempt.pid is not None else None
         main = at_pid if at_pid and at_pid.start_time == attempt.start_time else None

@@ -23,7 +23,7 @@ from anodejobs.events import (
     StopRequested,
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Changes when a message changes its meaning; not when one is added that may be ignored."""
 
 Message = dict[str, Any]

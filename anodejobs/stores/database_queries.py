@@ -12,7 +12,7 @@ from anodejobs.stores.rows import RECORD_COLUMNS, micros
 
 STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM anodejobs_jobs"
-    " JOIN anodejobs_specs USING (job_id) JOIN anodejobs_environments ON digest = environment"
+    " JOIN anodejobs_specs USING (job_id) JOIN anodejobs_base_environments ON digest = environment"
 )
 TALLY = """
     SELECT NULL AS tag, status, queue, priority, count(*) AS jobs, sum(number - 1) AS retries,

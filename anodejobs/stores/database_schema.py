@@ -104,7 +104,13 @@ POSTGRES_MIGRATIONS: tuple[str, ...] = (
         heard_at bigint NOT NULL
     )
     """,
-    "CREATE INDEX anodejobs_specs_by_environment ON anodejobs_specs (environment)",
+    # Who removes the last job that names an environment removes that, too, and has to find out. The
+    # new name keeps hosts of an older version, which take what they have once written to be there,
+    # from naming one that is gone.
+    """
+    CREATE INDEX anodejobs_specs_by_environment ON anodejobs_specs (environment);
+    ALTER TABLE anodejobs_environments RENAME TO anodejobs_base_environments
+    """,
 )
 
 # Nothing of a script is undone where it fails here, so that each statement may come once more.
@@ -216,6 +222,14 @@ MYSQL_MIGRATIONS: tuple[str, ...] = (
         AND table_name = 'anodejobs_specs' AND index_name = 'by_environment');
     PREPARE anodejobs FROM @anodejobs;
     EXECUTE anodejobs;
+    DEALLOCATE PREPARE anodejobs;
+    SET @anodejobs = (SELECT IF(count(*) = 1,
+        'RENAME TABLE anodejobs_environments TO anodejobs_base_environments',
+        'DO 0')
+        FROM information_schema.tables WHERE table_schema = DATABASE()
+        AND table_name = 'anodejobs_environments');
+    PREPARE anodejobs FROM @anodejobs;
+    EXECUTE anodejobs;
     DEALLOCATE PREPARE anodejobs
     """,
 )
@@ -243,7 +257,7 @@ SPECS: Final = Table(
     " launch = coalesce(nullif(excluded.launch, ''), anodejobs_specs.launch),"
     " environment = coalesce(nullif(excluded.environment, ''), anodejobs_specs.environment)",
 )
-ENVIRONMENTS: Final = Table("anodejobs_environments", ("digest", "body"), key="digest")
+ENVIRONMENTS: Final = Table("anodejobs_base_environments", ("digest", "body"), key="digest")
 TAGS: Final = Table("anodejobs_tags", ("job_id", "nth", "tag"))
 DEPENDENCIES: Final = Table("anodejobs_dependencies", ("depends_on", "job_id"))
 HISTORY: Final = Table(

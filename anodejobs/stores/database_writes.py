@@ -375,7 +375,7 @@ def _forget_environments(session: Session, digests: Collection[str]) -> None:
     if digests:
         condition, parameters = session.dialect.among("digest", list(digests))
         session.do(
-            f"DELETE FROM anodejobs_environments WHERE {condition}"
+            f"DELETE FROM anodejobs_base_environments WHERE {condition}"
             " AND NOT EXISTS (SELECT 1 FROM anodejobs_specs WHERE environment = digest)",
             parameters,
         )
