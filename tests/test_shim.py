@@ -160,14 +160,15 @@ async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
 ) -> None:
     await ran(jobs, "true", "a")
     folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
-    copy.mkdir()
-    (copy / "lock").touch()
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("socket"))
     (tmp_path / "link").symlink_to(tmp_path)
     link = tmp_path / "link" / "job_db" / "shim"
-    assert supervisors.is_elsewhere(f"shim:x:{folder}", copy)
-    assert not supervisors.is_elsewhere(f"shim:x:{folder}", folder)
-    assert not supervisors.is_elsewhere(f"shim:x:{link}", folder)
-    assert not supervisors.is_elsewhere(f"shim:x:{copy}", folder)  # nobody is there
+    name = f"shim:{(folder / 'id').read_text()}"
+    assert supervisors.is_elsewhere(f"{name}:{folder}", copy)
+    assert not supervisors.is_elsewhere(f"{name}:{folder}", folder)
+    assert not supervisors.is_elsewhere(f"{name}:{link}", folder)
+    assert not supervisors.is_elsewhere(f"{name}:{copy}", folder)  # nobody is there
+    assert not supervisors.is_elsewhere(f"shim:moved:{folder}", copy)  # another one is there now
     assert not supervisors.is_elsewhere("shim:", folder)
     assert not supervisors.is_elsewhere("boot:1:2.0:x", folder)
 
@@ -177,15 +178,15 @@ async def test_a_shim_is_known_by_the_identity_of_its_folder_and_not_by_the_path
 ) -> None:
     await ran(jobs, "true", "a")
     folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
-    copy.mkdir()
-    (copy / "lock").touch()
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("socket"))
     (tmp_path / "link").symlink_to(tmp_path)
     link, gone = tmp_path / "link" / "job_db" / "shim", tmp_path / "gone"
+    name = (folder / "id").read_text()
     for path in (folder, link, gone, copy):
-        assert supervisors.is_shim_of(f"shim:x:{path}", folder, "x")
-        assert not supervisors.is_shim_of(f"shim:y:{path}", folder, "x")
-    assert not supervisors.is_shim_of(f"shim:x:{folder}", copy, "x")  # it is at work there
-    assert not supervisors.is_shim_of("boot:1:2.0:x", folder, "x")
+        assert supervisors.is_shim_of(f"shim:{name}:{path}", folder, name)
+        assert not supervisors.is_shim_of(f"shim:y:{path}", folder, name)
+    assert not supervisors.is_shim_of(f"shim:{name}:{folder}", copy, name)  # it is at work there
+    assert not supervisors.is_shim_of("boot:1:2.0:x", folder, name)
 
 
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
