@@ -34,8 +34,10 @@ class ProgressFeed:
     def open(self) -> None:
         """Begin to tell. Idempotent."""
         if self._watch is None:
-            self._watch = ProgressWatch(self._folder, self._on_progress)
-            self._watch.open()
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a job can remove it
+            watch = ProgressWatch(self._folder, self._on_progress)
+            watch.open()
+            self._watch = watch
 
     def close(self) -> None:
         """Tell nothing any more. Idempotent."""

@@ -50,12 +50,15 @@ def set_result(value: object) -> None:
     Raises TypeError where it is not JSON, also outside of a job, and ValueError where it is too
     large.
     """
+    from _thread import get_ident
+
     data = _as_json(value)
     path = os.environ.get("ANODEJOBS_RESULT")
     if not path:
         return
-    # Renamed from beside it: whoever reads the result sees the old one or the new one.
-    part = f"{path}.{os.getpid()}.part"
+    # Renamed from beside it: whoever reads the result sees the old one or the new one. Threads may
+    # each set one.
+    part = f"{path}.{os.getpid()}.{get_ident()}.part"
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from contextlib import aclosing
 from pathlib import Path
@@ -104,6 +105,21 @@ async def test_a_payload_that_is_no_json_is_refused(jobs, payload):
 
 
 # Progress.
+
+
+async def test_progress_is_pushed_though_somebody_has_removed_its_folder(jobs):
+    await jobs.run("true", "before")
+    await jobs.wait("before")
+    shutil.rmtree(jobs.db_path / "job_files" / "progress")
+    async with aclosing(jobs.events("job")) as events, asyncio.timeout(LIMIT_S):
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await jobs.run('echo 0.5 >> "$ANODEJOBS_PROGRESS"; exec sleep 1000', "job")
+        event = await first
+        while event.kind != "progress":
+            event = await anext(events)
+        assert event.progress == 0.5
+    await jobs.stop("job")
 
 
 async def test_progress_is_pushed_and_kept(jobs):

@@ -78,6 +78,18 @@ def test_setting_a_result_leaves_no_other_file(files, tmp_path):
     assert os.listdir(tmp_path / "job_files" / "results") == ["train.3.json"]
 
 
+def test_threads_may_set_results_at_the_same_time(files):
+    code = """
+import concurrent.futures
+with concurrent.futures.ThreadPoolExecutor(4) as threads:
+    list(threads.map(this_job.set_result, ([n] * 1000 for n in range(400))))
+print("set")
+"""
+    assert in_job(files, code) == "set\n"
+    found = files.result("train", 3)
+    assert found is not None and len(found.value) == 1000 and len(set(found.value)) == 1
+
+
 def test_a_result_is_for_its_owner_only(files, tmp_path):
     in_job(files, "this_job.set_result(1)")
     path = tmp_path / "job_files" / "results" / "train.3.json"
