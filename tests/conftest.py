@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,10 @@ pytest.register_assert_rewrite("anodejobs.testing")
 # How long an example takes says how busy the machine is.
 settings.register_profile("any time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any time")
+
+
+# By which it is known whose tests a process was started by: several runs may be under way.
+os.environ["PYTEST_RUN"] = uuid.uuid4().hex
 
 
 def python(code: str) -> list[str]:
@@ -159,6 +164,30 @@ async def no_task_left_over() -> AsyncIterator[None]:
     left = {task for task in asyncio.all_tasks() - before if not task.done()}
     left.discard(asyncio.current_task())  # type: ignore[arg-type]
     assert not left, f"tasks left: {left}"
+
+
+HAS_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """End what the jobs of a test have left that failed, maybe before it could end them."""
+    report = yield
+    item.stash[HAS_FAILED] = item.stash.get(HAS_FAILED, False) or report.failed  # type: ignore[attr-defined]
+    if call.when == "teardown" and item.stash[HAS_FAILED]:
+        end_jobs_of(item.nodeid)
+    return report
+
+
+def end_jobs_of(test: str) -> None:
+    """Kill the processes of jobs that the test has started in this run."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            environ = process.environ()
+            is_ours = environ.get("PYTEST_RUN") == os.environ["PYTEST_RUN"]
+            is_its = environ.get("PYTEST_CURRENT_TEST", "").startswith(f"{test} ")
+            if is_ours and is_its and "ANODEJOBS_TOKEN" in environ:
+                process.kill()
 
 
 def _has_children() -> bool:

@@ -155,14 +155,30 @@ async def test_the_shim_of_a_copy_leaves_the_jobs_of_the_original_alone(
         assert await jobs.job_logs("a") == ("mine\n", "")
 
 
-async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
-    tmp_path: Path, jobs: Jobs
-) -> None:
+@pytest.fixture
+async def folder(tmp_path: Path, jobs: Jobs) -> Path:
+    """The folder of a shim that is at work."""
     await ran(jobs, "true", "a")
-    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("socket"))
+    return tmp_path / "job_db" / "shim"
+
+
+@pytest.fixture
+def copy(tmp_path: Path, folder: Path) -> Path:
+    """A copy of it."""
+    ignore = shutil.ignore_patterns("socket")
+    return Path(shutil.copytree(folder, tmp_path / "copy", ignore=ignore))
+
+
+@pytest.fixture
+def link(tmp_path: Path, folder: Path) -> Path:
+    """Another path to it."""
     (tmp_path / "link").symlink_to(tmp_path)
-    link = tmp_path / "link" / "job_db" / "shim"
+    return tmp_path / "link" / folder.relative_to(tmp_path)
+
+
+async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
+    folder: Path, copy: Path, link: Path
+) -> None:
     name = f"shim:{(folder / 'id').read_text()}"
     assert supervisors.is_elsewhere(f"{name}:{folder}", copy)
     assert not supervisors.is_elsewhere(f"{name}:{folder}", folder)
@@ -174,13 +190,9 @@ async def test_a_shim_is_elsewhere_only_where_it_holds_another_lock(
 
 
 async def test_a_shim_is_known_by_the_identity_of_its_folder_and_not_by_the_path(
-    tmp_path: Path, jobs: Jobs
+    tmp_path: Path, folder: Path, copy: Path, link: Path
 ) -> None:
-    await ran(jobs, "true", "a")
-    folder, copy = tmp_path / "job_db" / "shim", tmp_path / "copy"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("socket"))
-    (tmp_path / "link").symlink_to(tmp_path)
-    link, gone = tmp_path / "link" / "job_db" / "shim", tmp_path / "gone"
+    gone = tmp_path / "gone"
     name = (folder / "id").read_text()
     for path in (folder, link, gone, copy):
         assert supervisors.is_shim_of(f"shim:{name}:{path}", folder, name)

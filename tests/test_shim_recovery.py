@@ -297,21 +297,20 @@ async def test_a_stop_goes_on_without_an_application(tmp_path: Path) -> None:
         assert record.evidence == "recorded"
 
 
+def being_stopped(job_id: str) -> str:
+    """Return the code by which an application has a job stopped that it has started."""
+    stop = f"asyncio.ensure_future(jobs.stop({job_id!r})); await jobs.wait({job_id!r}, 'stopping')"
+    return f"{started(job_id, HELD)}\n{stop}"
+
+
 async def test_a_stop_that_the_shim_had_not_heard_of_is_carried_out_by_the_next_application(
     tmp_path: Path,
 ) -> None:
-    body = (
-        started("doomed", HELD)
-        + """
-asyncio.ensure_future(jobs.stop("doomed"))
-await jobs.wait("doomed", "stopping")
-"""
-    )
     unheard = """
 async def stop(self, attempt, grace, *, may_hasten=True): await asyncio.Event().wait()
 shim.Shim.stop = stop
 """
-    killed_host(tmp_path, body, unheard)
+    killed_host(tmp_path, being_stopped("doomed"), unheard)
     async with reopened(tmp_path) as jobs:
         record = await jobs.wait("doomed", timeout=60)
         assert (record.status, record.exit_code) == (Status.stopped, -signal.SIGTERM)
@@ -320,15 +319,8 @@ shim.Shim.stop = stop
 async def test_by_another_path_to_the_directory_what_was_cut_short_is_finished_as_well(
     tmp_path: Path,
 ) -> None:
-    body = (
-        started("doomed", HELD)
-        + """
-asyncio.ensure_future(jobs.stop("doomed"))
-asyncio.ensure_future(jobs.run("exit 3", "undone"))
-await jobs.wait("doomed", "stopping")
-await jobs.wait("undone", "starting")
-"""
-    )
+    asked = 'asyncio.ensure_future(jobs.run("exit 3", "undone"))'  # first, so it is on record first
+    body = f"{asked}\n{being_stopped('doomed')}\nawait jobs.wait('undone', 'starting')"
     unheard = """
 start = shim.Shim.start
 async def stop(self, attempt, grace, *, may_hasten=True): await asyncio.Event().wait()
