@@ -1128,7 +1128,8 @@ async def test_a_shim_that_no_application_has_come_to_stops_the_jobs_it_has_take
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who had it started was killed before it could connect."""
-    body = "await jobs.run('sleep 60', 'job', on_host_death='stop')"
+    body = "await jobs.run('exec sleep 60', 'stays')\n"  # so the shim stays, too
+    body += "await jobs.run('sleep 60', 'job', on_host_death='stop')"
     killed_with_its_shim(tmp_path, body + noted_pid("job"))
     brief = f";import anodejobs.shim.server as s;s.HOST_GRACE_S={GRACE_S};main()"
     monkeypatch.setattr(shim_start, "_BOOTSTRAP", shim_start._BOOTSTRAP.replace(";main()", brief))
@@ -1138,6 +1139,10 @@ async def test_a_shim_that_no_application_has_come_to_stops_the_jobs_it_has_take
         stopped = await jobs.wait("job", timeout=60)
         assert stopped.status is Status.stopped
         assert "no application was left" in await whys(jobs, "job")
+        # Now there is one.
+        await jobs.run("sleep 0.2; exit 7", "next", on_host_death="stop")
+        assert (await jobs.wait("next", timeout=60)).exit_code == 7
+        await jobs.stop("stays")
 
 
 async def test_a_job_that_starts_when_its_application_has_been_gone_for_too_long_is_stopped(
