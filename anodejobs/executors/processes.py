@@ -426,9 +426,8 @@ class Processes(Executor):
                 snapshot = await self._looks.take_soon()
                 if left := snapshot.members(held.attempt, has_just_ended=True):
                     await self._endings.stop(held.attempt, held.launch.stop_grace, left=left)
-            except (
-                OSError
-            ) as error:  # descriptors lack: those of the job are let go of all the more
+            except OSError as error:
+                # Descriptors lack: those of the job are let go of all the more.
                 job_id, why = held.launch.job_id, one_line(error)
                 LOG.error("what job %s left behind was not ended: %s", job_id, why)
             for pipe in held.pipes.values():
