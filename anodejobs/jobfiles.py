@@ -70,17 +70,12 @@ class JobFiles:
                     if part.stat(follow_symlinks=False).st_mtime < before:
                         remove(part.path)
 
-    def variables(
-        self, logfile: str, attempt_number: int, *, has_payload: bool = False
-    ) -> dict[str, str]:
+    def variables(self, logfile: str, attempt_number: int) -> dict[str, str]:
         """Return what the attempt has in its environment to find its files by. Does not block."""
-        found = {
+        return {
             "ANODEJOBS_RESULT": self._result(logfile, attempt_number),
-            "ANODEJOBS_PROGRESS": self._progress(logfile, attempt_number),
+            "ANODEJOBS_PROGRESS": self.progress(logfile, attempt_number),
         }
-        if has_payload:
-            found["ANODEJOBS_PAYLOAD"] = self._payload(logfile)
-        return found
 
     def hand_out(self, logfile: str, payload: object) -> None:
         """Write the payload. Blocks.
@@ -95,10 +90,10 @@ class JobFiles:
             with open(fd, "wb") as file:
                 file.write(data)
             try:
-                os.replace(part, self._payload(logfile))
+                os.replace(part, self.payload(logfile))
             except IsADirectoryError:  # which a job has put there
-                remove(self._payload(logfile))
-                os.replace(part, self._payload(logfile))
+                remove(self.payload(logfile))
+                os.replace(part, self.payload(logfile))
         except BaseException:
             remove(part)
             raise
@@ -109,7 +104,7 @@ class JobFiles:
 
     def has_progress(self, logfile: str, attempt_number: int) -> bool:
         """Return whether the attempt said anything of its progress, likewise."""
-        return os.access(self._progress(logfile, attempt_number), os.F_OK)
+        return os.access(self.progress(logfile, attempt_number), os.F_OK)
 
     def result(self, logfile: str, attempt_number: int) -> Result | None:
         """Return the attempt's result, None where it wrote none. Blocks.
@@ -135,25 +130,19 @@ class JobFiles:
         except ValueError as error:
             return Result(error=f"the result is not JSON: {error}")
 
-    def progress(self, logfile: str, attempt_number: int) -> str:
-        """Return the file that the attempt appends its progress to."""
-        return self._progress(logfile, attempt_number)
-
     def answers(self, logfile: str, attempt_number: int) -> tuple[str, str]:
         """Return the files in which the attempt gives something back. Does not block."""
-        return self._result(logfile, attempt_number), self._progress(logfile, attempt_number)
+        return self._result(logfile, attempt_number), self.progress(logfile, attempt_number)
 
     def payload(self, logfile: str) -> str:
         """Return the file that the job reads its payload from."""
-        return self._payload(logfile)
-
-    def _payload(self, logfile: str) -> str:
         return f"{self._folder}/payloads/{logfile}.json"
 
     def _result(self, logfile: str, attempt_number: int) -> str:
         return f"{self._folder}/results/{logfile}.{attempt_number}.json"
 
-    def _progress(self, logfile: str, attempt_number: int) -> str:
+    def progress(self, logfile: str, attempt_number: int) -> str:
+        """Return the file that the attempt appends its progress to."""
         return f"{self._folder}/progress/{logfile}.{attempt_number}"
 
 

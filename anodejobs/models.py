@@ -111,11 +111,6 @@ class Model(BaseModel, metaclass=_NamesFields):
         _set(made, "__pydantic_private__", None)
         return made
 
-    @classmethod
-    def check(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the model these fields make, or raise ``InvalidJob``."""
-        return cls(fields)
-
 
 def _copied(value: Any) -> Any:
     """Return a copy of what JSON can be, in a fraction of the time of ``copy.deepcopy``."""

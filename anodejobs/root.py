@@ -25,7 +25,6 @@ from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
 from anodejobs.hosts import Hosts
 from anodejobs.jobdb import JobDB
-from anodejobs.jobfiles import JobFiles
 from anodejobs.links import Links
 from anodejobs.owner import Owner
 from anodejobs.planner import Planner
@@ -250,7 +249,7 @@ class Root:
         """Make the parts, of which each knows those before it."""
         jobdb, place = self._jobdb, self._planner.place
         errands = Errands(jobdb, place.host) if jobdb.is_shared_by_hosts else None
-        recorder = Recorder(jobdb, JobFiles(place.files), self._terms.recovery)
+        recorder = Recorder(jobdb, self._planner.files, self._terms.recovery)
         control = Control(jobdb, executor, recorder, errands=errands, host=self.host)
         watcher = Watcher(jobdb, executor, owner, recorder=recorder, control=control)
         reconciler = Reconciler(

@@ -76,9 +76,10 @@ class Caller:
         self._app, self._files, self._cwd = app, files, cwd
 
     def __call__(self, call: str, payload: object = None) -> subprocess.CompletedProcess[str]:
+        variables = self._files.variables("job", 1)
         if payload is not None:
             self._files.hand_out("job", payload)
-        variables = self._files.variables("job", 1, has_payload=payload is not None)
+            variables["ANODEJOBS_PAYLOAD"] = self._files.payload("job")
         return subprocess.run(
             call_argv(call, [str(self._app), *sys.path]),
             env={**os.environ, **variables},

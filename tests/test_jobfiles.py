@@ -49,14 +49,7 @@ def result_path(files: JobFiles, attempt: int = 1) -> Path:
 
 def test_a_payload_is_json_in_a_file(files):
     files.hand_out("job", {"regions": ["north", "süd"]})
-    variables = files.variables("job", 1, has_payload=True)
-    assert json.loads(Path(variables["ANODEJOBS_PAYLOAD"]).read_bytes()) == {
-        "regions": ["north", "süd"]
-    }
-
-
-def test_without_a_payload_there_is_no_variable_for_it(files):
-    assert files.variables("job", 1).keys() == {"ANODEJOBS_RESULT", "ANODEJOBS_PROGRESS"}
+    assert json.loads(Path(files.payload("job")).read_bytes()) == {"regions": ["north", "süd"]}
 
 
 @pytest.mark.parametrize("payload", [0, False, "", [], {}])
@@ -118,10 +111,10 @@ def test_two_who_start_an_attempt_may_both_hand_out_its_payload(files, monkeypat
 @pytest.mark.parametrize("job_id", ["../../x", "a/b", "Ü" * 200, "x" * 200, ".hidden", "a.1"])
 def test_every_job_id_has_its_files_inside(files, tmp_path, job_id):
     files.hand_out(log_name(job_id), 1)
-    variables = files.variables(log_name(job_id), 1, has_payload=True)
+    variables = files.variables(log_name(job_id), 1)
     sh('echo 2 > "$ANODEJOBS_RESULT"; echo 0.5 >> "$ANODEJOBS_PROGRESS"', variables)
     found = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(map(str, found)) == sorted(variables.values())
+    assert sorted(map(str, found)) == sorted([*variables.values(), files.payload(log_name(job_id))])
     assert files.result(log_name(job_id), 1) == Result(2)
 
 

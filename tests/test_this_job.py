@@ -39,9 +39,10 @@ def run(code: str, variables: dict[str, str] | None = None) -> subprocess.Comple
 
 def in_job(files: JobFiles, code: str, payload: object = None) -> str:
     """Run the code as the third attempt of a job, and return what it printed."""
+    variables = files.variables("train", 3)
     if payload is not None:
         files.hand_out("train", payload)
-    variables = files.variables("train", 3, has_payload=payload is not None)
+        variables["ANODEJOBS_PAYLOAD"] = files.payload("train")
     ran = run(code, {**MARKS, **variables})
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout
