@@ -20,7 +20,7 @@ from anodejobs.retries import (
     next_restart,
     retry_from_json,
 )
-from anodejobs.transitions import RECOVERY_HISTORY, transition
+from anodejobs.transitions import RECOVERY_HISTORY, attempt_record, transition
 
 LOG = logging.getLogger("anodejobs")
 
@@ -40,9 +40,9 @@ def with_sequel(
     """
     if not _may_go_on(record, event):
         return event
-    answer: float | GaveUp | None
     if record.status in (Status.stopping, Status.failed_stop) and not record.error:
         return event  # a caller has stopped it
+    answer: float | GaveUp | None
     if record.restart != "never":
         answer = next_restart(_restart_policy(record), _runs(record, event, events))
     else:
@@ -129,19 +129,7 @@ def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRe
     ended = [entry.ended for entry in events if entry.ended and _is_of(record, entry.at)]
     if record.status in WAITING or record.status is Status.cancelled:
         return ended  # the next one had not been started
-    last = AttemptRecord(
-        attempt=record.attempt,
-        status=record.status,
-        started_at=record.started_at,
-        finished_at=record.finished_at,
-        pid=record.last_pid,
-        exit_code=record.exit_code,
-        evidence=record.evidence,
-        error=record.error,
-        cpu_seconds=record.cpu_seconds,
-        peak_memory_bytes=record.peak_memory_bytes,
-    )
-    return [*ended, last]
+    return [*ended, attempt_record(record)]
 
 
 def begun_attempt(record: JobRecord) -> int:

@@ -41,6 +41,7 @@ __all__ = [
     "SIGNALLABLE",
     "TABLE",
     "Opening",
+    "attempt_record",
     "ended_attempt",
     "has_reached",
     "opened",
@@ -293,18 +294,22 @@ def ended_attempt(record: JobRecord, event: Event, after: JobRecord) -> AttemptR
         return None
     assert isinstance(event, (Exited, StartFailed, Lost))
     # As it would stand on record if nothing followed.
-    last = transition(record, replace(event, retry_at=None))
+    return attempt_record(transition(record, replace(event, retry_at=None)))
+
+
+def attempt_record(record: JobRecord) -> AttemptRecord:
+    """Return what the record tells of its attempt."""
     return AttemptRecord(
-        attempt=last.attempt,
-        status=last.status,
-        started_at=last.started_at,
-        finished_at=last.finished_at,
-        pid=last.last_pid,
-        exit_code=last.exit_code,
-        evidence=last.evidence,
-        error=last.error,
-        cpu_seconds=last.cpu_seconds,
-        peak_memory_bytes=last.peak_memory_bytes,
+        attempt=record.attempt,
+        status=record.status,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        pid=record.last_pid,
+        exit_code=record.exit_code,
+        evidence=record.evidence,
+        error=record.error,
+        cpu_seconds=record.cpu_seconds,
+        peak_memory_bytes=record.peak_memory_bytes,
     )
 
 
