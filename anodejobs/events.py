@@ -268,3 +268,7 @@ class Lost(Event):
     @property
     def why(self) -> str | None:
         return self.error
+
+
+End = Exited | StartFailed | Lost
+"""What an attempt ends with."""

@@ -12,7 +12,7 @@ import random
 from dataclasses import replace
 
 from anodejobs.errors import InvalidTransition, JobNotFound, StoreError
-from anodejobs.events import Adopted, Event, Exited, Lost, StartFailed
+from anodejobs.events import Adopted, End, Event, Exited, Lost
 from anodejobs.jobdb import JobDB
 from anodejobs.jobfiles import JobFiles
 from anodejobs.progress import last_progress
@@ -27,8 +27,6 @@ FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
 _EVENTS = 100
 """How much of a service's history is looked at first: some 25 attempts."""
-
-Ended = Exited | StartFailed | Lost
 
 
 class Recorder:
@@ -48,7 +46,7 @@ class Recorder:
         while True:
             try:
                 known = event
-                if isinstance(event, Exited | StartFailed | Lost):
+                if isinstance(event, End):
                     stored = await self._jobdb.stored(job_id, token)
                     known = await self.concluded(stored.record, event)
                 await self._jobdb.apply(job_id, known, token=token)
@@ -81,7 +79,7 @@ class Recorder:
         except StoreError:
             return False  # twice rather than not at all
 
-    async def concluded(self, record: JobRecord, event: Ended) -> Ended:
+    async def concluded(self, record: JobRecord, event: End) -> End:
         """Return the end of an attempt with what follows it, as the job's policies say."""
         if event.retry_at is not None:
             return event
@@ -94,7 +92,7 @@ class Recorder:
             return recovered(record, event, self._recovery)
         return event
 
-    async def _recent(self, record: JobRecord, event: Ended) -> list[JobEvent]:
+    async def _recent(self, record: JobRecord, event: End) -> list[JobEvent]:
         """Return as much of a service's history as its policy looks at: it may be very long."""
         most = _EVENTS
         while True:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
-from anodejobs.events import Exited, Lost, StartFailed
+from anodejobs.events import End, Exited, Lost, StartFailed
 from anodejobs.records import WAITING, AttemptRecord, JobEvent, JobRecord, Status
 from anodejobs.retries import (
     Failure,
@@ -26,7 +26,7 @@ LOG = logging.getLogger("anodejobs")
 
 Recovery = Literal["lost", "fail", "pending"]
 """What becomes of a job whose attempt was lost: its end, a failure, or another attempt."""
-Ended = TypeVar("Ended", Exited, StartFailed, Lost, Exited | StartFailed | Lost)
+Ended = TypeVar("Ended", Exited, StartFailed, Lost, End)
 
 
 def with_sequel(
@@ -56,9 +56,7 @@ def with_sequel(
     return replace(event, retry_at=event.at + timedelta(seconds=answer))
 
 
-def is_enough(
-    record: JobRecord, event: Exited | StartFailed | Lost, events: Sequence[JobEvent]
-) -> bool:
+def is_enough(record: JobRecord, event: End, events: Sequence[JobEvent]) -> bool:
     """Return whether the job's restart policy says the same, whatever came before these events."""
     is_all = bool(events) and not _is_of(record, events[0].at)
     return is_all or has_all_runs(_restart_policy(record), _runs(record, event, events))
@@ -84,14 +82,12 @@ def recovered(record: JobRecord, event: Lost, recovery: Recovery) -> Lost:
             return replace(event, retry_at=event.at)
 
 
-def _may_go_on(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+def _may_go_on(record: JobRecord, event: End) -> bool:
     """Return whether another attempt can follow this end: not where a caller has stopped it."""
     return transition(record, replace(event, retry_at=event.at)).status is Status.pending
 
 
-def _retry_delay(
-    record: JobRecord, event: Exited | StartFailed | Lost, fraction: float
-) -> float | GaveUp | None:
+def _retry_delay(record: JobRecord, event: End, fraction: float) -> float | GaveUp | None:
     if not _has_failed(record, event):
         return None
     exit_code = event.exit_code if isinstance(event, Exited) else None
@@ -104,7 +100,7 @@ def _retry_delay(
         return GaveUp(f"its retry policy failed: {error!r}")
 
 
-def _has_failed(record: JobRecord, event: Exited | StartFailed | Lost) -> bool:
+def _has_failed(record: JobRecord, event: End) -> bool:
     return transition(record, event).status is not Status.finished
 
 
@@ -112,9 +108,7 @@ def _restart_policy(record: JobRecord) -> RestartPolicy:
     return RestartPolicy(record.restart_policy or {"when": record.restart})
 
 
-def _runs(
-    record: JobRecord, event: Exited | StartFailed | Lost, events: Sequence[JobEvent]
-) -> list[Run]:
+def _runs(record: JobRecord, event: End, events: Sequence[JobEvent]) -> list[Run]:
     """Return all attempts of this run of the job, the one that has just ended last."""
     runs = [
         Run(ended.started_at or entry.at, entry.at, ended.status is not Status.finished)

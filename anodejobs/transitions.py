@@ -19,6 +19,7 @@ from anodejobs.events import (
     Admitted,
     Adopted,
     Claimed,
+    End,
     Event,
     Exited,
     Lost,
@@ -100,7 +101,7 @@ def _lost_after_stop(record: JobRecord, event: Lost) -> Status:
     return _lost(record, event) if record.error else Status.lost
 
 
-def _again(event: Exited | StartFailed | Lost) -> Status | None:
+def _again(event: End) -> Status | None:
     return None if event.retry_at is None else Status.pending
 
 
@@ -292,7 +293,7 @@ def ended_attempt(record: JobRecord, event: Event, after: JobRecord) -> AttemptR
     """Return the attempt that the event ended, where another one follows it."""
     if after.attempt == record.attempt:
         return None
-    assert isinstance(event, (Exited, StartFailed, Lost))
+    assert isinstance(event, End)
     # As it would stand on record if nothing followed.
     return attempt_record(transition(record, replace(event, retry_at=None)))
 
@@ -394,9 +395,7 @@ def _recovered(record: JobRecord, event: Lost, status: Status) -> dict[str, Json
     return {**record.metadata, RECOVERY_HISTORY: [*earlier, recovery]}
 
 
-def _another(
-    record: JobRecord, event: Exited | StartFailed | Lost, status: Status
-) -> dict[str, Any]:
+def _another(record: JobRecord, event: End, status: Status) -> dict[str, Any]:
     """Return what is to be said of the attempt that follows, if one does."""
     if status is not Status.pending:
         return {}

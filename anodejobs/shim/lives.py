@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from json.encoder import encode_basestring_ascii
 
-from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
+from anodejobs.events import Adopted, Attempt, End, Exited, Started, StartFailed
 from anodejobs.executors.base import Launch
 from anodejobs.shim.clients import Client
 from anodejobs.shim.journal import Entry
 from anodejobs.shim.protocol import Message, Told
-
-_ENDS = (Exited, Lost, StartFailed)
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +36,7 @@ class Life(Entry):
 
     @property
     def has_ended(self) -> bool:
-        return bool(self.events) and isinstance(self.events[-1], _ENDS)
+        return bool(self.events) and isinstance(self.events[-1], End)
 
     @property
     def has_failed_to_start(self) -> bool:
