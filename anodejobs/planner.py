@@ -80,15 +80,13 @@ class Planner:
         is_shared: bool,
     ) -> None:
         self.log_dir = db_path / "job_logs"
-        self.files = JobFiles(db_path / "job_files")
-        self._files = str(db_path / "job_files")
-        self._db_path = str(db_path)
-        self._log_dir = str(self.log_dir)
+        files = db_path / "job_files"
+        self.files = JobFiles(files)
+        self.place = Place(socket.gethostname(), str(db_path), str(self.log_dir), str(files))
         self._stop_grace = stop_grace
         self._log_max_bytes = log_max_bytes
         self._log_backups = log_backups
         self._is_shared = is_shared
-        self.place = Place(socket.gethostname(), self._db_path, self._log_dir, self._files)
         self._environment: dict[str, str] = {}
         self._encoded_environment: dict[bytes, bytes] = {}
 
@@ -104,49 +102,18 @@ class Planner:
 
         ``base_env`` is the environment to inherit where that is not the application's present one.
         """
-        if base_env is None:
-            base_env = self._present_environment() if spec.inherit_env else {}
         job_id = spec.job_id or str(uuid.uuid4())
         name = log_name(job_id)
-        try:
-            cwd = os.getcwd() if spec.cwd is None else os.path.abspath(spec.cwd)
-        except FileNotFoundError:
-            raise InvalidJob("cwd", "the application's own one is gone: name one") from None
-        launch = Launch(
-            job_id=job_id,
-            argv=("/bin/sh", "-c", spec.command)
-            if isinstance(spec.command, str)
-            else tuple(spec.command),
-            cwd=cwd,
-            base_env=base_env,
-            envs=spec.envs
-            if spec.payload is None
-            else {**spec.envs, _PAYLOAD: self.files.payload(name)},
-            files=self._files,
-            limits=_limits(spec),
-            logs=LogPlan(
-                stdout=f"{self._log_dir}/{name}_out.txt",
-                stderr=f"{self._log_dir}/{name}_errors.txt",
-                max_bytes=self._log_max_bytes,
-                backups=self._log_backups,
-            ),
-            timeout=spec.timeout,
-            stop_grace=self._stop_grace if spec.stop_grace is None else spec.stop_grace,
-            start_grace=spec.start_grace,
-            leftovers=spec.leftovers,
-            on_host_death=spec.on_host_death,
-            # What ran here may have been deleted, or run anew, on another host since.
-            earlier=1 if self._is_shared else 0,
-        )
+        launch = self._launch(spec, job_id, name, base_env)
         now = utc_now()
         record = opened(
             opening,
             self_id=job_id,
             last_update=now,
             created_at=now,
-            dirname=self._db_path,
-            cwd=cwd,
-            logdir=self._log_dir,
+            dirname=self.place.dirname,
+            cwd=launch.cwd,
+            logdir=self.place.logdir,
             logfile=name,
             command=spec.command,
             name=spec.name,
@@ -162,6 +129,41 @@ class Planner:
             batch_id=batch_id,
         )
         return Plan(record=record, launch=launch)
+
+    def _launch(
+        self, spec: JobSpec, job_id: str, name: str, base_env: dict[str, str] | None
+    ) -> Launch:
+        if base_env is None:
+            base_env = self._present_environment() if spec.inherit_env else {}
+        try:
+            cwd = os.getcwd() if spec.cwd is None else os.path.abspath(spec.cwd)
+        except FileNotFoundError:
+            raise InvalidJob("cwd", "the application's own one is gone: name one") from None
+        command, envs = spec.command, spec.envs
+        if spec.payload is not None:
+            envs = {**envs, _PAYLOAD: self.files.payload(name)}
+        return Launch(
+            job_id=job_id,
+            argv=("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command),
+            cwd=cwd,
+            base_env=base_env,
+            envs=envs,
+            files=self.place.files,
+            limits=_limits(spec),
+            logs=LogPlan(
+                stdout=f"{self.place.logdir}/{name}_out.txt",
+                stderr=f"{self.place.logdir}/{name}_errors.txt",
+                max_bytes=self._log_max_bytes,
+                backups=self._log_backups,
+            ),
+            timeout=spec.timeout,
+            stop_grace=self._stop_grace if spec.stop_grace is None else spec.stop_grace,
+            start_grace=spec.start_grace,
+            leftovers=spec.leftovers,
+            on_host_death=spec.on_host_death,
+            # What ran here may have been deleted, or run anew, on another host since.
+            earlier=1 if self._is_shared else 0,
+        )
 
     def _present_environment(self) -> dict[str, str]:
         """Return the application's environment; the same object for as long as it is the same."""
