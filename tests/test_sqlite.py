@@ -25,8 +25,9 @@ from anodejobs.executors.base import Launch, LogPlan
 from anodejobs.records import JobEvent, JobRecord
 from anodejobs.stores.base import Delete, Query, Stored
 from anodejobs.stores.rows import micros
-from anodejobs.stores.sqlite import APPLICATION_ID, LONGEST_PATH_BYTES, MIGRATIONS
+from anodejobs.stores.sqlite import LONGEST_PATH_BYTES
 from anodejobs.stores.sqlite_queries import page
+from anodejobs.stores.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from anodejobs.stores.sqlite_writes import Batch
 from anodejobs.testing import make_attempt, make_insert, make_launch, make_record, make_save
 from tests.programs import ends_well, process

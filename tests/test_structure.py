@@ -101,7 +101,7 @@ LAYERS = [
         "stores.memory",
         *("stores.read_rows", "stores.write_rows", "stores.database_sql"),
     ],
-    ["shim.draining", "stores.sqlite_queries", "stores.sqlite_writes"],
+    ["shim.draining", "stores.sqlite_queries", "stores.sqlite_schema", "stores.sqlite_writes"],
     ["stores.database_queries", "stores.database_saves", "stores.database_schema"],
     ["stores.database_leases"],
     ["stores.database_writes"],
