@@ -37,8 +37,6 @@ def begun_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
     try:
         asyncio.get_running_loop().run_in_executor(None, once)
-    except (
-        RuntimeError
-    ):  # no thread can be started; one that there is may have taken it all the same
+    except RuntimeError:  # no thread can be started; one that is there may take it all the same
         once()
     return asyncio.wrap_future(outcome)

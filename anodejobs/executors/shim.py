@@ -424,11 +424,7 @@ class Shim(Executor):
 
     # Having a shim.
 
-    async def _ask(
-        self,
-        request: str,
-        env: dict[str, str] | None = None,
-    ) -> Message:
+    async def _ask(self, request: str, env: dict[str, str] | None = None) -> Message:
         """Return the shim's answer; where it dies meanwhile, the next one is asked.
 
         What is asked for may therefore be done twice, so it must do no harm then.
@@ -444,7 +440,7 @@ class Shim(Executor):
                 continue
             if not answer.get("is_draining"):
                 return answer
-            await self._drained(link)
+            self._set_aside(link)
 
     async def _ask_until_answered(self, start: str, launch: Launch) -> Message:
         """Return how a start went, however long it takes to have a shim that can tell.
@@ -559,8 +555,8 @@ class Shim(Executor):
         await link.ask(request_of({"do": "drain"}))
         link.close()
 
-    async def _drained(self, link: Link) -> None:
-        """Look for the shim that has taken the place of this one."""
+    def _set_aside(self, link: Link) -> None:
+        """Keep the link to a shim that drains; the next one asked is the one in its place."""
         if self._link is link:
             self._link = None
             self._draining[f"was {id(link)}"] = link

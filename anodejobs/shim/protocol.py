@@ -148,7 +148,6 @@ def check_begin(message: Message) -> None:
     """Raise as ``check_request`` where an attempt that begins could not be seen to its end."""
     token, launch = message["begin"]["token"], message["launch"]
     most = launch["logs"]["max_bytes"]
-    token = message["begin"]["token"]
     if not (
         isinstance(token, str)
         and token.isascii()
