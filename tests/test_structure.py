@@ -90,7 +90,7 @@ LAYERS = [
     [
         *("executors.children", "executors.deaths", "executors.looks", "executors.pump"),
         *("executors.samples", "executors.shim_link"),
-        *("shim.clients", "shim.journal"),
+        *("shim.clients", "shim.journal", "shim.tombs"),
         *("stores.contents", "stores.file_commits", "stores.file_texts", "stores.pages"),
         *("stores.database_aiomysql", "stores.database_asyncpg", "stores.rows"),
     ],

@@ -38,6 +38,7 @@ from anodejobs.shim.protocol import (
     event_to_json,
     event_to_text,
 )
+from anodejobs.shim.tombs import Tombs
 
 LOG = logging.getLogger("anodejobs")
 
@@ -71,9 +72,7 @@ class Server:
         self._unrecorded: dict[str, float] = {}
         self._put_off: list[Life] = []
         """What is to be taken on, and could not be yet."""
-        self._tombs: set[str] = set()
-        self._older_tombs: set[str] = set()
-        self._tomb_age = 0
+        self._tombs = Tombs()
         self._to_flush: set[Client] = set()
         self._is_flush_due = False
         self._is_draining = False
@@ -160,7 +159,7 @@ class Server:
                 LOG.exception("what other shims have left waits")
 
     def _is_known(self, token: str) -> bool:
-        return token in self._lives or token in self._tombs or token in self._older_tombs
+        return token in self._lives or token in self._tombs
 
     async def _recover(self, entries: list[Entry]) -> None:
         lives = [
@@ -245,12 +244,11 @@ class Server:
 
         Each has answered since they were done with: whatever it had sent before has been read.
         """
-        if any(client.knows_tombs < self._tomb_age for client in self._clients):
+        if any(client.knows_tombs < self._tombs.age for client in self._clients):
             return
-        self._older_tombs, self._tombs = self._tombs, set()
-        self._tomb_age += 1
+        self._tombs.grow_older()
         for client in self._clients:
-            client.send({"age": self._tomb_age})
+            client.send({"age": self._tombs.age})
 
     # What applications say.
 
@@ -263,7 +261,7 @@ class Server:
 
     def _hello(self, client: Client, message: Message) -> None:
         client.is_greeted = True
-        client.knows_tombs = self._tomb_age
+        client.knows_tombs = self._tombs.age
         self._clients[client] = None
         self._is_abandoned = False
         self._cancel_timers()
@@ -315,7 +313,7 @@ class Server:
         token = attempt.token
         life = self._lives.get(token)
         if life is None:
-            if token in self._tombs or token in self._older_tombs:
+            if token in self._tombs:
                 self._answer(client, message, Lost(error="it has ended, and that is on record"))
                 return
             if self._is_draining:
@@ -351,7 +349,7 @@ class Server:
             found = next((e for e in life.events if isinstance(e, Started)), None)
             known = Adopted(attempt=found.attempt if found else life.attempt)
             self._answer(client, message, known)
-        elif token in self._tombs or token in self._older_tombs:
+        elif token in self._tombs:
             self._answer(client, message, Lost(error="it has ended, and that is on record"))
         else:
             life = self._lives[token] = begun_life(client, message, attempt)
