@@ -70,7 +70,7 @@ LAYERS = [
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
     [
         *("logs", "records", "executors.marks", "executors.environment"),
-        *("shim.peers", "shim.protocol"),
+        *("shim.listener", "shim.peers", "shim.protocol"),
     ],
     ["limits"],
     [

@@ -25,8 +25,9 @@ from anodejobs.executors.spawner import PYTHON_IGNORES, is_possible
 from anodejobs.logs import LogFile
 from anodejobs.shim.draining import draining
 from anodejobs.shim.journal import Entry
+from anodejobs.shim.listener import listening
 from anodejobs.shim.orphans import become_reaper
-from anodejobs.shim.server import Server, inherited, listening
+from anodejobs.shim.server import Server, inherited
 
 LOG = logging.getLogger("anodejobs")
 

@@ -8,16 +8,13 @@ the next that comes. Everything is in the journal before it is told.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from anodejobs import faults
 from anodejobs.errors import ExecutorError
@@ -29,6 +26,7 @@ from anodejobs.executors.supervisors import is_elsewhere
 from anodejobs.shim.clients import Client, LogReader
 from anodejobs.shim.draining import draining, files_of, left_journals
 from anodejobs.shim.journal import Entry, Journal, load
+from anodejobs.shim.listener import Listener
 from anodejobs.shim.lives import Life, as_recorded, begun_life, latest_attempt
 from anodejobs.shim.orphans import OrphanReaper
 from anodejobs.shim.protocol import (
@@ -42,9 +40,6 @@ from anodejobs.shim.tombs import Tombs
 
 LOG = logging.getLogger("anodejobs")
 
-SOCKET = "socket"
-"""In the shim's folder, which it works in: the path of a socket must be short."""
-_BACKLOG = 128
 _MOST_STARTS = 32
 """How many processes may be on their way at once: so many are in doubt when the shim is killed."""
 _SWEEP_EVERY_S = 5.0
@@ -76,7 +71,7 @@ class Server:
         self._to_flush: set[Client] = set()
         self._is_flush_due = False
         self._is_draining = False
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener(lambda: Client(self))
         self._on_drain: Callable[[], None] = lambda: None
         self._is_left = asyncio.Event()
         self._leaving: asyncio.TimerHandle | None = None
@@ -102,7 +97,7 @@ class Server:
                 await self._recover(entries)
                 await self._take_over()
                 self._abandon_soon()  # who has had this one started may be gone before it is heard
-                await self._listen(listener)
+                await self._listener.open(listener)
                 self._tasks.create_task(self._keep_house())
                 self._leave_soon()
                 await self._is_left.wait()
@@ -113,32 +108,12 @@ class Server:
         except* _Left:
             pass
         finally:
-            self._stop_listening()
+            self._listener.close()
             self._journal.close()
 
     def leave(self) -> None:
         """Leave as soon as possible; jobs run on, and wait for the next shim."""
         self._is_left.set()
-
-    async def _listen(self, listener: socket.socket) -> None:
-        # The path stays: when this ends it may be another shim's.
-        kept: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-        self._listener = await self._loop.create_unix_server(
-            lambda: Client(self), sock=listener, **kept
-        )
-
-    async def _listen_again(self) -> None:
-        """Be there for new applications though somebody has removed the socket."""
-        if not self._is_draining and not os.path.lexists(SOCKET):
-            with contextlib.suppress(OSError):  # the folder has gone, too
-                listener = listening()
-                self._stop_listening()
-                await self._listen(listener)
-
-    def _stop_listening(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
 
     async def _take_over(self) -> None:
         """Take on what shims have left that died while they were draining."""
@@ -234,7 +209,8 @@ class Server:
             await self._adopt_those_put_off()
             await self._take_over_if_possible()
             self._find_owners()
-            await self._listen_again()
+            if not self._is_draining:
+                await self._listener.open_again()
             if self._loop.time() >= next_forgetting:
                 next_forgetting = self._loop.time() + _FORGET_EVERY_S
                 self._forget_tombs()
@@ -688,21 +664,6 @@ _ACTIONS: dict[str, Callable[[Server, Client, Message], None]] = {
     "age": Server._aged,
     "drain": Server._drain,
 }
-
-
-def listening() -> socket.socket:
-    """Return a socket that applications can connect to; it replaces one that was left behind."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(SOCKET)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        listener.bind(SOCKET)
-        os.chmod(SOCKET, 0o600)  # no umask: that is the jobs', which are spawned meanwhile
-        listener.listen(_BACKLOG)  # nobody could connect before
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 class _Left(Exception):  # no error: how a task group is ended
