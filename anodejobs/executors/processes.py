@@ -220,31 +220,17 @@ class Processes(Executor):
         argv: Sequence[str],
         about_to: Callable[[], None] | None,
     ) -> Child:
-        """Return the child once it is its program. Raises OSError, ValueError as that is refused,
-        and ProcessLookupError where somebody has reaped it already. Who calls closes the ``fds``
-        that are left.
+        """Return the child once it is its program. Who calls closes the ``fds`` that are left.
+
+        Raises OSError and ValueError where that is refused, and ProcessLookupError where somebody
+        has reaped it already.
         """
         if self._null < 0:
             self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        own = {**launch.envs, **marks}
         if not is_possible() or not tree.HAS_PIDFDS:
             if about_to is not None:
                 about_to()
-            if self._marking is not None:
-                self._marking.mark(marks["ANODEJOBS_TOKEN"])
-                # It spawns before it waits for anything.
-                asyncio.get_running_loop().call_soon(self._marking.unmark)
-            with open_for_both(fds) as own_fds:
-                process = await asyncio.create_subprocess_exec(
-                    *argv,
-                    stdin=self._null,
-                    stdout=own_fds["stdout"],
-                    stderr=own_fds["stderr"],
-                    cwd=launch.cwd,
-                    env={**launch.base_env, **own},
-                    start_new_session=True,
-                )
-            return AsyncioChild(process)
+            return await self._started_by_asyncio(launch, marks, fds, argv)
         if self._children is None:
             self._children = Children()
         if self._spawner is None:
@@ -254,7 +240,7 @@ class Processes(Executor):
                 argv=argv,
                 cwd=launch.cwd,
                 base_env=launch.base_env,
-                own_env=own,
+                own_env={**launch.envs, **marks},
                 stdin=self._null,
                 stdout=fds.pop("stdout"),
                 stderr=fds.pop("stderr"),
@@ -269,6 +255,29 @@ class Processes(Executor):
         except OSError:  # it is to be said that it did not start, so it must not go on
             kill_and_reap(pid)
             raise
+
+    async def _started_by_asyncio(
+        self,
+        launch: Launch,
+        marks: dict[str, str],
+        fds: dict[Stream, int],
+        argv: Sequence[str],
+    ) -> Child:
+        if self._marking is not None:
+            self._marking.mark(marks["ANODEJOBS_TOKEN"])
+            # It spawns before it waits for anything.
+            asyncio.get_running_loop().call_soon(self._marking.unmark)
+        with open_for_both(fds) as own_fds:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=self._null,
+                stdout=own_fds["stdout"],
+                stderr=own_fds["stderr"],
+                cwd=launch.cwd,
+                env={**launch.base_env, **launch.envs, **marks},
+                start_new_session=True,
+            )
+        return AsyncioChild(process)
 
     def _hold(
         self,
@@ -354,7 +363,9 @@ class Processes(Executor):
         started_at = held.attempt.started_monotonic or ended_at
         account = await account_of(held.attempt)
         cpu_seconds, peak_memory_bytes = self._used(held, account)
-        refused, limit = await verdict(held.launch, code, account) if held.is_limited else _NONE
+        refused = limit = None
+        if held.is_limited:
+            refused, limit = await verdict(held.launch, code, account)
         return Exited(
             exit_code=code,
             evidence="observed" if held.child else "adopted",
@@ -604,6 +615,3 @@ async def _start_time(child: Child) -> float | None:
 _TAKEN = "the application, or something in it, took the exit code before it could be read"
 _DOUBTFUL = "its supervisor died before it had started it, or soon after; the log may have a gap"
 _UNSEEN = "it ended while no supervisor was there to see how; the log may have a gap"
-
-
-_NONE = (None, None)
