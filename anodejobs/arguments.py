@@ -51,8 +51,7 @@ def of_each(field: str, make: Callable[[Given], Made], given: Iterable[Given]) -
 
 def replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:
     """Return what says whether a new run may take the place of one that has ended."""
-    if if_exists not in ("rerun", "skip", "error"):
-        raise InvalidJob("if_exists", "must be 'rerun', 'skip' or 'error'")
+    check_choice("if_exists", if_exists, "rerun", "skip", "error")
     if fresh_for is not None:
         if if_exists != "skip":
             raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
@@ -120,6 +119,13 @@ def signal_number(sig: int | str) -> int:
     except KeyError:
         pass
     raise InvalidJob("sig", f"{sig!r} is no signal here")
+
+
+def check_choice(field: str, value: object, *choices: str) -> None:
+    """Raise InvalidJob where the value is none of the choices."""
+    if value not in choices:
+        *others, last = map(repr, choices)
+        raise InvalidJob(field, f"must be {', '.join(others)} or {last}")
 
 
 def check_count(field: str, value: int | None, *, least: int) -> None:

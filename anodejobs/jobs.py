@@ -23,6 +23,7 @@ from anodejobs.arguments import (
     AnyFilter,
     AnyStatus,
     IfExists,
+    check_choice,
     check_count,
     check_limits,
     checked_days,
@@ -150,12 +151,8 @@ class Jobs:
     ) -> None:
         if executor not in ("shim", "inline") and not isinstance(executor, Executor):
             raise InvalidJob("executor", "must be 'shim', 'inline' or an Executor")
-        if on_close not in ("leave", "stop"):
-            raise InvalidJob("on_close", "must be 'leave' or 'stop'")
-        if recovery not in ("lost", "fail", "pending"):
-            raise InvalidJob("recovery", "must be 'lost', 'fail' or 'pending'")
-        if store is not None and not isinstance(store, (str, JobStore)):
-            raise InvalidJob("store", "must be a JobStore or a URL")
+        check_choice("on_close", on_close, "leave", "stop")
+        check_choice("recovery", recovery, "lost", "fail", "pending")
         check_count("log_max_bytes", log_max_bytes, least=1)
         check_count("log_backups", log_backups, least=0)
         check_limits(max_concurrent_jobs, queues, aging)
@@ -175,13 +172,7 @@ class Jobs:
             on_close=on_close,
         )
         self._retention_days = checked_days("retention_days", retention_days)
-        if store is None:
-            store = sqlite_store(self.db_path / "jobs.db", durability=durability)
-        elif isinstance(store, str):
-            store = from_url(store, durability=durability)
-        else:
-            check_durability(durability, where_useless="a JobStore, which is told it when made")
-        self._jobdb = JobDB(store)
+        self._jobdb = JobDB(_store_for(self.db_path, store, durability))
         self._planner = Planner(
             self.db_path,
             stop_grace=stop_grace,
@@ -825,8 +816,7 @@ class Jobs:
 
         Raises InvalidJob, and JobNotFound where ``after`` names no job.
         """
-        if sort_order not in ("asc", "desc"):
-            raise InvalidJob("sort_order", "must be 'asc' or 'desc'")
+        check_choice("sort_order", sort_order, "asc", "desc")
         query = Query(
             filter=JobFilter(filter),
             sort_by=sort_by,
@@ -1009,3 +999,15 @@ class Jobs:
         after = self._jobdb.news.cursor
         calls = serve_callback(callback, self._jobdb, job_id=job_id, after=after, wanted=wanted)
         return owner.own(calls, "callbacks").cancel
+
+
+def _store_for(db_path: Path, store: JobStore | str | None, durability: Durability) -> JobStore:
+    """Return the store that is asked for: None is SQLite in the directory."""
+    if store is None:
+        return sqlite_store(db_path / "jobs.db", durability=durability)
+    if isinstance(store, str):
+        return from_url(store, durability=durability)
+    if not isinstance(store, JobStore):
+        raise InvalidJob("store", "must be a JobStore or a URL")
+    check_durability(durability, where_useless="a JobStore, which is told it when made")
+    return store
