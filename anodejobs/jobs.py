@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -41,7 +40,7 @@ from anodejobs.arguments import (
 from anodejobs.callbacks import OnStatus, serve_callback
 from anodejobs.catalogue import Catalogue
 from anodejobs.dependencies import resolve_batch
-from anodejobs.errors import InvalidJob, JobActive, JobNotFound, StatusUnreachable, StoreError
+from anodejobs.errors import InvalidJob, JobActive, JobNotFound, StatusUnreachable
 from anodejobs.events import Event, Submitted
 from anodejobs.executors.base import STREAMS, Executor, Stream
 from anodejobs.fields import check_name, check_seconds, check_text
@@ -68,12 +67,12 @@ from anodejobs.records import (
     Status,
     Usage,
 )
+from anodejobs.removal import Removal
 from anodejobs.retention import Retention
 from anodejobs.root import Parts, Root, Terms
 from anodejobs.scheduler import PAUSED
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
-from anodejobs.starter import remove_attempts
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
@@ -84,9 +83,6 @@ from anodejobs.transitions import Opening, renewed
 
 if TYPE_CHECKING:
     from anodejobs.settings import JobsSettings
-
-
-LOG = logging.getLogger("anodejobs")
 
 
 class Jobs:
@@ -184,6 +180,7 @@ class Jobs:
         self._timetable = Timetable(self._jobdb, self._planner)
         self._jobdb.on_foreign.append(self._timetable.attend)
         self._catalogue = Catalogue(self._jobdb)
+        self._removal = Removal(self._jobdb, self._links)
         self._retention = Retention(self._jobdb, self._delete_old)
         self._root = Root(
             self.db_path,
@@ -706,50 +703,11 @@ class Jobs:
         logs cannot be removed: then it is kept.
         """
         owner = (await self._open_for(job_id)).owner
-        return await owner.owned(self._delete, job_id)
-
-    async def _delete(self, job_id: str) -> bool:
-        while stored := await self._jobdb.on_disk(job_id):
-            record = stored.record
-            if not record.is_done:
-                raise JobActive(job_id, record.status)
-            if record.status is Status.finished:
-                await self._links.release(job_id)
-            if await self._clear(record) and await self._jobdb.delete_all([record]):
-                return True
-        return False
-
-    async def _clear(self, record: JobRecord) -> bool:
-        """Remove the files of an ended job, if this is still its record; return whether it is.
-
-        For it to be deleted next, and not after it was: then its id is free, and the files of that
-        name may be another job's.
-        """
-        stored = await self._jobdb.on_disk(record.self_id)
-        if stored is None or stored.record.revision != record.revision:
-            return False
-        try:
-            await in_thread(remove_attempts, stored.launch, record)
-        except OSError as error:
-            why = f"job {record.self_id!r} is not deleted, as its logs cannot be removed: {error}"
-            raise StoreError(why) from error
-        return True
+        return await owner.owned(self._removal.delete, job_id)
 
     async def _delete_old(self, records: Sequence[JobRecord]) -> int:
-        """Delete the jobs whose records these still are; return how many they were."""
-
-        async def delete() -> int:
-            cleared: list[JobRecord] = []
-            for record in records:
-                try:
-                    if await self._clear(record):
-                        cleared.append(record)
-                except StoreError as error:  # the others go all the same
-                    LOG.error("%s", error)
-            return await self._jobdb.delete_all(cleared)
-
         owner = (await self._root.open()).owner
-        return await owner.owned(delete)
+        return await owner.owned(self._removal.delete_all, records)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
         """Remove jobs that ended so many days ago or earlier, with their logs; return how many.

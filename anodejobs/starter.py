@@ -13,15 +13,13 @@ from dataclasses import replace
 from anodejobs import faults
 from anodejobs.errors import AnodeJobsError, InvalidJob, JobActive, StoreError
 from anodejobs.events import Admitted, Attempt
-from anodejobs.executors.base import Executor, Launch
+from anodejobs.executors.base import Executor
 from anodejobs.jobdb import JobDB, unstarted
-from anodejobs.jobfiles import JobFiles
 from anodejobs.links import Links
 from anodejobs.owner import Owner, refuse, resolve
 from anodejobs.planner import Place, Plan
 from anodejobs.reconciler import Reconciler
 from anodejobs.records import JobRecord
-from anodejobs.regular import remove
 from anodejobs.sequels import begun_attempt
 from anodejobs.stores.base import Stored
 from anodejobs.watcher import Answer, Opened, Watcher
@@ -186,12 +184,3 @@ def _left_attempts(old: Stored) -> int:
     if old.record.attempt == 1 and begun_attempt(old.record) == 1:
         return 1
     return max(old.launch.earlier, old.record.attempt)
-
-
-def remove_attempts(launch: Launch, record: JobRecord) -> None:
-    """Remove the logs and files of a job that has ended. Waits for the disk."""
-    for number in range(1, max(record.attempt, launch.earlier) + 1):
-        for path in launch.of_attempt(number).traces(number):
-            remove(path)
-    if launch.files:
-        remove(JobFiles(launch.files).payload(record.logfile))

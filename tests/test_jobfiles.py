@@ -21,7 +21,7 @@ from anodejobs.jobfiles import MOST_RESULT_BYTES, JobFiles, Result
 from anodejobs.logs import log_name, rotated_folder
 from anodejobs.progress import ProgressWatch, last_progress, parse_progress
 from anodejobs.records import JobRecord
-from anodejobs.starter import remove_attempts
+from anodejobs.removal import remove_attempts
 from anodejobs.testing import make_launch, make_record
 
 PATIENCE_S = 60.0

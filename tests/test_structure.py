@@ -117,7 +117,7 @@ LAYERS = [
     ],
     [
         *("follower", "recorder", "owner", "timetable", "catalogue", "progressfeed"),
-        "migration",
+        *("migration", "removal"),
     ],
     ["settings", "control"],
     ["watcher"],
