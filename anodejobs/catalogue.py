@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Final
 
@@ -24,7 +25,7 @@ class Catalogue:
 
     async def add(self, template: Template) -> None:
         """Keep a template, in place of one of that name."""
-        text = documents.encoded(documents.spec_to_json(template))
+        text = json.dumps(documents.spec_to_json(template))
         await self._jobdb.put_document(TEMPLATE, template.name, text)
 
     async def remove(self, name: str) -> bool:
@@ -54,6 +55,6 @@ class Catalogue:
 
 def _read(name: str, text: str) -> Template:
     try:
-        return documents.spec_from_json(Template, documents.decoded(text))
+        return documents.spec_from_json(Template, json.loads(text))
     except (TypeError, ValueError) as error:  # a newer anodejobs kept it, or a class is not here
         raise InvalidJob("template", f"{name!r} cannot be read: {error}") from error

@@ -5,7 +5,6 @@ Pure. A document holds the environment, so it is never shown to anybody.
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 from anodejobs.limits import check_limits
@@ -41,14 +40,3 @@ def spec_from_json(kind: type[Spec], fields: dict[str, Any]) -> Spec:
     if "limits" in fields:
         fields["limits"] = check_limits(fields["limits"])
     return kind(fields)
-
-
-def encoded(document: dict[str, Any]) -> str:
-    """Return a document as text."""
-    return json.dumps(document)
-
-
-def decoded(text: str) -> dict[str, Any]:
-    """Return the document that was kept."""
-    document: dict[str, Any] = json.loads(text)
-    return document

@@ -67,7 +67,7 @@ class _Entry:
         return self.schedule.model_copy(update={"start": self.since})
 
     def to_text(self) -> str:
-        return documents.encoded(
+        return json.dumps(
             {
                 "mark": self.mark,
                 "since": self.since.isoformat(),
@@ -81,7 +81,7 @@ class _Entry:
     def from_text(cls, name: str, text: str) -> _Entry:
         """Return what ``to_text`` has written. Raises InvalidJob, as it may be of another time."""
         try:
-            kept = documents.decoded(text)
+            kept = json.loads(text)
             return cls(
                 name=name,
                 mark=kept["mark"],
@@ -114,7 +114,7 @@ class _Progress:
         return dataclasses.replace(self, last_job=job_id, line=(*self.line, job_id))
 
     def to_text(self) -> str:
-        return documents.encoded(
+        return json.dumps(
             {
                 "mark": self.mark,
                 "since": self.since.isoformat(),
@@ -136,7 +136,7 @@ class _Progress:
         if text is None:
             return start
         try:
-            kept = documents.decoded(text)
+            kept = json.loads(text)
             last_job = kept["last_job"]
             line = tuple(kept.get("line", () if last_job is None else (last_job,)))
             if kept["mark"] != entry.mark:
