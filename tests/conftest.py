@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, settings
 
 from anodejobs import Jobs
 from anodejobs.executors import shim, supervisors
+from tests.programs import Gate
 
 pytest.register_assert_rewrite("anodejobs.testing")
 
@@ -41,6 +42,13 @@ def python(code: str) -> list[str]:
 
 ON_BOTH = ("test_cgroups", "test_processes", "test_follow", "test_waiting", "test_events")
 """Tests whose ``jobs`` are started inline, and once more through a shim."""
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import select
-import shlex
 import signal
 import socket
 import sqlite3
@@ -26,31 +25,12 @@ from aiohttp.test_utils import TestServer
 
 from anodejobs import JobRecord, Jobs, Status
 from examples import aiohttp_app, fastapi_app
+from tests.programs import Gate
 
 pytestmark = pytest.mark.outer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 LIMIT_S = 60.0
-
-
-class Gate:
-    """Holds jobs up until the test opens it."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        # Both ends at once: neither the job nor the test then waits for the other to open its own.
-        self.fd = os.open(path, os.O_RDWR)
-        self.wait = f"read _ < {shlex.quote(str(path))}"
-
-    def open(self) -> None:
-        os.write(self.fd, b"go on\n")
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    os.close(gate.fd)
 
 
 @asynccontextmanager

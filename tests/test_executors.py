@@ -36,6 +36,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.logs import LogTail
 from tests.conftest import python
+from tests.programs import Gate, has_gone
 from tests.test_recovery import KERNEL_TELLS
 
 pytestmark = pytest.mark.smoke
@@ -414,7 +415,7 @@ class ExecutorContract:
         attempt = await app.run(python(LEAVER))
         (left,) = await app.pids(attempt, 1)
         await app.over(attempt)
-        await has_died(left)
+        await has_gone(left)
 
     async def test_what_was_left_behind_is_left_as_launched(self, app: Application) -> None:
         attempt = await app.run(python(LEAVER), leftovers="leave")
@@ -423,7 +424,7 @@ class ExecutorContract:
         await gone(app.executor.held)
         assert lives(left)
         os.kill(left, signal.SIGKILL)
-        await has_died(left)
+        await has_gone(left)
 
     async def test_what_is_not_in_its_hands_is_not_cleaned_up(
         self, app: Application, gate: Gate
@@ -541,7 +542,7 @@ class ExecutorContract:
         pids = await app.pids(attempt, 2)
         await app.executor.signal(attempt, signal.SIGUSR1)
         for pid in pids:
-            await has_died(pid)
+            await has_gone(pid)
         assert_is_end(await app.over(attempt), -signal.SIGUSR1)
 
     async def test_usage_counts_every_process(self, app: Application) -> None:
@@ -711,7 +712,7 @@ class DurableExecutorContract(ExecutorContract):
         attempt = await app.run(f"{gate.wait}; echo last words; exit 3", leftovers="leave")
         await app.close()
         gate.open()
-        await has_died(attempt.pid)
+        await has_gone(attempt.pid)
         async with next_app:
             async with asyncio.timeout(LIMIT_S):
                 assert await next_app.inherited.get() == ("a", attempt.token)
@@ -753,7 +754,7 @@ class DurableExecutorContract(ExecutorContract):
         attempt = await app.run(f'{gate.wait}; {sys.executable} -ISc "{code}"')
         await app.close()
         gate.open()
-        await has_died(attempt.pid)  # which it could not if nobody read its pipe
+        await has_gone(attempt.pid)  # which it could not if nobody read its pipe
         async with Application(self.make_executor(app.folder), app.folder) as next_app:
             await next_app.over(attempt)
         assert (app.folder / "out.txt").stat().st_size == 64 * 65536
@@ -832,29 +833,6 @@ def test_a_plan_of_logs_has_a_path_for_each_stream() -> None:
 # What the tests above are written with.
 
 
-class Gate:
-    """Jobs wait at it until they are let through, one by one."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self._fd = os.open(path, os.O_RDWR)
-        self.wait = f"read _ < {path}"
-        """The command that waits."""
-
-    def open(self, times: int = 1) -> None:
-        os.write(self._fd, b"\n" * times)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
-
-
 INLINE_HOST = """
 import asyncio, json, os, sys
 from dataclasses import replace
@@ -901,23 +879,6 @@ def assert_is_end(end: Exited | Lost, code: int) -> None:
 def lives(pid: int | None) -> bool:
     """Return whether the process runs; one that nobody has reaped does not."""
     return pid is not None and tree.start_time(pid) is not None
-
-
-async def has_died(pid: int | None) -> None:
-    """Return once the process, which need not be our child, is dead."""
-    assert pid is not None
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    died = asyncio.Event()
-    asyncio.get_running_loop().add_reader(fd, died.set)
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            await died.wait()
-    finally:
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
 
 
 async def gone(held: Callable[[], Coroutine[Any, Any, set[str]]]) -> None:

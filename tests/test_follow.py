@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,42 +20,11 @@ from anodejobs.executors.base import OnGrowth
 from anodejobs.executors.processes import Processes
 from anodejobs.logs import LogTail, rotated_folder
 from tests.conftest import python
+from tests.programs import Gate
 
 LIMIT_S = 60.0
 
 Chunks = AsyncGenerator[LogChunk, None]
-
-
-class Gate:
-    """Holds a job up, time after time, until the test lets it pass."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        # Both ends at once: neither the job nor the test then waits for the other to open its own.
-        self.fd = os.open(path, os.O_RDWR)
-        self.wait = f"read _ < {shlex.quote(str(path))}"
-
-    def open(self) -> None:
-        os.write(self.fd, b"go on\n")
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-    async def opened(self) -> None:
-        """Return when a job has opened it."""
-        is_open = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self.fd, is_open.set)
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                await is_open.wait()
-        finally:
-            asyncio.get_running_loop().remove_reader(self.fd)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with closing(Gate(tmp_path / "gate")) as gate:
-        yield gate
 
 
 # Live.

@@ -30,6 +30,7 @@ from anodejobs.executors import endings, tree
 from anodejobs.executors.base import new_token
 from anodejobs.executors.processes import Processes
 from tests.conftest import has_died, python
+from tests.programs import has_gone
 
 LIMIT_S = 60.0
 
@@ -1323,22 +1324,6 @@ def session(leader: int | None) -> list[psutil.Process]:
             if os.getsid(process.pid) == leader and runs(process.pid):
                 found.append(process)
     return found
-
-
-async def has_gone(pid: int) -> None:
-    """Return once a process that is not our child is dead, whether anybody has reaped it or not."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    is_dead = asyncio.Event()
-    asyncio.get_running_loop().add_reader(fd, is_dead.set)
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            await is_dead.wait()
-    finally:
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
 
 
 async def seen(holds: Callable[[], bool]) -> None:

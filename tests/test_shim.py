@@ -37,6 +37,7 @@ from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import REQUESTS, VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
 from tests.conftest import has_died, python
+from tests.programs import Gate
 
 pytestmark = pytest.mark.smoke
 
@@ -1370,29 +1371,6 @@ async def test_asked_to_end_while_it_starts_jobs_it_kills_none_and_starts_none_t
 
 
 # What the tests above are written with.
-
-
-class Gate:
-    """Jobs wait at it until they are let through, one by one."""
-
-    def __init__(self, path: Path) -> None:
-        os.mkfifo(path)
-        self._fd = os.open(path, os.O_RDWR)
-        self.wait = f"read _ < {path}"
-        """The command that waits."""
-
-    def open(self) -> None:
-        os.write(self._fd, b"\n")
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    gate = Gate(tmp_path / "gate")
-    yield gate
-    gate.close()
 
 
 @pytest.fixture
