@@ -1,27 +1,23 @@
 """``python -m anodejobs.doctor [db_path]``: what here would break the promises, and the remedy.
 
 Each check takes what it reads as arguments and gives a Finding, also where nothing can be known. It
-looks, and where looking is not enough it tries: in a folder and with processes of its own, of which
-nothing stays. What anodejobs itself would do is learnt from its own modules, not written anew here.
+looks, and where looking is not enough it tries: ``doctor_trials``. What anodejobs itself would do
+is learnt from its own modules, not written anew here.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import fcntl
-import mmap
 import os
 import platform
 import pwd
 import re
 import resource
-import socket
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,17 +25,15 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Literal, ParamSpec
 
+from anodejobs import doctor_trials as trials
 from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.descriptors import left_for_jobs
-from anodejobs.executors.pidfds import exit_code
-from anodejobs.executors.shim_link import connected
 from anodejobs.executors.shim_start import command_of, interpreter
 from anodejobs.executors.supervisors import is_locked
 from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
-from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
-from anodejobs.shim.protocol import Lines, decoded, encoded
+from anodejobs.shim.peers import ONE_USER, owned_by_another
 from anodejobs.stores.sqlite import LONGEST_PATH_BYTES
 
 Level = Literal["ok", "warning", "problem"]
@@ -47,8 +41,6 @@ Verdict = tuple[Level, str, str]
 Run = Callable[[Sequence[str]], tuple[bool, str]]
 """Runs a command; gives whether it went well, and what it said."""
 Looked = ParamSpec("Looked")
-
-_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +78,11 @@ def examine(db_path: Path) -> Iterator[Finding]:
     """Give the findings one by one, within a second or, where nobody reaps, a few."""
     proc, us, place = Path("/proc"), Path("/proc/self"), _nearest(db_path)
     yield check_system(sys.platform, platform.release())
-    yield check_systemd(us / "cgroup", os.environ, run=_run, linger=Path("/var/lib/systemd/linger"))
+    yield check_systemd(
+        us / "cgroup", os.environ, run=trials.run, linger=Path("/var/lib/systemd/linger")
+    )
     yield check_file_system(place, us / "mountinfo")
-    yield check_folder(place, _TRIALS)
+    yield check_folder(place, trials.TRIALS)
     yield check_path(db_path / "jobs.db")
     yield check_owner([db_path, db_path / "shim", db_path / "job_logs"], os.geteuid())
     yield check_space(place, os.statvfs)
@@ -97,12 +91,12 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_processes(us, Path("/sys/fs/cgroup"), resource.getrlimit(resource.RLIMIT_NPROC)[0])
     yield check_cgroups(partial(cgroups.parent_for, named=None, is_trial=True))
     yield check_proc(proc)
-    yield check_orphans(lambda: _orphan(within_s=3.0))
+    yield check_orphans(lambda: trials.orphan(within_s=3.0))
     yield check_subreaper(ctypes.CDLL(None))
-    yield check_pidfds(_told_code, platform.release())
-    yield check_shell("/bin/sh", _run)
-    yield check_interpreter(interpreter(), _run)
-    yield check_shim(db_path / "shim", _held)
+    yield check_pidfds(trials.told_code, platform.release())
+    yield check_shell("/bin/sh", trials.run)
+    yield check_interpreter(interpreter(), trials.run)
+    yield check_shim(db_path / "shim", trials.held)
 
 
 def _check(name: str) -> Callable[[Callable[Looked, Verdict]], Callable[Looked, Finding]]:
@@ -258,51 +252,6 @@ def check_folder(place: Path, trials: Mapping[str, Callable[[Path], None]]) -> V
     return "ok", f"{os.fspath(place)!r} has {', '.join(trials)}", ""
 
 
-def _try_lock(folder: Path) -> None:
-    with open(folder / "lock", "w") as ours, open(folder / "lock", "w") as theirs:
-        fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with suppress(BlockingIOError):
-            fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            raise OSError("two can hold one")
-
-
-def _try_fifo(folder: Path) -> None:
-    os.mkfifo(folder / "fifo", 0o600)
-    fd = os.open(folder / "fifo", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.write(fd, b"!")
-        os.read(fd, 1)
-    finally:
-        os.close(fd)
-
-
-def _try_socket(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            # By way of the descriptor, since the path of a socket must be short.
-            listener.bind(f"/proc/self/fd/{fd}/s" if tree.IS_LINUX else os.fspath(folder / "s"))
-            listener.listen()
-            with connected(folder, "s") as connection:
-                connection.close()
-    finally:
-        os.close(fd)
-
-
-def _try_memory(folder: Path) -> None:
-    with open(folder / "memory", "w+b") as file:
-        file.truncate(mmap.PAGESIZE)
-        mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
-
-
-_TRIALS: Mapping[str, Callable[[Path], None]] = {
-    "locks": _try_lock,
-    "FIFOs": _try_fifo,
-    "sockets": _try_socket,
-    "shared memory": _try_memory,
-}
-
-
 def _nearest(path: Path) -> Path:
     """Return the path, or what is there of it."""
     return next(p for p in (path, *path.parents) if os.path.exists(p))
@@ -456,36 +405,6 @@ def check_orphans(make: Callable[[], tuple[int, str, bool]]) -> Verdict:
     return "problem", found, "docker run --init, or tini as the first process of the container"
 
 
-def _orphan(within_s: float) -> tuple[int, str, bool]:
-    """Make an orphan and let it die; return who got it, and whether it was reaped in time."""
-    reads, writes = os.pipe()
-    with open(reads, "rb") as held, open(writes, "wb"):
-        told = subprocess.run(
-            ["/bin/sh", "-c", "exec 3<&0; cat <&3 >/dev/null & echo $!"],
-            stdin=held,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE_S,
-            check=True,
-        )
-        # It lives until we close our end of the pipe, so the pid is its own.
-        pid = int(told.stdout)
-        orphan = tree.look_at(pid, tree.start_time(pid) or 0.0)
-        if orphan is None:
-            raise OSError("an orphan that was made cannot be seen")
-    name = "what is hidden"
-    with suppress(OSError):
-        name = Path(f"/proc/{orphan.parent}/comm").read_text().strip()
-    until = time.monotonic() + within_s
-    tree.wait_gone([orphan], within_s)
-    # Looked at again and again, since nobody but its parent is told that it was reaped.
-    while orphan.key in tree.orphans(orphan.parent):
-        if time.monotonic() > until:
-            return orphan.parent, name, False
-        time.sleep(0.02)
-    return orphan.parent, name, True
-
-
 @_check("subreaper")
 def check_subreaper(libc: ctypes.CDLL) -> Verdict:
     """Whether a shim can be handed what its jobs leave behind."""
@@ -509,27 +428,10 @@ def check_pidfds(tell: Callable[[], int | None], release: str) -> Verdict:
         found = f"{one_line(error)}: processes are polled, and known by their start time only"
         level: Level = "problem" if tree.IS_LINUX else "warning"
         return level, found, "Linux 5.3, with pidfd_open allowed in the sandbox (seccomp)"
-    if code != _CODE:
+    if code != trials.CODE:
         found = f"kernel {release} does not tell their exit codes: jobs of a killed shim end lost"
         return "warning", found, "Linux 6.15, which tells them"
     return "ok", "there, and tell exit codes to who is not the parent", ""
-
-
-_CODE = 7
-
-
-def _told_code() -> int | None:
-    """Return the exit code that the kernel tells of a child that was reaped."""
-    with subprocess.Popen(
-        ["/bin/sh", "-c", f"read word; exit {_CODE}"], stdin=subprocess.PIPE
-    ) as child:
-        fd = tree.open_pidfd(child.pid, tree.start_time(child.pid) or 0.0)
-    if fd is None:
-        raise OSError("there are none")
-    try:
-        return exit_code(fd)
-    finally:
-        os.close(fd)
 
 
 @_check("shell")
@@ -578,42 +480,6 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
         found = f"pid {pid} holds the lock and does not answer: {one_line(error)}"
         remedy = f"see {os.fspath(folder / 'log')!r}; kill -9 {pid}: its jobs run on, with another"
         return "problem", found, remedy
-
-
-def _held(folder: Path) -> int:
-    """Return how many attempts the shim looks after.
-
-    Without a ``hello``, for that would make us one of its applications, with a share of the work.
-    """
-    lines = Lines()
-    with connected(folder, "socket") as connection, connection:
-        if not is_friend(peer(connection)[1]):
-            raise OSError("another user listens")
-        connection.settimeout(_PATIENCE_S)
-        connection.sendall(encoded({"do": "held", "id": 1}))
-        while data := connection.recv(65536):
-            for answer in decoded(lines.feed(data)):
-                return len(answer["held"])
-    raise OSError("it hangs up, being of another version perhaps")
-
-
-def _run(argv: Sequence[str]) -> tuple[bool, str]:
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-            timeout=_PATIENCE_S,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        return False, one_line(error)
-    if done.returncode == 0:
-        return True, done.stdout
-    return False, (done.stdout.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
 if __name__ == "__main__":

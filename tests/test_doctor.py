@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from anodejobs import Jobs, doctor
+from anodejobs import Jobs, doctor, doctor_trials
 from anodejobs.executors import shim, tree
 from anodejobs.executors.shim_start import interpreter
 
@@ -71,7 +71,7 @@ def examined(tmp_path_factory):
 @pytest.fixture
 def orphans_at_once(monkeypatch):
     """Make no orphan: the first process may take seconds to reap it."""
-    monkeypatch.setattr(doctor, "_orphan", lambda within_s: (1, "init", True))
+    monkeypatch.setattr(doctor_trials, "orphan", lambda within_s: (1, "init", True))
 
 
 def test_the_command_prints_a_line_for_each_check_and_exits_by_the_worst(examined):
@@ -331,7 +331,7 @@ def test_this_machines_mounts_are_understood(tmp_path):
 
 
 def test_a_folder_in_which_everything_works_is_well_and_stays_empty(tmp_path):
-    finding = doctor.check_folder(tmp_path, doctor._TRIALS)
+    finding = doctor.check_folder(tmp_path, doctor_trials.TRIALS)
     assert finding.level == "ok", finding
     assert list(tmp_path.iterdir()) == []
 
@@ -339,7 +339,7 @@ def test_a_folder_in_which_everything_works_is_well_and_stays_empty(tmp_path):
 def test_a_folder_with_a_path_too_long_for_a_socket_is_well(tmp_path):
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
-    assert doctor.check_folder(folder, doctor._TRIALS).level == "ok"
+    assert doctor.check_folder(folder, doctor_trials.TRIALS).level == "ok"
 
 
 def test_a_folder_where_something_does_not_work_is_a_problem_and_stays_empty(tmp_path):
@@ -347,7 +347,7 @@ def test_a_folder_where_something_does_not_work_is_a_problem_and_stays_empty(tmp
         written(folder / "half", "")
         raise PermissionError(1, "Operation not permitted")
 
-    finding = doctor.check_folder(tmp_path, {**doctor._TRIALS, "FIFOs": refused})
+    finding = doctor.check_folder(tmp_path, {**doctor_trials.TRIALS, "FIFOs": refused})
     assert finding.level == "problem"
     assert "no FIFOs (Operation not permitted)" in finding.found
     assert "locks" not in finding.found
@@ -355,14 +355,14 @@ def test_a_folder_where_something_does_not_work_is_a_problem_and_stays_empty(tmp
 
 
 def test_a_folder_where_nothing_can_be_made_is_a_problem():
-    finding = doctor.check_folder(Path("/proc"), doctor._TRIALS)
+    finding = doctor.check_folder(Path("/proc"), doctor_trials.TRIALS)
     assert finding.level == "problem"
     assert "'/proc'" in finding.found
 
 
 def test_locks_that_do_not_lock_are_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
-    finding = doctor.check_folder(tmp_path, doctor._TRIALS)
+    finding = doctor.check_folder(tmp_path, doctor_trials.TRIALS)
     assert finding.level == "problem"
     assert "no locks (two can hold one)" in finding.found
 
@@ -557,9 +557,9 @@ def test_an_orphan_that_is_reaped_is_well():
 
 def test_a_first_process_that_does_not_reap_is_a_problem():
     code = (
-        "import os; from anodejobs import doctor; from anodejobs.shim.orphans import become_reaper;"
-        "become_reaper();"
-        "print(os.getpid(), doctor.check_orphans(lambda: doctor._orphan(within_s=0.1)))"
+        "import os; from anodejobs import doctor, doctor_trials;"
+        "from anodejobs.shim.orphans import become_reaper; become_reaper();"
+        "print(os.getpid(), doctor.check_orphans(lambda: doctor_trials.orphan(within_s=0.1)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     pid, _, finding = done.stdout.partition(" ")
@@ -570,10 +570,10 @@ def test_a_first_process_that_does_not_reap_is_a_problem():
 
 def test_a_first_process_that_reaps_is_seen_to():
     code = (
-        "import os, signal; from anodejobs import doctor;"
+        "import os, signal; from anodejobs import doctor, doctor_trials;"
         "from anodejobs.shim.orphans import become_reaper; become_reaper();"
         "child = os.fork();"
-        "child or (print(doctor.check_orphans(lambda: doctor._orphan(5.0)), flush=True),"
+        "child or (print(doctor.check_orphans(lambda: doctor_trials.orphan(5.0)), flush=True),"
         " os._exit(0));"
         "[None for _ in iter(lambda: os.wait()[0], child)]"
     )
@@ -604,40 +604,40 @@ def test_pidfds_that_do_not_tell_the_exit_code_are_a_warning(code):
 
 def test_no_pidfds_are_a_problem(monkeypatch):
     monkeypatch.setattr(tree, "HAS_PIDFDS", False)
-    assert doctor.check_pidfds(doctor._told_code, "5.2").level == "problem"
+    assert doctor.check_pidfds(doctor_trials.told_code, "5.2").level == "problem"
 
 
 def test_the_exit_code_of_a_real_child_is_told_or_unknown():
-    assert doctor._told_code() in (7, None)
+    assert doctor_trials.told_code() in (7, None)
 
 
 # What a shim is started with.
 
 
 def test_a_shell_that_works_is_well():
-    assert doctor.check_shell("/bin/sh", doctor._run).level == "ok"
+    assert doctor.check_shell("/bin/sh", doctor_trials.run).level == "ok"
 
 
 @pytest.mark.parametrize("shell", ["/nonexistent/sh", "/bin/false"])
 def test_no_shell_is_a_problem(shell):
-    assert doctor.check_shell(shell, doctor._run).level == "problem"
+    assert doctor.check_shell(shell, doctor_trials.run).level == "problem"
 
 
 def test_the_interpreter_of_a_shim_works_here():
-    finding = doctor.check_interpreter(interpreter(), doctor._run)
+    finding = doctor.check_interpreter(interpreter(), doctor_trials.run)
     assert finding.level == "ok", finding
 
 
 @pytest.mark.parametrize("interpreter", ["/nonexistent/python", "/bin/false"])
 def test_an_interpreter_that_does_not_start_is_a_problem(interpreter):
-    finding = doctor.check_interpreter(interpreter, doctor._run)
+    finding = doctor.check_interpreter(interpreter, doctor_trials.run)
     assert finding.level == "problem"
     assert interpreter in finding.found
 
 
 def test_a_command_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(doctor, "_PATIENCE_S", 0.05)
-    went_well, said = doctor._run(python("input.__self__.__import__('time').sleep(60)"))
+    monkeypatch.setattr(doctor_trials, "_PATIENCE_S", 0.05)
+    went_well, said = doctor_trials.run(python("input.__self__.__import__('time').sleep(60)"))
     assert not went_well
     assert "timed out" in said
 
@@ -646,7 +646,7 @@ def test_a_command_that_hangs_is_given_up(monkeypatch):
 
 
 def test_a_folder_without_a_shim_is_well(tmp_path):
-    assert doctor.check_shim(tmp_path / "shim", doctor._held).level == "ok"
+    assert doctor.check_shim(tmp_path / "shim", doctor_trials.held).level == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -658,7 +658,7 @@ async def test_a_shim_that_answers_is_well_and_not_disturbed(tmp_path, monkeypat
     )
     async with Jobs(tmp_path / "job_db", on_close="stop") as jobs:
         await jobs.run(["cat", "/dev/zero"], job_id="runs", stop_grace=0)
-        finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor._held)
+        finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor_trials.held)
         assert finding.level == "ok", finding
         pid = locker(tmp_path / "job_db" / "shim" / "lock")
         assert finding.found == f"pid {pid} answers; attempts that it looks after: 1"
@@ -669,13 +669,13 @@ async def test_a_shim_that_answers_is_well_and_not_disturbed(tmp_path, monkeypat
 
 
 async def test_a_shim_that_hangs_is_a_problem(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(doctor_trials, "_PATIENCE_S", 0.05)
     async with Jobs(tmp_path / "job_db") as jobs:
         await jobs.run("true", job_id="true")
         pid = locker(tmp_path / "job_db" / "shim" / "lock")
         os.kill(pid, signal.SIGSTOP)
         try:
-            finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor._held)
+            finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor_trials.held)
         finally:
             os.kill(pid, signal.SIGCONT)
         assert finding.level == "problem"
@@ -689,7 +689,7 @@ async def test_the_jobs_of_a_killed_shim_are_a_warning_until_it_has_a_successor(
     pid = locker(folder / "lock")
     os.kill(pid, signal.SIGKILL)
     assert has_died(pid, within_s=60)
-    finding = doctor.check_shim(folder, doctor._held)
+    finding = doctor.check_shim(folder, doctor_trials.held)
     async with Jobs(tmp_path / "job_db") as jobs:
         assert (await jobs.stop("runs")).status == "stopped"
     assert finding.level == "warning"
@@ -703,7 +703,7 @@ async def test_a_shim_that_left_when_it_was_done_left_nothing_to_do(tmp_path):
         await jobs.wait("true")
     pid = locker(folder / "lock")
     assert pid is None or has_died(pid, within_s=60)
-    finding = doctor.check_shim(folder, doctor._held)
+    finding = doctor.check_shim(folder, doctor_trials.held)
     assert finding.level == "ok"
     assert finding.found.startswith("none runs")
 
@@ -712,7 +712,7 @@ def test_a_lock_whose_holder_cannot_be_seen_is_a_problem(tmp_path):
     beyond = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
     with open(written(tmp_path / "lock", f"{beyond}\n")) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        finding = doctor.check_shim(tmp_path, doctor._held)
+        finding = doctor.check_shim(tmp_path, doctor_trials.held)
     assert finding.level == "problem"
     assert f"pid {beyond}" in finding.found
 
@@ -722,7 +722,7 @@ def test_what_another_user_has_left_to_a_shim_is_a_problem(tmp_path, monkeypatch
     written(folder / "journal", "")
     others = SimpleNamespace(st_uid=os.geteuid() + 12345)
     monkeypatch.setattr(Path, "lstat", lambda path: others)
-    finding = doctor.check_shim(folder, doctor._held)
+    finding = doctor.check_shim(folder, doctor_trials.held)
     assert finding.level == "problem"
     assert f"{folder / 'journal'} belongs to user {others.st_uid}" in finding.found
     assert "chown" in finding.remedy

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 import anodejobs
-from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor
+from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor, doctor_trials
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
@@ -1200,7 +1200,7 @@ async def test_what_is_installed_beside_us_does_not_take_the_place_of_the_standa
         (beside / f"{name}.py").write_text("raise ImportError('not for this Python')")
     monkeypatch.setattr(anodejobs, "__file__", str(beside / "anodejobs" / "__init__.py"))
     assert (await ran(jobs, "exit 3", "a")).exit_code == 3
-    assert doctor.check_interpreter(shim_start.interpreter(), doctor._run).level == "ok"
+    assert doctor.check_interpreter(shim_start.interpreter(), doctor_trials.run).level == "ok"
 
 
 async def test_what_keeps_a_shim_from_starting_is_in_the_error(

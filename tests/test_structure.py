@@ -126,6 +126,7 @@ LAYERS = [
     ["scheduler"],
     ["root"],
     ["shim.main", "jobs"],
+    ["doctor_trials"],
     ["doctor", "prometheus", "migrate"],
     # What tests are made of.
     ["testing.made"],
