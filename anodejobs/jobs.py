@@ -88,9 +88,9 @@ if TYPE_CHECKING:
 class Jobs:
     """External commands as supervised jobs, recorded in ``db_path``.
 
-    It opens itself at first use, on the running event loop, where it lives until it is closed by
+    It opens itself at first use, on the running event loop, and lives there until it is closed by
     ``async with`` or ``close()``; any other loop is refused. Opening takes care of what an earlier
-    ``Jobs`` left on the directory: jobs that still run are adopted, those that are gone become
+    ``Jobs`` left in the directory: jobs that still run are adopted, those that are gone become
     ``lost``.
 
     ``store`` is a JobStore or a URL (``memory://``, ``sqlite:///path``, ``file:///path``,
@@ -98,31 +98,31 @@ class Jobs:
     ``"shim"``: the processes are children of a small process that outlives the application; or
     ``"inline"``: they are children of the application and end with it; or an Executor.
 
-    At most ``max_concurrent_jobs`` submitted jobs run at once (None: any number), and of each queue
-    in ``queues`` at most as many as it says. ``aging`` is how many seconds of waiting are worth one
-    step of priority (None: priorities are strict). With ``only_queues`` it starts only jobs in one
-    of these queues, with ``only_tags`` only jobs with one of these tags; all others wait for
-    another ``Jobs``. Where several processes use the directory, these settings are those of the
-    process that came first, until it goes.
+    At most ``max_concurrent_jobs`` submitted jobs run at once (None: any number), and from each
+    queue in ``queues`` at most as many as it says. ``aging`` is how many seconds of waiting are
+    worth one step of priority (None: priorities are strict). With ``only_queues`` it starts only
+    jobs in one of these queues, with ``only_tags`` only jobs with one of these tags; all others
+    wait for another ``Jobs``. Where several processes use the directory, the settings of the one
+    that came first apply, until it goes.
 
     ``recovery`` says what becomes of a job that was interrupted, by a reboot for example, so that
     nobody knows how it ended: it is ``"lost"``, or it has failed (``"fail"``), or it takes its turn
-    once more (``"pending"``), unless its own retry policy starts it again anyway. Each time is
-    noted in ``metadata["recovery_history"]``, without which a job is run anew. Jobs that ended
-    ``retention_days`` ago are removed. ``recovery_timeout`` is for machines that share a store,
-    each a host: when one has not been heard of for so many seconds, the others declare the jobs
-    that it had running lost, and these go on as ``recovery`` and their retry policies say. Should
-    the host come back, it ends the processes. With other stores it has no effect.
+    once more (``"pending"``), unless its own retry policy starts it again anyway. Each interruption
+    is noted in ``metadata["recovery_history"]``, which begins empty when the job is run anew. Jobs
+    that ended ``retention_days`` ago are removed. ``recovery_timeout`` is for machines that share a
+    store, each a host: when one has not been heard of for that many seconds, the others declare the
+    jobs that it had running lost, and these go on as ``recovery`` and their retry policies say.
+    Should the host come back, it ends their processes. With other stores it has no effect.
 
-    ``stop_grace`` is the seconds between SIGTERM and SIGKILL for jobs that have none of their own.
-    ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are stopped in any
-    case, since nobody would be left to read their output. A log file that has reached
-    ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept. ``durability="power"``
-    has SQLite sync every commit to the disk, which a store of files does anyway; it is refused with
-    any other store, and with a JobStore, which is told it when it is made.
+    ``stop_grace`` is the number of seconds from SIGTERM to SIGKILL, for jobs that have none of
+    their own. ``on_close="stop"`` stops the jobs that this ``Jobs`` started; inline jobs are
+    stopped in any case, since nobody would be left to read their output. A log file that has
+    reached ``log_max_bytes`` is set aside, and ``log_backups`` such files are kept.
+    ``durability="power"`` makes SQLite sync every commit to the disk, as a store of files does
+    anyway; it is refused with any other store, and with a JobStore, which is told when it is made.
 
-    Every method but ``close`` raises StoreError where the store fails, and ExecutorError once
-    closed. A caller who is cancelled gives up the answer; what was asked for goes on.
+    Every method but ``close`` raises StoreError where the store fails, and ExecutorError once this
+    is closed. A caller who is cancelled gives up the answer; what was asked for goes on.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class Jobs:
 
     @classmethod
     def from_settings(cls, settings: JobsSettings | None = None, **options: Any) -> Self:
-        """Return a Jobs as the settings say; by default those of the environment and ``.env``.
+        """Return a Jobs as the settings say: by default those of the environment and ``.env``.
 
-        ``options`` are arguments of ``Jobs``, which go before what the settings say.
+        ``options`` are arguments of ``Jobs``, and take precedence over the settings.
 
-        Raises InvalidJob that names the variable, StoreError where there can be no such store, and
-        ImportError without ``pip install 'anodejobs[settings]'``.
+        Raises an InvalidJob that names the variable, StoreError where there can be no such store,
+        and ImportError without ``pip install 'anodejobs[settings]'``.
         """
         from anodejobs.settings import JobsSettings
 
@@ -235,15 +235,15 @@ class Jobs:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of everything, and of the jobs as ``on_close`` says. Idempotent.
+        """Let go of everything, and leave or stop the jobs, as ``on_close`` says. Idempotent.
 
-        Returns in the end: processes that do not die of SIGKILL are not waited for. Cancelling
+        It always returns: processes that do not die of SIGKILL are not waited for. Cancelling
         does not take it back.
         """
         await self._root.close()
 
     async def _open_for(self, job_id: str) -> Parts:
-        """Open, for what is asked of one job. Raises InvalidJob where that is no id."""
+        """Open, for a call about one job. Raises InvalidJob where ``job_id`` cannot be one."""
         check_text("job_id", job_id)
         return await self._root.open()
 
@@ -260,15 +260,16 @@ class Jobs:
     ) -> JobRecord:
         """Start a job now, and return its record once the program is exec'd.
 
-        A string goes to ``/bin/sh -c``, a list is executed directly; ``call`` names a Python
-        function in its place, ``"package.module:function"``, which is called in a process of its
-        own, and whose value is the result. A ``payload`` that is an object gives it keyword
-        arguments, an array positional ones, another value the only one. What it raises is in the
-        job's stderr. ``spec``: see ``JobOptions``.
+        A string goes to ``/bin/sh -c``, a list is executed directly. In place of a command,
+        ``call`` names a Python function, ``"package.module:function"``, which is called in a
+        process of its own and whose value is the result. It is called with the ``payload``: an
+        object gives keyword arguments, an array positional ones, any other value the only one. What
+        it raises is in the job's stderr. ``spec``: see ``JobOptions``.
+
         A program that cannot be exec'd gives a record in ``failed_start`` with ``error``. Where
-        ``job_id`` names a job that ended, it is run anew, its logs replaced; with
-        ``if_exists="skip"`` the old record is returned instead (``fresh_for``: only if it finished
-        with exit code 0 so many seconds ago at most), with ``"error"`` InvalidJob is raised.
+        ``job_id`` names a job that has ended, it is run anew and its logs are replaced; with
+        ``if_exists="skip"`` the old record is returned instead (``fresh_for``: only if it finished,
+        with exit code 0, at most that many seconds ago), with ``"error"`` InvalidJob is raised.
 
         Raises InvalidJob, and JobActive where ``job_id`` names a job that has not ended; nothing is
         stored or started then. Cancelling gives up the answer, not the job.
@@ -293,7 +294,7 @@ class Jobs:
         """Record a job, and return it in ``pending``: it waits for ``start``.
 
         The arguments are those of ``run``. Raises InvalidJob, also where ``depends_on`` names a job
-        that there is not, JobActive, DependencyCycle.
+        that does not exist, JobActive, DependencyCycle.
         """
         may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "create", may_replace)
@@ -309,8 +310,8 @@ class Jobs:
     ) -> JobRecord:
         """Record a job that takes its turn, and return it.
 
-        It is ``queued`` until there is a slot for it; ``pending`` where it waits for ``run_at``, or
-        for the jobs that it ``depends_on``. Else as ``create``.
+        It is ``queued`` until there is a slot for it, and before that ``pending`` while it waits
+        for ``run_at``, or for the jobs that it ``depends_on``. Otherwise as ``create``.
         """
         may_replace = replacement(if_exists, fresh_for)
         return await self._enlist(command, job_id, spec, "submit", may_replace)
@@ -330,12 +331,12 @@ class Jobs:
         return (await parts.owner.owned(parts.starter.enlist, plan, may_replace)).detached()
 
     async def start(self, job_id: str) -> JobRecord:
-        """Let a job take its turn: one in ``pending`` that was created, or one that has ended.
+        """Let a job take its turn: one that was created and is ``pending``, or one that has ended.
 
         One that has ended is run anew, as it was. One that was submitted already is returned as it
-        is. Raises JobNotFound, JobActive where it has started, and, where one that has ended
-        depends on a job that is not there any more, or that waits for it, InvalidJob or
-        DependencyCycle.
+        is. Raises JobNotFound, and JobActive where it has started. Of one that has ended, also
+        InvalidJob where a job that it depends on no longer exists, and DependencyCycle where that
+        one waits for it.
         """
         parts = await self._open_for(job_id)
         stored = await self._jobdb.stored(job_id)
@@ -356,14 +357,14 @@ class Jobs:
         return record.detached()
 
     async def cancel(self, job_id: str) -> JobRecord | None:
-        """Withdraw a job that has not started, which then is ``cancelled``; else as ``stop``.
+        """Withdraw a job that has not started: it is ``cancelled``. Otherwise as ``stop``.
 
         None for an unknown id.
         """
         return await self.stop(job_id)
 
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
-        """Start nothing more from a queue; what runs goes on. It stays so until it is resumed."""
+        """Start nothing more from a queue until it is resumed; what runs goes on."""
         check_name("queue", queue)
         await self._root.open()
         await self._jobdb.put_document(PAUSED, queue, json.dumps(queue))
@@ -384,7 +385,7 @@ class Jobs:
     async def add_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started wait for one more; return it.
 
-        One that is queued waits for that one alone: what it has waited for before is over. Raises
+        One that is queued then waits for that one alone: what it waited for before is over. Raises
         JobNotFound, InvalidTransition where it has started, InvalidJob where there is no job
         ``depends_on``, DependencyCycle.
         """
@@ -395,8 +396,8 @@ class Jobs:
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started no longer wait for ``depends_on``; return it.
 
-        Where it did not wait for that, nothing changes; one that is queued waits for nothing any
-        more. Raises JobNotFound, and InvalidTransition where it has started.
+        Nothing changes where it did not wait for that, as a queued job no longer waits for any.
+        Raises JobNotFound, and InvalidTransition where it has started.
         """
         check_text("depends_on", depends_on)
         await self._known(job_id)
@@ -422,10 +423,10 @@ class Jobs:
     ) -> tuple[str, JobRecordDict]:
         """Record several jobs, all or none; return the id of the batch, and the jobs in order.
 
-        Each spec has the arguments of ``create`` by name; ``depends_on`` may name jobs of the batch
-        by their index, too. With ``auto_start`` they are submitted.
+        Each spec has the arguments of ``create`` by name; ``depends_on`` may also name jobs of the
+        batch by their index. With ``auto_start`` they are submitted.
 
-        Raises InvalidJob, which says in which spec a field is wrong, also where one of the ids is
+        Raises InvalidJob, which says which spec has the wrong field, also where one of the ids is
         taken, and DependencyCycle.
         """
         if not isinstance(specs, Iterable):
@@ -457,7 +458,7 @@ class Jobs:
         return records
 
     async def wait_batch(self, batch_id: str, timeout: float | None = None) -> JobRecordDict:
-        """Return the jobs of a batch once all have ended; as ``wait_all``."""
+        """Return the jobs of a batch once all have ended, as ``wait_all`` does."""
         return await self.wait_all(await self.get_batch(batch_id), timeout)
 
     async def cancel_batch(self, batch_id: str) -> JobRecordDict:
@@ -501,14 +502,14 @@ class Jobs:
     ) -> Scheduled:
         """Have a job submitted again and again, by ``cron`` or ``every`` so many seconds, or once.
 
-        ``at`` is the one moment: a datetime, or one in ISO 8601. ``spec`` is a command, or the
+        ``at`` is the one moment: a datetime, or a string in ISO 8601. ``spec`` is a command, or the
         arguments of ``submit`` by name. ``name`` is that of the schedule (by default the spec's
-        ``job_id``, or a random one). A schedule of that name is replaced; one that says the same
-        goes on, so an application may say it at every start. A job's id is the name, ``@`` and the
-        moment. ``schedule`` takes the other fields of ``Schedule``: ``tz``, ``misfire``, ``grace``,
-        ``overlap``, ``start``, ``end``. With ``every``, the first job comes at ``start``, or at
-        once. The environment is the application's present one. Raises InvalidJob, also where it
-        would never fire.
+        ``job_id``, or a random one). An earlier schedule of that name is replaced; one that says
+        the same goes on, so an application may call this at every start. A job's id is the name,
+        ``@`` and the moment. ``schedule`` takes the other fields of ``Schedule``: ``tz``,
+        ``misfire``, ``grace``, ``overlap``, ``start``, ``end``. With ``every``, the first job comes
+        at ``start``, or at once. The environment is the application's present one. Raises
+        InvalidJob, also where it would never fire.
         """
         checked = spec_of(spec if isinstance(spec, Mapping) else {"command": spec})
         given = {"cron": cron, "every": every, "at": at, **schedule}
@@ -520,7 +521,7 @@ class Jobs:
         return await self._timetable.add(name, checked, when)
 
     async def unschedule(self, name: str) -> bool:
-        """Forget a schedule; return whether there was one. The jobs that it has made go on."""
+        """Forget a schedule; return whether there was one. The jobs that it made go on."""
         check_text("name", name)
         await self._root.open()
         return await self._timetable.remove(name)
@@ -554,10 +555,10 @@ class Jobs:
         return await self._catalogue.all()
 
     async def run_template(self, name: str, /, **params: object) -> JobRecord:
-        """Run the job that a template makes with these values, as ``run``.
+        """Run the job that a template makes with these values, as ``run`` does.
 
-        Raises JobNotFound where there is no such template, and InvalidJob naming a parameter that
-        is unknown, missing, or has a value that it does not take.
+        Raises JobNotFound where there is no such template, and an InvalidJob that names a parameter
+        which is unknown, missing, or has a value that it does not take.
         """
         check_text("name", name)
         await self._root.open()
@@ -579,8 +580,8 @@ class Jobs:
     ) -> JobRecord:
         """Return the job's record once it has ended, or its attempt has reached a status.
 
-        ``status`` is one or several of which any will do; one that the attempt has already passed
-        counts. The exit is on disk and the logs are complete when this returns.
+        ``status`` is one, or several of which any will do; one that the attempt has already passed
+        counts. When this returns at the job's end, that is on disk and the logs are complete.
 
         Raises JobNotFound, also where the job is deleted before its end was heard of, WaitTimeout
         after ``timeout`` seconds, and StatusUnreachable when the job ends without the status.
@@ -640,8 +641,8 @@ class Jobs:
         """End the job, and return its record when none of its processes is left.
 
         They get SIGTERM, and SIGKILL after ``grace`` seconds (by default the job's
-        ``stop_grace``). A job that has ended is returned as it is, None for an unknown id; one
-        that survives SIGKILL is returned in ``failed_stop``.
+        ``stop_grace``). A job that has ended is returned as it is; one that survives SIGKILL is
+        returned in ``failed_stop``. None for an unknown id.
         """
         if grace is not None:
             check_seconds("grace", grace)
@@ -698,7 +699,7 @@ class Jobs:
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.
 
-        Where it has finished, jobs that depend on it no longer wait for it; else it counts for them
+        If it has finished, jobs that depend on it no longer wait for it; if not, it counts for them
         as one that has failed. Raises JobActive where it has not ended, and StoreError where its
         logs cannot be removed: then it is kept.
         """
@@ -710,10 +711,10 @@ class Jobs:
         return await owner.owned(self._removal.delete_all, records)
 
     async def cleanup(self, older_than_days: float | None = None) -> int:
-        """Remove jobs that ended so many days ago or earlier, with their logs; return how many.
+        """Remove jobs that ended that many days ago or earlier, with their logs; return how many.
 
-        By default ``retention_days`` ago. A job that others still wait for is kept, and so is one
-        whose logs cannot be removed, which is logged.
+        The default is ``retention_days``. A job that others still wait for is kept, and so is one
+        whose logs cannot be removed; that is logged.
         """
         days = checked_days("older_than_days", older_than_days)
         days = self._retention_days if days is None else days
@@ -735,7 +736,7 @@ class Jobs:
         return record and self._as_of_now(record)
 
     def _as_of_now(self, record: JobRecord) -> JobRecord:
-        """Return the record with how far a running job says it is: a look at a small file."""
+        """Return the record with the progress a running job reports: a look at a small file."""
         if record.status in ALIVE:
             files = self._planner.files
             progress = last_progress(files.progress(record.logfile, record.attempt))
@@ -744,9 +745,9 @@ class Jobs:
         return record.detached()
 
     async def get_results(self, job_id: str) -> JsonValue:
-        """Return the JSON value that the job wrote to ``$ANODEJOBS_RESULT``, None where none.
+        """Return the JSON value that the job wrote to ``$ANODEJOBS_RESULT``, or None.
 
-        Where it wrote what is no JSON, the record's ``error`` says so. Raises JobNotFound.
+        If what it wrote is not JSON, the record's ``error`` says so. Raises JobNotFound.
         """
         return (await self._known(job_id)).detached().result
 
@@ -839,8 +840,8 @@ class Jobs:
         """Return what the job wrote, ``(stdout, stderr)``, or the last ``tail`` bytes of each.
 
         That is what its last attempt wrote, or the one whose number is ``attempt`` (from 1). The
-        text is UTF-8 with undecodable bytes replaced. Raises JobNotFound,
-        and ExecutorError where a log cannot be read.
+        text is UTF-8 with undecodable bytes replaced. Raises JobNotFound, and ExecutorError where a
+        log cannot be read.
         """
         check_count("tail", tail, least=0)
         check_count("attempt", attempt, least=1)
@@ -861,7 +862,7 @@ class Jobs:
         return stdout, stderr
 
     async def _has_logs(self, stored: Stored, attempt: int) -> bool:
-        """Return whether what lies there as the attempt's logs is of this run of the job."""
+        """Return whether the logs that the attempt would have are of this run of the job."""
         if not stored.launch.earlier or attempt == stored.record.attempt:
             return 1 <= attempt <= begun_attempt(stored.record)
         attempts = await self.attempts(stored.record.self_id)
@@ -875,10 +876,10 @@ class Jobs:
         stderr: bool = True,
         offset: int | Mapping[Stream, int] = 0,
     ) -> AsyncGenerator[LogChunk, None]:
-        """Give what the job writes as it writes it, from its beginning or ``offset`` on.
+        """Give what the job writes as it writes it, from the beginning or from ``offset`` on.
 
         It ends when the attempt has ended and all was given. One that has not started is waited
-        for; where no attempt begins any more, there is nothing to give. To resume without a gap or
+        for; if none is to start any more, nothing is given. To resume without a gap or
         a repeat, give as ``offset`` the ``end`` of the last chunk; with both streams a mapping,
         ``{"stdout": 10, "stderr": 0}``. A slow reader does not slow the job. Raises JobNotFound,
         and ExecutorError where a log cannot be read.
@@ -941,12 +942,12 @@ class Jobs:
     ) -> Callable[[], object]:
         """Have the callback called with the record of each job that comes into a status.
 
-        ``status`` is one or several of which any will do (None: every one), ``job_id`` a single
-        job. The callback may be a coroutine function; it is awaited before the next call, in the
-        order of what happened, and what it raises is logged. By then the record may already have a
-        later status.
+        ``status`` is one, or several of which any will do (None: every one), ``job_id`` a single
+        job. Calls are made one after another, in the order of what happened; a coroutine function
+        is awaited, and what the callback raises is logged. The record may have a later status by
+        then.
 
-        Returns a function that ends it; closing does, too.
+        Returns a function that ends this; closing does, too.
         """
         if not callable(callback):
             raise InvalidJob("callback", "must be a function that takes a record")
