@@ -54,7 +54,7 @@ def replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRe
     check_choice("if_exists", if_exists, "rerun", "skip", "error")
     if fresh_for is not None:
         if if_exists != "skip":
-            raise InvalidJob("fresh_for", "goes with if_exists='skip' only")
+            raise InvalidJob("fresh_for", "can only be used with if_exists='skip'")
         check_seconds("fresh_for", fresh_for)
 
     def may_replace(old: JobRecord) -> bool:
@@ -118,7 +118,7 @@ def signal_number(sig: int | str) -> int:
             return int(sig)
     except KeyError:
         pass
-    raise InvalidJob("sig", f"{sig!r} is no signal here")
+    raise InvalidJob("sig", f"{sig!r} is not a signal on this system")
 
 
 def check_choice(field: str, value: object, *choices: str) -> None:
@@ -158,7 +158,7 @@ def check_limits(
         raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
     for queue, slots in (queues or {}).items():
         if not isinstance(queue, str):
-            raise InvalidJob("queues", f"{queue!r} is no name")
+            raise InvalidJob("queues", f"{queue!r} is not a name")
         check_count("queues", slots, least=1)
     if aging is not None and not check_seconds("aging", aging):
         raise InvalidJob("aging", "must be above 0, or None for strict priorities")
@@ -175,7 +175,7 @@ def checked_names(field: str, names: Iterable[str] | None) -> frozenset[str] | N
         raise InvalidJob(field, "would start nothing: name one, or say None for all")
     for name in checked:
         if not isinstance(name, str):
-            raise InvalidJob(field, f"{name!r} is no name")
+            raise InvalidJob(field, f"{name!r} is not a name")
     return frozenset(checked)
 
 

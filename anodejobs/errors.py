@@ -52,7 +52,7 @@ class InvalidJob(AnodeJobsError, ValueError):
 
 
 class JobNotFound(AnodeJobsError, KeyError):
-    """No record has this id, or no template or batch: ``what`` it is that there is not."""
+    """There is no job of this id, or no template or batch: ``what`` says which."""
 
     def __init__(self, job_id: str, what: str = "job") -> None:
         super().__init__(job_id)
@@ -139,7 +139,7 @@ class WaitTimeout(AnodeJobsError, TimeoutError):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        return f"{self.what}: not that far, and not stopped, after {self.timeout:g} s"
+        return f"{self.what}: not there yet after {self.timeout:g} s; nothing was stopped"
 
 
 class StatusUnreachable(AnodeJobsError):

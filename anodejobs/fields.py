@@ -50,7 +50,7 @@ def _as_utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("lies outside the years that can be told") from None
+        raise ValueError("lies outside the years that can be represented") from None
 
 
 def _text(text: str) -> str:

@@ -968,5 +968,5 @@ def _store_for(db_path: Path, store: JobStore | str | None, durability: Durabili
         return from_url(store, durability=durability)
     if not isinstance(store, JobStore):
         raise InvalidJob("store", "must be a JobStore or a URL")
-    check_durability(durability, where_useless="a JobStore, which is told it when made")
+    check_durability(durability, where_useless="a JobStore, which is told when it is made")
     return store

@@ -23,7 +23,7 @@ _LEAST_FILES = 8
 def _who(value: str | int) -> str | int:
     if isinstance(value, int):
         if not 0 <= value < 2**32 - 1:
-            raise ValueError("must be a number of the system's")
+            raise ValueError("must be a user or group number")
     elif not value or not value.isprintable() or any(sign in value for sign in ":, \t"):
         raise ValueError(f"{value!a} cannot be the name of a user or group")
     return value
@@ -64,7 +64,7 @@ class Limits(Model):
     user's included; a limit of the job's own only where it has a ``user`` of its own. The system
     does not hold root to it."""
     user: _Who | None = None
-    """Its name or number; another than the application's needs root. HOME and USER are left as
+    """Its name or number; one other than the application's needs root. HOME and USER are left as
     they are, and the job may be unable to read its ``ANODEJOBS_PAYLOAD``."""
     group: _Who | None = None
     """Its name or number, by default the user's."""
@@ -75,7 +75,7 @@ class Limits(Model):
     """How many processors' time they may use together: 0.5 is systemd's ``CPUQuota=50%``. They
     are slowed down to it."""
     tasks_max: Annotated[int, Field(ge=1, lt=2**22)] | None = None
-    """How many processes and threads they may be, as systemd's ``TasksMax``: more are refused."""
+    """How many processes and threads there may be, as systemd's ``TasksMax``: more are refused."""
     cgroup_parent: Annotated[str, AfterValidator(_absolute)] | None = None
     """The folder of the cgroup in which the job's is made, such as ``/sys/fs/cgroup/batch.slice``;
     it must be ours to write. By itself it limits nothing."""

@@ -125,7 +125,7 @@ class _Migration:
             return True
         if await _extent(target) == mark:
             return False
-        raise StoreError("the target has jobs, schedules or templates already; it is to be empty")
+        raise StoreError("the target has jobs, schedules or templates already; it must be empty")
 
     async def _copy(self) -> None:
         source, target = self._source, self._target

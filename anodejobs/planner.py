@@ -138,7 +138,7 @@ class Planner:
         try:
             cwd = os.getcwd() if spec.cwd is None else os.path.abspath(spec.cwd)
         except FileNotFoundError:
-            raise InvalidJob("cwd", "the application's own one is gone: name one") from None
+            raise InvalidJob("cwd", "the application's own is gone: name one") from None
         command, envs = spec.command, spec.envs
         if spec.payload is not None:
             envs = {**envs, _PAYLOAD: self.files.payload(name)}
@@ -194,7 +194,7 @@ def _of_its_turn(spec: JobSpec, opening: Opening) -> dict[str, Any]:
                 raise InvalidJob(field, "is of no use to a job that starts at once: submit it")
     for dependency in spec.depends_on:
         if not isinstance(dependency, str):
-            raise InvalidJob("depends_on", "names a job by number, which goes in a batch only")
+            raise InvalidJob("depends_on", "names a job by number, which works only in a batch")
         if dependency == spec.job_id:
             raise InvalidJob("depends_on", "names the job itself")
     restart = check_restart(spec.restart)
@@ -229,7 +229,7 @@ def spec_of(fields: Mapping[str, Any]) -> JobSpec:
             raise InvalidJob("command", "is missing, and so is a call in its place")
         return JobSpec(fields)
     if fields.get("command") is not None:
-        raise InvalidJob("call", "goes without a command")
+        raise InvalidJob("call", "cannot be combined with a command")
     if not isinstance(call, str):
         raise InvalidJob("call", "must be like 'package.module:function'")
     return JobSpec({**fields, "command": call_argv(call)})
@@ -250,12 +250,12 @@ def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
             "max_retries", "must say how often, 1 or more, where retries are described"
         )
     if restart.when != "never":
-        raise InvalidJob("restart", "goes without max_retries: it has limits of its own")
+        raise InvalidJob("restart", "cannot be combined with max_retries: it has limits of its own")
     if spec.retry is None:
         try:
             return retry_to_json(FixedDelay(spec.retry_delay or 0.0))
         except InvalidJob as error:
             raise InvalidJob("retry_delay", error.problem) from None
     if spec.retry_delay is not None:
-        raise InvalidJob("retry_delay", "goes without retry, which says it")
+        raise InvalidJob("retry_delay", "cannot be combined with retry, which says it")
     return retry_to_json(check_retry(spec.retry))

@@ -215,8 +215,8 @@ class JobRecord(Model):
     reached: list[_Status] = []
     """Every status the attempt has had so far, in order."""
     revision: int = 1
-    """Grows with each change of the record, and is no job's of this id again; the store refuses a
-    write made from an older one."""
+    """Grows with each change of the record, and is never used again for this id; the store refuses
+    a write that was made from an older one."""
 
     if TYPE_CHECKING:
 
@@ -375,8 +375,8 @@ class JobOptions(TypedDict, total=False):
 
     Times are in seconds. ``cwd`` is where the program starts, by default where the application is.
     Its environment is the application's (unless ``inherit_env=False``), then ``envs``. ``timeout``:
-    it is stopped after so long and ``failed``. ``stop_grace``: from SIGTERM to SIGKILL.
-    ``start_grace``: a non-zero exit so soon is ``failed_start``. ``leftovers``: whether processes
+    after this long it is stopped, and ``failed``. ``stop_grace``: from SIGTERM to SIGKILL.
+    ``start_grace``: a non-zero exit within it is ``failed_start``. ``leftovers``: whether processes
     that outlive the main one are killed, or left. ``on_host_death``: whether the job runs on when
     no application has been there for 5 seconds, or is stopped; inline jobs have no choice.
 
@@ -443,7 +443,7 @@ class Scheduled(Model):
     """The fields of its ``Schedule``, as JSON."""
     command: str | list[str]
     next_at: Moment | None = None
-    """When it fires next, which may be a moment ago; None: never any more."""
+    """When it fires next, which may be a moment ago; None: never again."""
     last_job: str | None = None
     """The id of the last job that it made."""
 
@@ -496,9 +496,8 @@ class JobEvent(Model):
 
     ``kind`` is ``status`` (the job went from ``previous`` to ``status``), ``log`` (``stream`` has
     grown to ``offset`` bytes), ``progress`` (it says how far it is) or ``heartbeat`` (nothing
-    happened). Only status events are kept;
-    the others carry the ``seq`` of the last status event before them, so that any ``seq`` can be
-    given as ``after``.
+    happened). Only status events are kept; the others carry the ``seq`` of the last status event
+    before them, so that any ``seq`` can be given as ``after``.
     """
 
     seq: int

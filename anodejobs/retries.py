@@ -300,7 +300,7 @@ def _imported(kind: str) -> type[RetryPolicy]:
     except Exception as error:  # a module may raise anything while it is imported
         raise InvalidJob("retry", f"{kind} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, RetryPolicy)) or isabstract(found):
-        raise InvalidJob("retry", f"{kind} is no RetryPolicy that says its delay_after")
+        raise InvalidJob("retry", f"{kind} is not a RetryPolicy with a delay_after")
     return found
 
 

@@ -75,9 +75,9 @@ def _cron(expression: str) -> str:
         # Years that have all there is: a leap day, and each day of a month on each weekday.
         next(CronSim(fields, datetime(2000, 1, 1)))
     except CronSimError as error:
-        raise ValueError(f"is no cron expression: {str(error).lower()}") from None
+        raise ValueError(f"is not a cron expression: {str(error).lower()}") from None
     except (ValueError, AssertionError):
-        raise ValueError("is no cron expression") from None
+        raise ValueError("is not a cron expression") from None
     except StopIteration:
         raise ValueError("names a day that never comes") from None
     return expression
@@ -114,7 +114,7 @@ def _in_zone(moment: datetime, info: ValidationInfo) -> datetime:
             moment = _first_at(moment, _zone(info.data.get("tz", "UTC")))
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("lies outside the years that can be told") from None
+        raise ValueError("lies outside the years that can be represented") from None
 
 
 _Moment = Annotated[

@@ -134,7 +134,7 @@ class JobsSettings(BaseSettings):
         from anodejobs.stores.database import DatabaseJobStore
 
         if self.name is None:
-            raise InvalidJob(_said_as("name"), f"is to be said {self._as_it_is()}")
+            raise InvalidJob(_said_as("name"), f"must be set {self._as_it_is()}")
         return DatabaseJobStore(
             dialect=self.dialect,
             host=self.host or "localhost",

@@ -94,16 +94,16 @@ class Parameter(Model):
         is_number = self.type in ("int", "float")
         for field in ("min", "max"):
             if self[field] is not None and not is_number:
-                raise InvalidJob(field, "goes with the types int and float only")
+                raise InvalidJob(field, "is for the types int and float only")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise InvalidJob("max", "must be at least min")
         if self.pattern is not None:
             if self.type not in ("str", "path"):
-                raise InvalidJob("pattern", "goes with the types str and path only")
+                raise InvalidJob("pattern", "is for the types str and path only")
             try:
                 re.compile(self.pattern)
             except (re.error, OverflowError, RecursionError) as error:
-                raise InvalidJob("pattern", f"is no regular expression: {error}") from None
+                raise InvalidJob("pattern", f"is not a regular expression: {error}") from None
         if self.choices == []:
             raise InvalidJob("choices", "is empty")
         default = [] if self.default is None else [self.default]
@@ -160,7 +160,7 @@ def _parameters(value: Any) -> Any:
     made = {}
     for name, fields in value.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name: letters, digits and _, a letter first")
+            raise ValueError(f"{name!r} is not a name: letters, digits and _, a letter first")
         if not isinstance(fields, (Mapping, Parameter)):
             raise ValueError(f"{name}: must be a Parameter")
         try:

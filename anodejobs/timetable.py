@@ -419,7 +419,7 @@ def _check(name: str, spec: JobSpec, schedule: Schedule) -> None:
         raise InvalidJob("run_at", "is for the schedule to say")
     waits = bool(spec.depends_on) and spec.on_dependency_failure != "run"
     if waits and schedule.overlap == "queue":
-        problem = "'queue' goes with depends_on only where on_dependency_failure is 'run'"
+        problem = "'queue' can be combined with depends_on only if on_dependency_failure is 'run'"
         raise InvalidJob("overlap", f"{problem}: the job before may have failed")
 
 

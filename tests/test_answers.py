@@ -185,7 +185,7 @@ async def test_a_function_that_raises_fails_its_job_with_the_traceback_in_stderr
     [
         ({"call": "no colon"}, "call: must be like"),
         ({"call": 5}, "call: must be like"),
-        ({"call": "a:b", "command": "true"}, "call: goes without a command"),
+        ({"call": "a:b", "command": "true"}, "call: cannot be combined with a command"),
         ({}, "command"),
     ],
 )

@@ -410,7 +410,7 @@ async def test_a_wait_that_takes_too_long_leaves_the_job_alone(client: httpx.Asy
     await started(client, "sleep 1000", "long")
     response = await client.get("/jobs/long/wait", params={"timeout": 0.05})
     assert response.status_code == 504
-    assert "not that far" in response.json()["detail"]
+    assert "not there yet" in response.json()["detail"]
     assert (await answered(client, "/jobs/long")).status is Status.running
 
 

@@ -342,7 +342,7 @@ class TestWithoutPrivileges:
 
     def test_more_files_than_may_be_had_are_refused_before_the_start(self, monkeypatch):
         monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 200))
-        with pytest.raises(ValueError, match="open_files: 300 are more than may be had here, 200"):
+        with pytest.raises(ValueError, match="open_files: 300 is more than the 200 allowed here"):
             limited(["true"], AttemptLimits(open_files=300))
 
     def test_where_we_may_have_less_than_the_limit_that_is_what_it_gets(self, monkeypatch):

@@ -221,7 +221,7 @@ async def test_a_target_that_has_something_else_is_left_as_it_is(what):
         await target.commit([make_insert(make_record("mine"))])
     else:
         await target.put_document("template", "mine", "body")
-    with pytest.raises(StoreError, match="it is to be empty"):
+    with pytest.raises(StoreError, match="it must be empty"):
         await migrate(source, target)
     assert await target.count(anodejobs.JobFilter()) == (
         {Status.running: 1} if what == "job" else {}

@@ -236,7 +236,7 @@ def test_a_setting_that_there_is_not_is_refused():
     [
         ({"HOST": "db.example"}, "HOST: is of no use with ANODEJOBS_DIALECT=sqlite"),
         ({**SERVER, "PATH": "x"}, "PATH: is of no use with ANODEJOBS_DIALECT=postgresql"),
-        ({**SERVER, "NAME": ""}, "NAME: is to be said with ANODEJOBS_DIALECT=postgresql"),
+        ({**SERVER, "NAME": ""}, "NAME: must be set with ANODEJOBS_DIALECT=postgresql"),
         (
             {"STORE_TYPE": "memory", "PASSWORD": "hunter2"},
             "PASSWORD: is of no use with ANODEJOBS_STORE_TYPE=memory",

@@ -394,7 +394,7 @@ async def test_waiting_for_all_takes_no_longer_than_allowed(jobs: Jobs) -> None:
     await jobs.run("sleep 1000", "long")
     with pytest.raises(WaitTimeout, match="2 jobs"):
         await jobs.wait_all(["quick", "long"], timeout=0.05)
-    with pytest.raises(WaitTimeout, match=r"^1 job: not that far"):
+    with pytest.raises(WaitTimeout, match=r"^1 job: not there yet"):
         await jobs.wait_all(["long"], timeout=0.05)
     assert waiters(jobs) == 0
 

@@ -157,7 +157,7 @@ def _pair(name: str, value: int) -> str:
     if most == resource.RLIM_INFINITY or hard <= most or os.geteuid() == 0:
         return f"{value}:{hard}"
     if name == "RLIMIT_NOFILE":
-        raise ValueError(f"open_files: {value} are more than may be had here, {most}")
+        raise ValueError(f"open_files: {value} is more than the {most} allowed here")
     return f"{min(value, most)}:{most}"
 
 
