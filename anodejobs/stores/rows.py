@@ -27,34 +27,10 @@ _BLANK: Final[dict[str, Any]] = {
     name: field.get_default(call_default_factory=True)
     for name, field in JobRecord.model_fields.items()
 }
-_IN_COLUMNS: Final = frozenset(
-    {
-        "self_id",
-        "created_at",
-        "name",
-        "user_id",
-        "workflow_id",
-        "batch_id",
-        "queue",
-        "priority",
-        "revision",
-        "status",
-        "last_update",
-        "started_at",
-        "finished_at",
-        "submitted_at",
-        "due_at",
-        "attempt",
-        "last_pid",
-        "exit_code",
-        "evidence",
-        "error",
-        "reached",
-        "progress",
-        "cpu_seconds",
-        "peak_memory_bytes",
-    }
-)
+_NAMED_OTHERWISE: Final = {"job_id": "self_id", "number": "attempt"}
+_FIELDS: Final = tuple(_NAMED_OTHERWISE.get(name, name) for name in RECORD_COLUMNS.split(", "))
+"""The fields of a record that are columns, in their order."""
+_IN_COLUMNS: Final = frozenset(_FIELDS)
 
 
 def key_columns(record: JobRecord) -> Row:
@@ -132,33 +108,7 @@ _STATUSES: Final = {status.value: status for status in Status}
 
 def record_of(row: Sequence[Any]) -> JobRecord:
     """Return the record of a row of ``RECORD_COLUMNS`` and the spec. Raises ValueError."""
-    (
-        job_id,
-        created_at,
-        name,
-        user_id,
-        workflow_id,
-        batch_id,
-        queue,
-        priority,
-        revision,
-        status,
-        last_update,
-        started_at,
-        finished_at,
-        submitted_at,
-        due_at,
-        number,
-        last_pid,
-        exit_code,
-        evidence,
-        error,
-        reached,
-        progress,
-        cpu_seconds,
-        peak_memory_bytes,
-        spec,
-    ) = row
+    *columns, spec = row
     asked = json.loads(spec)
     if not isinstance(asked, dict):
         raise ValueError("a spec is an object")
@@ -166,39 +116,17 @@ def record_of(row: Sequence[Any]) -> JobRecord:
         raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
     if "run_at" in asked:
         asked["run_at"] = moment(asked["run_at"])
-    return JobRecord.trusted(
-        {
-            **_BLANK,
-            "tags": [],  # of its own: its lists can be changed by who holds it
-            "metadata": {},
-            "depends_on": [],
-            **asked,
-            "self_id": job_id,
-            "created_at": _moment(created_at or None),
-            "name": name,
-            "user_id": user_id,
-            "workflow_id": workflow_id,
-            "batch_id": batch_id,
-            "queue": queue,
-            "priority": priority,
-            "revision": revision,
-            "status": Status(status),
-            "last_update": _moment(last_update or None),
-            "started_at": _moment(started_at),
-            "finished_at": _moment(finished_at),
-            "submitted_at": _moment(submitted_at),
-            "due_at": _moment(due_at),
-            "attempt": number,
-            "last_pid": last_pid,
-            "exit_code": exit_code,
-            "evidence": evidence,
-            "error": error,
-            "reached": [Status(s) for s in reached.split(",")] if reached else [],
-            "progress": progress,
-            "cpu_seconds": cpu_seconds,
-            "peak_memory_bytes": peak_memory_bytes,
-        }
-    )
+    values = dict(zip(_FIELDS, columns, strict=True))
+    for name in ("created_at", "last_update"):
+        values[name] = _moment(values[name] or None)
+    for name in ("started_at", "finished_at", "submitted_at", "due_at"):
+        values[name] = _moment(values[name])
+    reached = values["reached"]
+    values["reached"] = [Status(s) for s in reached.split(",")] if reached else []
+    values["status"] = Status(values["status"])
+    # Lists and dicts of its own: who holds it can change them.
+    own: dict[str, Any] = {"tags": [], "metadata": {}, "depends_on": []}
+    return JobRecord.trusted({**_BLANK, **own, **asked, **values})
 
 
 def _moment(value: int | None) -> datetime | None:
