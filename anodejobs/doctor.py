@@ -121,7 +121,7 @@ def check_system(system: str, release: str) -> Verdict:
     if system == "linux":
         return "ok", f"Linux {release}", ""
     found = (
-        f"{system} {release} has no pidfds, no subreapers and no /proc. Weaker are here: a job "
+        f"{system} {release} has no pidfds, no subreapers and no /proc. Weaker here: a job "
         "whose shim is killed dies of SIGPIPE when it next writes, and ends lost, without an exit "
         "code; stop() misses what has left its session and dropped its environment; deaths of "
         "processes that are not children are looked for every 0.2 s"
@@ -431,7 +431,7 @@ def check_pidfds(tell: Callable[[], int | None], release: str) -> Verdict:
     if code != trials.CODE:
         found = f"kernel {release} does not tell their exit codes: jobs of a killed shim end lost"
         return "warning", found, "Linux 6.15, which tells them"
-    return "ok", "there, and tell exit codes to who is not the parent", ""
+    return "ok", "there, and tell exit codes to others than the parent", ""
 
 
 @_check("shell")

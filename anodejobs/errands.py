@@ -2,9 +2,9 @@
 
 A host alone can reach the processes of its jobs. Whoever wants one of them signalled or ended keeps
 that as a document, of which the host is told as of everything that is written; it removes the
-document when that is done. So an errand outlives whoever asked, and waits for a host that is away;
-for thirty days, by clocks on the wall that need agree no better. Who is away for longer is taken to
-be gone for good, as a container is, with all of its processes.
+document when that is done. So an errand outlives whoever asked, and waits for a host that is away:
+for thirty days, by wall clocks that need not agree any better than that. A host that is away for
+longer is taken to be gone for good, as a container would be, with all of its processes.
 """
 
 from __future__ import annotations

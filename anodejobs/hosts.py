@@ -1,7 +1,7 @@
 """Hosts: several that share a store, each with a lease there that says that it is alive.
 
-What a host does that is not heard of in time, another one declares lost. All times are by the
-store's clock; a host's own only tells when it is to be heard of again.
+What a host had under way that is not heard of in time is declared lost by another one. All times
+are by the store's clock; a host's own clock only tells it when to be heard of again.
 """
 
 from __future__ import annotations

@@ -53,13 +53,13 @@ async def migrate(
     """Copy all that a store has to an empty one, and return what was found equal in both.
 
     That is every job with what starts it again, its whole history under the same ``seq``, and
-    schedules, templates and paused queues. The files of the jobs stay where they are, so go on
-    with the same ``db_path``: ``Jobs(db_path, store=target)``. Each store is a ``JobStore`` that
+    schedules, templates and paused queues. The files of the jobs stay where they are, so keep
+    the ``db_path``: ``Jobs(db_path, store=target)``. Each store is a ``JobStore`` that
     is not open, a URL, or the ``db_path`` of a ``Jobs``; it is closed afterwards.
 
     The source is only read, and nobody must use either store meanwhile. A job that is under way
-    raises JobActive, for its end would be recorded in one of the two only: stop it or wait for it
-    first. Jobs that wait go over and take their turn in the target; use the source no more.
+    raises JobActive, for its end would be recorded in only one of the two: stop it or wait for it
+    first. Jobs that wait go over and take their turn in the target; do not use the source again.
 
     Killed or cancelled, it goes on where it was when it is called again; until then the target is
     not to be used. Where the target has everything already, it is only compared. ``on_progress``

@@ -4,7 +4,7 @@
     async def metrics() -> Response:
         return Response(await exposition(jobs), media_type=CONTENT_TYPE)
 
-All are gauges: jobs that are removed are counted no more.
+All are gauges: jobs that have been removed are no longer counted.
 """
 
 from __future__ import annotations

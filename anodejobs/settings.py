@@ -1,7 +1,8 @@
 """What a ``Jobs`` is made from, said by the environment: ``pip install 'anodejobs[settings]'``.
 
 ``ANODEJOBS_DIALECT=postgresql`` in the environment, or in a file ``.env``, or in code:
-``JobsSettings(dialect="postgresql")``. Code goes before the environment, and that before the file.
+``JobsSettings(dialect="postgresql")``. Code takes precedence over the environment, and that over
+the file.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ class JobsSettings(BaseSettings):
     """Where the jobs of an application are kept, how many may run and which. Reads nothing else.
 
     Each field is the variable of its name in capitals behind ``ANODEJOBS_``, such as
-    ``ANODEJOBS_STORE_TYPE``. What is empty is as good as not said; ``none`` is None;
-    several names are said in JSON, ``["a", "b"]``. A ``.env`` is looked for where the application
-    runs (``JobsSettings(_env_file=…)``: elsewhere, None: not at all). The jobs inherit the
-    application's environment: a password is kept from them by a file, which they are not given.
+    ``ANODEJOBS_STORE_TYPE``. An empty one counts as unset; ``none`` is None; several names are
+    given in JSON, ``["a", "b"]``. A ``.env`` is looked for where the application runs
+    (``JobsSettings(_env_file=…)``: elsewhere, None: not at all). The jobs inherit the application's
+    environment, so a password is better kept in the file, which they are not given.
 
-    Raises InvalidJob that names the variable; a password is in no message and no repr.
+    Raises an InvalidJob that names the variable; a password is in no message and no repr.
     """
 
     model_config = SettingsConfigDict(

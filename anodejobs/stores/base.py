@@ -250,7 +250,7 @@ class JobStore(ABC):
     async def get_all(self, job_ids: Sequence[str]) -> list[Stored]:
         """Return those of the jobs that there are, in any order.
 
-        To be made better where a store can give many at once in less time than one by one.
+        To be overridden where a store can give many at once in less time than one by one.
         """
         found = [await self.get(job_id) for job_id in job_ids]
         return [stored for stored in found if stored is not None]
@@ -262,7 +262,7 @@ class JobStore(ABC):
     async def turns(self) -> AsyncGenerator[Sequence[JobRecord | Turn], None]:
         """Give every job that has not ended, some at a time.
 
-        To be made better where a store can read a part of a record in less time than all of it.
+        To be overridden where a store can read a part of a record in less time than all of it.
         """
         after: str | None = None
         filter = JobFilter(status=list(UNFINISHED))
@@ -298,7 +298,7 @@ class JobStore(ABC):
     async def latest(self, job_id: str, most: int) -> list[JobEvent]:
         """Return the last status events of a job, so many at most (1 or more), oldest first.
 
-        To be made better where a store can find them without a look at those before.
+        To be overridden where a store can find them without a look at those before.
         """
         return (await self.history(job_id=job_id))[-most:]
 

@@ -1,4 +1,4 @@
-"""What a store keeps to, as tests that a store of your own can be put to.
+"""The contract of a store, as tests that you can put a store of your own to.
 
     class TestMyStore(DurableStoreContract):
         async def make_store(self, folder: Path) -> JobStore:
