@@ -24,7 +24,7 @@ from anodejobs.stores import file_folder
 from anodejobs.stores.base import Delete, Insert, Query
 from anodejobs.testing import make_insert, make_launch, make_record, make_save
 from tests.programs import ends_well, process
-from tests.test_sqlite import IS_LINUX, PATIENCE_S
+from tests.test_sqlite import FILL_AND_GO_ON, IS_LINUX, PATIENCE_S
 
 CHILD = """
 import asyncio, os, resource, signal, subprocess, sys
@@ -969,28 +969,7 @@ async def test_a_commit_in_another_process_is_told_on_the_loop(tmp_path):
 
 # Full disks.
 
-FILL_AND_GO_ON = """
-    fill_up, make_room = {fill_up}, {make_room}
-    await store.open(lambda: None)
-    await put(store, "before")
-    fill_up()
-    n, env = 0, {{"COLOUR": "red"}}
-    try:
-        while n < 1000:
-            await store.commit([make_insert(make_record(f"big-{{n}}", description="x" * 10_000),
-                                            base_env=env)])
-            n += 1
-    except StoreError as error:
-        say("StoreError", error)
-    say(n)
-    for job_id in ["before", *(f"big-{{m}}" for m in range(n))]:
-        assert (await store.get(job_id)).record.self_id == job_id
-    assert await store.get(f"big-{{n}}") is None
-    make_room()
-    await store.commit([make_insert(make_record("after"), base_env=env)])
-    assert (await store.get("after")).launch.base_env == env
-    say(*await put(store, *(f"more-{{m}}" for m in range(50))))
-    await store.close()
+FILL_AND_READ_AGAIN = f"""{FILL_AND_GO_ON.rstrip()}
     again = FileJobStore("store")
     await again.open(lambda: None)
     say(*sorted(record.self_id for record in await again.page(Query(filter=JobFilter()))))
@@ -999,7 +978,7 @@ FILL_AND_GO_ON = """
 
 
 async def test_no_more_space_for_a_file_is_a_store_error_until_there_is_again(tmp_path):
-    body = FILL_AND_GO_ON.format(
+    body = FILL_AND_READ_AGAIN.format(
         fill_up="lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))",
         make_room="lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))",
     )
@@ -1014,7 +993,7 @@ async def test_a_full_disk_is_a_store_error_until_there_is_room_again(tmp_path):
     say("mounted" if mounted.returncode == 0 else "not mounted")
     os.chdir(os.getcwd())
     """
-    body = a_small_disk + FILL_AND_GO_ON.format(
+    body = a_small_disk + FILL_AND_READ_AGAIN.format(
         fill_up='lambda: open("ballast", "wb", buffering=0).write(bytes(1_000_000))',
         make_room='lambda: os.unlink("ballast")',
     )
