@@ -56,7 +56,8 @@ def test_every_file_that_proves_a_promise_exists() -> None:
 
 def test_the_map_names_every_module() -> None:
     package = Path(anodejobs.__file__).parent
-    named = set(re.findall(r"`(\w+)`", README.partition("## The map of the package")[2]))
+    the_map = README.partition("## The map of the package")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", the_map))
     modules = {path.relative_to(package).with_suffix("") for path in package.rglob("*.py")}
     # A folder of suites is one thing to its reader, and so is a module and its parts (`file_lock`).
     missing = {
