@@ -74,6 +74,10 @@ class AtHand:
         """Know nothing of the job if it has not started."""
         self._waiting.pop(job_id, None)
 
+    def forget_alive(self) -> None:
+        """Know of no job that has an attempt under way: the end of one may have left no trace."""
+        self._alive.clear()
+
     def forget_ended(self) -> None:
         """Know of no job that has ended: a deletion leaves no trace in the history."""
         self._ended.clear()

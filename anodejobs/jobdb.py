@@ -419,6 +419,7 @@ class JobDB:
             self.news.tell()
         if is_gone or self.news.cursor < last:
             # The history of a job goes with it: there may have been an end that nobody heard of.
+            self._at_hand.forget_alive()
             self.news.cursor = max(self.news.cursor, last)
             await self._look_for_deleted()
 

@@ -788,6 +788,22 @@ async def test_a_wait_for_what_another_process_deletes_before_its_end_was_heard_
         assert (await waits[1]).exit_code == 3
 
 
+@pytest.mark.parametrize("is_last", [True, False], ids=["last", "not last"])
+async def test_what_another_process_deletes_before_its_end_was_heard_of_is_not_waited_for(
+    tmp_path: Path, is_last: bool
+) -> None:
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        await create(other, status="running")
+        await one.delete_all([await one.apply("a-job", exited())])
+        if not is_last:
+            await create(one, "c-job", "running")
+        await other._catch_up()
+        with pytest.raises(JobNotFound):
+            await asyncio.wait_for(other.wait_for("a-job"), 10)
+        assert await other.get("a-job") is None
+
+
 async def test_a_batch_with_refused_writes_keeps_the_others(tmp_path: Path) -> None:
     async with rivals("sqlite", tmp_path) as (one, other):
         names = [f"job-{n}" for n in range(30)]
