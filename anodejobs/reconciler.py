@@ -58,9 +58,14 @@ class Reconciler:
             own=self._owner.own,
             on_inherited=self._watcher.inherit,
             on_departure=self._look_soon,
+            is_over=self._is_over,
         )
         await self._executor.open(host)
         await self.reconcile()
+
+    async def _is_over(self, job_id: str, token: str) -> bool:
+        stored = await self._jobdb.on_disk(job_id)
+        return stored is None or stored.record.is_done or stored.attempt.token != token
 
     async def reconcile(self) -> None:
         """See to it that every active job has somebody who looks after it.

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import textwrap
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, closing
@@ -21,7 +22,9 @@ import pytest
 
 from anodejobs import ExecutorError, JobRecord, Jobs, Status
 from anodejobs.executors import shim, shim_start, tree
+from anodejobs.executors.base import Executor
 from anodejobs.executors.shim_link import Link
+from anodejobs.jobfiles import JobFiles
 from tests.conftest import descriptors, has_died, locker, python
 from tests.programs import application
 from tests.test_recovery import KERNEL_TELLS, NUMBERED, WAIT_FOR_GO, WRITER, started, whys
@@ -685,6 +688,42 @@ async def test_a_job_can_be_run_and_another_stopped_right_after_the_death_of_the
         assert (record.exit_code, record.evidence) == (3, "observed")
         assert stopped is not None
         assert_code(stopped, -signal.SIGTERM, Status.stopped)
+
+
+async def seen_through(executor: Executor) -> None:
+    while await executor.held():  # noqa: ASYNC110  # nobody is told
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_start_that_another_application_has_seen_through_is_not_asked_of_the_next_shim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_out, is_held, may_go_on = JobFiles.hand_out, threading.Event(), threading.Event()
+
+    def slow(self: JobFiles, logfile: str, payload: object) -> None:
+        if not is_held.is_set():
+            is_held.set()
+            assert may_go_on.wait(60)
+        hand_out(self, logfile, payload)
+
+    monkeypatch.setattr(JobFiles, "hand_out", slow)
+    job = python(f"{COUNTED}raise SystemExit(7)")
+    async with reopened(tmp_path) as jobs, asyncio.timeout(60):
+        executor = (await jobs._root.open()).executor
+        try:
+            run = asyncio.create_task(jobs.run(job, "job", cwd=tmp_path, payload=1))
+            await asyncio.to_thread(is_held.wait)
+            async with reopened(tmp_path) as others:
+                assert (await others.wait("job")).exit_code == 7
+                await seen_through(executor)
+            kill_shim(tmp_path)
+            await jobs.run("true")  # there is another one
+        finally:
+            may_go_on.set()
+        assert (await run).exit_code == 7
+        await seen_through(executor)
+    assert starts(tmp_path) == 1
 
 
 @pytest.mark.usefixtures("reaped")

@@ -198,6 +198,11 @@ class TreeUsage:
     memory_bytes: int
 
 
+async def _unknown(job_id: str, token: str) -> bool:
+    """Know of no attempt that has ended, as where there is no store."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """The application that an executor works for, as the executor sees it."""
@@ -209,6 +214,9 @@ class Host:
     is something to be recorded: it is to be waited for now."""
     on_departure: Callable[[], None]
     """Called when another application has gone and may have left things half done."""
+    is_over: Callable[[str, str], Awaitable[bool]] = _unknown
+    """Return whether the store says that an attempt has ended, by its job id and token: others may
+    have seen it through since its start was put on record. Raises StoreError."""
 
 
 class Executor(ABC):

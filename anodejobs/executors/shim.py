@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anodejobs import faults
-from anodejobs.errors import ExecutorError
+from anodejobs.errors import ExecutorError, StoreError
 from anodejobs.events import Adopted, Attempt, Exited, Lost, Started, StartFailed
 from anodejobs.executors import supervisors, tree
 from anodejobs.executors.base import (
@@ -100,6 +100,8 @@ class Shim(Executor):
         self._folder = folder
         self._host: Host | None = None
         self._link: Link | None = None
+        self._first_link: Link | None = None
+        """To the shim that was there, or was started, before we had any start on record."""
         self._draining: dict[str, Link] = {}
         self._open_links: set[Link] = set()
         self._connecting = asyncio.Lock()
@@ -154,8 +156,7 @@ class Shim(Executor):
     ) -> Started | StartFailed | Lost:
         watched = self._watch(attempt.token, launch, attempt, number)
         try:
-            request = start_request("start", number, attempt, launch.parts())
-            event = event_from_json((await self._ask_until_answered(request, launch))["event"])
+            event = await self._ask_to_start(launch, attempt, number)
         except TooLong:  # and so for the system, by far
             event = StartFailed(error=os.strerror(errno.E2BIG))
         except BaseException:
@@ -424,38 +425,58 @@ class Shim(Executor):
 
     # Having a shim.
 
-    async def _ask(self, request: str, env: dict[str, str] | None = None) -> Message:
+    async def _ask(self, request: str) -> Message:
         """Return the shim's answer; where it dies meanwhile, the next one is asked.
 
         What is asked for may therefore be done twice, so it must do no harm then.
         """
         while True:
-            link = await self._linked()
-            try:
-                if env is not None and link.env is not env:
-                    link.send({"do": "env", "vars": env})
-                    link.env = env
-                answer = await link.ask(request)
-            except ConnectionError:
-                continue
-            if not answer.get("is_draining"):
+            answer = await self._ask_of(await self._linked(), request)
+            if answer is not None:
                 return answer
-            self._set_aside(link)
 
-    async def _ask_until_answered(self, start: str, launch: Launch) -> Message:
+    async def _ask_of(
+        self, link: Link, request: str, env: dict[str, str] | None = None
+    ) -> Message | None:
+        """Return the answer of this shim, None where another one is to be asked."""
+        try:
+            if env is not None and link.env is not env:
+                link.send({"do": "env", "vars": env})
+                link.env = env
+            answer = await link.ask(request)
+        except ConnectionError:
+            return None
+        if not answer.get("is_draining"):
+            return answer
+        self._set_aside(link)
+        return None
+
+    async def _ask_to_start(self, launch: Launch, attempt: Attempt, number: int) -> Told:
         """Return how a start went, however long it takes to have a shim that can tell.
 
         That there is none says nothing: one that has died may have done it, for us or for another
         application that found it on record.
         """
+        request = start_request("start", number, attempt, launch.parts())
         rest_s = _FIRST_RETRY_S
         while True:
             try:
-                return await self._ask(start, launch.base_env)
-            except _NoShim as error:
+                link = await self._linked()
+                # A shim knows what has ended while we were connected. Of what has ended before, the
+                # record tells; looked at now, when nothing more can be forgotten.
+                if link is not self._first_link and await self._is_over(launch.job_id, attempt):
+                    return Lost(error="it has ended, and that is on record")
+                answer = await self._ask_of(link, request, launch.base_env)
+                if answer is not None:
+                    return event_from_json(answer["event"])
+                continue
+            except (_NoShim, StoreError) as error:
                 LOG.error("job %s: how its start went is not known yet: %s", launch.job_id, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
+
+    async def _is_over(self, job_id: str, attempt: Attempt) -> bool:
+        return self._host is not None and await self._host.is_over(job_id, attempt.token)
 
     async def _ask_each(self, request: str) -> list[Message]:
         answers = [await self._ask(request)]
@@ -517,6 +538,7 @@ class Shim(Executor):
             link.close()
             raise ExecutorError(f"{self._folder} has the shim of a newer anodejobs; upgrade")
         self._link = link
+        self._first_link = self._first_link or link
         for number, follow in self._follows.items():
             link.send(follow.to_json(number))
         if self._on_growth is not None:
