@@ -214,6 +214,7 @@ class Jobs:
             **options,
         }
         if options.get("store") is None:
+            said = said.model_copy(update={"db_path": Path(options["db_path"])})
             if "durability" in options:
                 check_durability(options["durability"])
                 said = said.model_copy(update={"durability": options.pop("durability")})

@@ -125,6 +125,20 @@ async def test_what_is_given_beside_the_settings_goes_before_them(monkeypatch, t
     assert jobs.db_path == tmp_path / "there"
 
 
+@pytest.mark.parametrize(
+    ("store_type", "record"), [("database", "jobs.db"), ("file", "records/jobs/a-job.json")]
+)
+async def test_records_are_in_the_directory_that_is_given_beside_the_settings(
+    monkeypatch, tmp_path, store_type, record
+):
+    say(monkeypatch, DB_PATH="here", STORE_TYPE=store_type)
+    async with Jobs.from_settings(db_path="there", executor="inline") as jobs:
+        await jobs.run("true", "a-job")
+        await jobs.wait("a-job")
+    assert (tmp_path / "there" / record).exists()
+    assert not (tmp_path / "here").exists()
+
+
 @pytest.mark.parametrize("name", ["environment", "code", "settings"])
 async def test_the_durability_is_as_it_is_said(monkeypatch, name):
     if name == "environment":
