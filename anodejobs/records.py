@@ -482,7 +482,7 @@ class Metrics(Model):
     by_queue: dict[str, int]
     by_priority: dict[int, int]
     durations: Durations
-    """Of the jobs that have ended, as far as they have started."""
+    """Of the jobs that have ended, as far as they have started and were not cancelled."""
     queue_depth: dict[str, int]
     """How many jobs wait for a slot, for each queue in which there are any."""
     occupied_slots: dict[str, int]

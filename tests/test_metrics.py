@@ -51,6 +51,15 @@ async def test_metrics_count_retries(jobs: Jobs) -> None:
     assert (await jobs.metrics()).retries == 2
 
 
+async def test_a_job_that_is_cancelled_before_its_retry_did_not_run_until_then(jobs: Jobs) -> None:
+    await jobs.submit("exit 1", "again", max_retries=1, retry=FixedDelay(600))
+    async for event in jobs.events("again", after=0):
+        if event.ended is not None:
+            break
+    assert (await jobs.cancel("again")).started_at is not None
+    assert (await jobs.metrics()).durations == Durations()
+
+
 async def test_metrics_are_a_model_that_web_applications_return(jobs: Jobs) -> None:
     await put(jobs, make_record("a", status="queued"))
     metrics = await jobs.metrics()

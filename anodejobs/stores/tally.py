@@ -60,7 +60,8 @@ def metrics_of(groups: Iterable[Group], by_tag: Mapping[str, int]) -> Metrics:
             queued[group.queue] += group.jobs
         elif group.status in ALIVE:
             under_way[group.queue] += group.jobs
-        elif group.status.is_terminal:
+        elif group.status.is_terminal and group.status is not Status.cancelled:
+            # One that is cancelled has the times of the attempt before the one that was withdrawn.
             ran += group.ran
             ran_micros += group.ran_micros
             longest_micros = max(longest_micros, group.longest_micros)

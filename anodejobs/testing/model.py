@@ -142,7 +142,8 @@ def expected_metrics(records: Iterable[JobRecord]) -> Metrics:
     took = [
         max(0, (record.finished_at - record.started_at) // timedelta(microseconds=1))
         for record in records
-        if record.is_done and record.started_at and record.finished_at
+        if record.is_done and record.status is not Status.cancelled
+        if record.started_at and record.finished_at
     ]
     return Metrics(
         by_status={status: sum(r.status is status for r in records) for status in Status},
