@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
@@ -42,6 +43,16 @@ def check_name(field: str, value: str) -> None:
         _job_id(value)
     except ValueError as error:
         raise InvalidJob(field, str(error)) from None
+
+
+def _moment(value: object) -> object:
+    """Take a moment in ISO 8601, too; a number, in a text or not, does not say what it counts."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return datetime.fromisoformat(value)
+    if not isinstance(value, date):
+        raise ValueError("must be a datetime, or one in ISO 8601")
+    return value
 
 
 def _as_utc(moment: datetime) -> datetime:
@@ -122,7 +133,7 @@ def _seconds(value: float) -> float:
     return value
 
 
-Moment = Annotated[datetime, Field(strict=False), AfterValidator(_as_utc)]
+Moment = Annotated[datetime, Field(strict=False), BeforeValidator(_moment), AfterValidator(_as_utc)]
 Seconds = Annotated[float, AfterValidator(_seconds)]
 JobId = Annotated[str, AfterValidator(_job_id)]
 Text = Annotated[str, AfterValidator(_text)]

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import pickle
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import get_type_hints
@@ -439,6 +439,8 @@ def test_a_filter_takes_naive_times_as_utc():
         ({"tags": "abc"}, "tags"),
         ({"tags": [5]}, "tags"),
         ({"created_after": "yesterday"}, "created_after"),
+        ({"created_after": 7}, "created_after"),
+        ({"created_after": "1700000000"}, "created_after"),
         ({"created_before": [NOON]}, "created_before"),
         ({"created_after": datetime.min.replace(tzinfo=BERLIN)}, "created_after"),
         ({5: "x"}, "5"),
@@ -601,6 +603,9 @@ def test_what_a_list_is_chosen_by_are_the_fields_of_a_filter():
         ({"on_dependency_failure": "hold"}, "hold"),
         ({"run_at": NOON.replace(tzinfo=None)}, NOON),
         ({"run_at": NOON.astimezone(BERLIN)}, NOON),
+        ({"run_at": "20240520T120000Z"}, datetime(2024, 5, 20, 12, tzinfo=UTC)),
+        ({"run_at": "20240520"}, datetime(2024, 5, 20, tzinfo=UTC)),
+        ({"run_at": date(2024, 5, 20)}, datetime(2024, 5, 20, tzinfo=UTC)),
         ({"start_deadline": 0}, 0.0),
         ({"max_retries": 2**31 - 1}, 2**31 - 1),
         ({"retry_delay": 1}, 1.0),
@@ -677,7 +682,10 @@ WRONG = {
     "queue": ["", "x" * 201, "a\nb", 5, b"a", None, "\udcff"],
     "depends_on": ["abc", 5, None, [None], [b"a"], [""], ["a\n"], [-1], [1.5], [True], {"a": 1}],
     "on_dependency_failure": ["", "fail", None, True, 5],
-    "run_at": ["yesterday", [NOON], {}, datetime.min.replace(tzinfo=BERLIN)],
+    "run_at": [
+        *("yesterday", "", "2030", "1893456000", 60, 60.0, True, [NOON], {}, timedelta(hours=1)),
+        datetime.min.replace(tzinfo=BERLIN),
+    ],
     "start_deadline": WRONG_SECONDS,
     "max_retries": [-1, 1.5, "1", True, None, 2**31],
     "retry_delay": WRONG_SECONDS,
