@@ -181,12 +181,12 @@ def checked_names(field: str, names: Iterable[str] | None) -> frozenset[str] | N
 
 def checked_recovery_timeout(seconds: float) -> float:
     """Return the seconds after which a host that is silent is given up."""
-    if not 0 < check_seconds("recovery_timeout", seconds) <= _LONGEST_RECOVERY_S:
+    if not 0 < check_seconds("recovery_timeout", seconds) <= LONGEST_RECOVERY_S:
         raise InvalidJob("recovery_timeout", "must be above 0 s, and a year at most")
     return seconds
 
 
-_LONGEST_RECOVERY_S = 366 * 86400
+LONGEST_RECOVERY_S = 366 * 86400
 
 
 def checked_days(field: str, days: float | None) -> float | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from anodejobs.arguments import LONGEST_RECOVERY_S
 from anodejobs.errors import InvalidJob
 from anodejobs.stores import sqlite_store
 from anodejobs.stores.base import Durability, JobStore
@@ -76,14 +77,14 @@ class JobsSettings(BaseSettings):
     """How many connections to the server may read at once; there is one more that writes."""
     durability: Durability | None = None
     """What a commit survives; by default ``process``."""
-    recovery_timeout: float = Field(default=60.0, gt=0)
+    recovery_timeout: float = Field(default=60.0, gt=0, le=LONGEST_RECOVERY_S)
     """Seconds without a sign of life after which a machine that shares the store is given up."""
     max_concurrent_jobs: int | None = Field(default=10, ge=1)
     queues: dict[str, Annotated[int, Field(ge=1)]] | None = None
     """The slots of each queue that has some of its own: ``{"gpu": 1}``."""
     only_queues: list[str] | None = Field(default=None, min_length=1)
     only_tags: list[str] | None = Field(default=None, min_length=1)
-    retention_days: float | None = Field(default=None, ge=0)
+    retention_days: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
         for name in values:
