@@ -434,5 +434,6 @@ def has_reached(record: JobRecord, wanted: frozenset[Status] | None) -> bool:
     if not wanted.isdisjoint(record.reached) or record.status in wanted:
         return True
     if record.is_done:
-        raise StatusUnreachable(record, tuple(sorted(wanted)))
+        # Whoever catches it has a record to himself, as every caller.
+        raise StatusUnreachable(record.detached(), tuple(sorted(wanted)))
     return False

@@ -856,6 +856,10 @@ async def test_what_is_done_to_a_record_is_not_done_to_the_job(
             spoil(record)
         spoil(await jobs.wait("a"))
         spoil(await jobs.wait("a", timeout=60))
+        for _ in range(2):
+            with pytest.raises(StatusUnreachable) as caught:
+                await jobs.wait("a", "finished")
+            spoil(caught.value.record)
         spoil((await jobs.wait_all(["a"]))["a"])
         async for record in jobs.as_completed(["a"]):
             spoil(record)

@@ -735,7 +735,7 @@ def test_a_wait_for_what_an_ended_job_never_was_ends_with_its_record():
     ended = record("failed", reached=["starting", "failed"])
     with pytest.raises(StatusUnreachable) as caught:
         has_reached(ended, frozenset({Status.running, Status.finished}))
-    assert caught.value.record is ended
+    assert caught.value.record == ended
     assert caught.value.wanted == ("finished", "running")
 
 
