@@ -14,7 +14,7 @@ from anodejobs.executors.base import STREAMS, Stream
 from anodejobs.fields import check_seconds, check_text
 from anodejobs.records import JobFilter, JobRecord, Status
 
-AnyFilter = JobFilter | Mapping[str, Any]
+AnyFilter = JobFilter | Mapping[Any, Any]
 AnyStatus = Status | str
 IfExists = Literal["rerun", "skip", "error"]
 Given = TypeVar("Given")

@@ -68,9 +68,9 @@ class Model(BaseModel, metaclass=_NamesFields):
         except ValidationError as error:
             raise _named(error) from None
 
-    def __getitem__(self, key: str) -> Any:
-        field = key.removeprefix("f_")
-        if field not in type(self).model_fields:
+    def __getitem__(self, key: object) -> Any:  # to a checker ``Model.field`` is a field's value
+        field = key.removeprefix("f_") if isinstance(key, str) else key
+        if not isinstance(field, str) or field not in type(self).model_fields:
             raise KeyError(key)
         return getattr(self, field)
 

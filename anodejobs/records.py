@@ -221,7 +221,7 @@ class JobRecord(Model):
     if TYPE_CHECKING:
 
         def __init__(
-            self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any
+            self, data: Mapping[Any, Any] | Model | None = None, /, **fields: Any
         ) -> None: ...
 
     @property

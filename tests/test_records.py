@@ -185,7 +185,9 @@ def test_a_record_gives_each_field_in_four_spellings(field):
     assert value is full[f"f_{field}"]
 
 
-@pytest.mark.parametrize("name", ["nope", "f_nope", "f_", "f_f_self_id", "model_config", "is_done"])
+@pytest.mark.parametrize(
+    "name", ["nope", "f_nope", "f_", "f_f_self_id", "model_config", "is_done", 5, None]
+)
 def test_a_key_that_is_no_field_is_a_key_error(name):
     with pytest.raises(KeyError) as caught:
         record()[name]
