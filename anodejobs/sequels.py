@@ -97,7 +97,8 @@ def _retry_delay(record: JobRecord, event: End, fraction: float) -> float | Gave
         return next_attempt(policy, failure, max_retries=record.max_retries)
     except Exception as error:
         LOG.exception("job %s: its retry policy failed; it is not retried", record.self_id)
-        return GaveUp(f"its retry policy failed: {error!r}")
+        why = " ".join(repr(error).split())  # pydantic's are of several lines
+        return GaveUp(f"its retry policy failed: {why}")
 
 
 def _has_failed(record: JobRecord, event: End) -> bool:
