@@ -424,8 +424,9 @@ class Jobs:
     ) -> tuple[str, JobRecordDict]:
         """Record several jobs, all or none; return the id of the batch, and the jobs in order.
 
-        Each spec has the arguments of ``create`` by name; ``depends_on`` may also name jobs of the
-        batch by their index. With ``auto_start`` they are submitted.
+        Each spec has the arguments of ``create`` by name, except ``if_exists``: all of them are new
+        jobs. ``depends_on`` may also name jobs of the batch by their index. With ``auto_start``
+        they are submitted.
 
         Raises InvalidJob, which says which spec has the wrong field, also where one of the ids is
         taken, and DependencyCycle.
@@ -504,13 +505,13 @@ class Jobs:
         """Have a job submitted again and again, by ``cron`` or ``every`` so many seconds, or once.
 
         ``at`` is the one moment: a datetime, or a string in ISO 8601. ``spec`` is a command, or the
-        arguments of ``submit`` by name. ``name`` is that of the schedule (by default the spec's
-        ``job_id``, or a random one). An earlier schedule of that name is replaced; one that says
-        the same goes on, so an application may call this at every start. A job's id is the name,
-        ``@`` and the moment. ``schedule`` takes the other fields of ``Schedule``: ``tz``,
-        ``misfire``, ``grace``, ``overlap``, ``start``, ``end``. With ``every``, the first job comes
-        at ``start``, or at once. The environment is the application's present one. Raises
-        InvalidJob, also where it would never fire.
+        arguments of ``submit`` by name, except ``if_exists``. ``name`` is that of the schedule (by
+        default the spec's ``job_id``, or a random one). An earlier schedule of that name is
+        replaced; one that says the same goes on, so an application may call this at every start. A
+        job's id is the name, ``@`` and the moment. ``schedule`` takes the other fields of
+        ``Schedule``: ``tz``, ``misfire``, ``grace``, ``overlap``, ``start``, ``end``. With
+        ``every``, the first job comes at ``start``, or at once. The environment is the
+        application's present one. Raises InvalidJob, also where it would never fire.
         """
         checked = spec_of(spec if isinstance(spec, Mapping) else {"command": spec})
         given = {"cron": cron, "every": every, "at": at, **schedule}

@@ -152,7 +152,8 @@ class JobRecord(Model):
     cwd: str = ""
     logdir: str = ""
     logfile: str = ""
-    """``<logdir>/<logfile>_out.txt`` and ``<logdir>/<logfile>_errors.txt`` are its logs."""
+    """``<logdir>/<logfile>_out.txt`` and ``<logdir>/<logfile>_errors.txt`` are its logs; those of a
+    second attempt ``<logfile>%+2_out.txt`` and so on."""
     command: str | list[str] = ""
     name: str | None = None
     description: str | None = None
@@ -253,7 +254,8 @@ class JobFilter(Model):
     """Which records to give: those that match every field set here.
 
     A field takes one value, or a list where any of several will do; ``tags`` must all be there.
-    A naive time is taken as UTC.
+    ``created_after`` includes the moment itself, ``created_before`` does not; both take it in ISO
+    8601, too. A naive time is taken as UTC.
     """
 
     model_config = ConfigDict(strict=True)
@@ -306,8 +308,8 @@ class FilterOptions(TypedDict, total=False):
     batch_id: str | Collection[str] | None
     queue: str | Collection[str] | None
     tags: Collection[str] | None
-    created_after: datetime | None
-    created_before: datetime | None
+    created_after: datetime | str | None
+    created_before: datetime | str | None
 
 
 _CHOOSABLE = ("self_id", "status", "name", "user_id", "workflow_id", "batch_id", "queue")
@@ -383,10 +385,11 @@ class JobOptions(TypedDict, total=False):
     ``payload`` is any JSON value, for the job to read. For a job that takes its turn: ``priority``
     is a ``Priority``, its name or any int, ``queue`` where it waits, ``depends_on`` the ids of jobs
     that must have succeeded before (``on_dependency_failure``: what it does where one has not),
-    ``run_at`` when it may start at the earliest (a naive time is UTC), ``start_deadline`` how long
-    it may wait. A failed attempt is followed by up to ``max_retries`` others, after ``retry_delay``
-    or as a ``RetryPolicy`` says (``retry``). ``restart`` is for services: ``"on-failure"``,
-    ``"always"`` or a ``RestartPolicy``. ``limits`` are ``Limits``, or a mapping of their fields.
+    ``run_at`` when it may start at the earliest (a datetime or ISO 8601; a naive time is UTC),
+    ``start_deadline`` how long it may wait. A failed attempt is followed by up to ``max_retries``
+    others, after ``retry_delay`` or as a ``RetryPolicy`` says (``retry``). ``restart`` is for
+    services: ``"on-failure"``, ``"always"`` or a ``RestartPolicy``. ``limits`` are ``Limits``, or a
+    mapping of their fields.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -408,7 +411,7 @@ class JobOptions(TypedDict, total=False):
     queue: str
     depends_on: Collection[str | int]
     on_dependency_failure: OnDependencyFailure
-    run_at: datetime | None
+    run_at: datetime | str | None
     start_deadline: float | None
     max_retries: int
     retry_delay: float | None

@@ -171,7 +171,7 @@ def _parameters(value: Any) -> Any:
 
 
 class Template(JobSpec):
-    """A job with blanks: all that ``Jobs.run`` takes, and what its parameters are.
+    """A job with blanks: all that ``Jobs.run`` takes but a ``call``, and what its parameters are.
 
     In a list, ``{width}`` stands for the value of the parameter ``width``, also within an argument
     (``--width={width}``); it never becomes more than that one argument. ``{{`` and ``}}`` are
