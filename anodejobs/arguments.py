@@ -24,18 +24,20 @@ Made = TypeVar("Made")
 @asynccontextmanager
 async def time_limit(what: str, timeout: float | None) -> AsyncIterator[None]:
     """Raise WaitTimeout after ``timeout`` seconds, if it says so many."""
-    if timeout is None:
-        yield
-        return
-    check_seconds("timeout", timeout)
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
             yield
     except TimeoutError:
-        if limit.expired():
+        if timeout is not None and limit.expired():
             raise WaitTimeout(what, timeout) from None
         raise
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise InvalidJob where it is neither None nor a number of seconds."""
+    if timeout is not None:
+        check_seconds("timeout", timeout)
 
 
 def of_each(field: str, make: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:

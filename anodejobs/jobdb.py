@@ -54,7 +54,7 @@ from anodejobs.stores.base import (
     steps_of,
 )
 from anodejobs.transitions import ended_attempt, reopened, transition
-from anodejobs.waits import Waits
+from anodejobs.waits import Waiter, Waits
 
 LOG = logging.getLogger("anodejobs")
 
@@ -604,12 +604,18 @@ class JobDB:
         Raises JobNotFound, StatusUnreachable. Cancelling costs nothing.
         """
         with self.waits.wait(job_id, wanted) as waiter:
-            # After we listen, so that nothing falls in between.
-            record = self._at_hand.ended(job_id) or await self.get(job_id)
-            if record is None:
-                raise JobNotFound(job_id)
-            waiter.consider(record)
+            await self.look(waiter)
             return await waiter.future
+
+    async def look(self, waiter: Waiter) -> None:
+        """End the wait if the job's record as it is now does. Raises JobNotFound.
+
+        To be asked once it listens, so that nothing falls in between.
+        """
+        record = self._at_hand.ended(waiter.job_id) or await self.get(waiter.job_id)
+        if record is None:
+            raise JobNotFound(waiter.job_id)
+        waiter.consider(record)
 
 
 def unstarted() -> Attempt:

@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
@@ -25,6 +25,7 @@ from anodejobs.arguments import (
     check_choice,
     check_count,
     check_limits,
+    check_timeout,
     checked_days,
     checked_filter,
     checked_names,
@@ -587,14 +588,17 @@ class Jobs:
 
         Raises JobNotFound, also where the job is deleted before its end was heard of, WaitTimeout
         after ``timeout`` seconds, and StatusUnreachable when the job ends without the status.
-        Cancelling costs nothing.
+        With a ``timeout`` of 0 it says how things are. Cancelling costs nothing.
         """
         wanted = statuses(status)
+        check_timeout(timeout)
         await self._open_for(job_id)
-        if timeout is None:
-            return (await self._jobdb.wait_for(job_id, wanted)).detached()
-        async with time_limit(f"job {job_id!r}", timeout):
-            return (await self._jobdb.wait_for(job_id, wanted)).detached()
+        with self._jobdb.waits.wait(job_id, wanted) as waiter:
+            await self._jobdb.look(waiter)  # whatever it takes: it is no wait for the job
+            if timeout is None:
+                return (await waiter.future).detached()
+            async with time_limit(f"job {job_id!r}", timeout):
+                return (await waiter.future).detached()
 
     async def wait_all(
         self, jobs: Iterable[str] | AnyFilter, timeout: float | None = None
@@ -604,38 +608,45 @@ class Jobs:
         ``jobs`` are ids, or a filter over the jobs there are now. Raises JobNotFound for an unknown
         id, WaitTimeout after ``timeout`` seconds.
         """
+        check_timeout(timeout)
         await self._root.open()
         if isinstance(jobs, JobFilter) or (
             isinstance(jobs, Mapping) and not isinstance(jobs, JobRecordDict)
         ):
             jobs = await self.list_status(jobs)
         job_ids = unique_ids("jobs", jobs)
-        async with (
-            time_limit("1 job" if len(job_ids) == 1 else f"{len(job_ids)} jobs", timeout),
-            aclosing(self._as_ended(job_ids)) as records,
-        ):
-            ended = {record.self_id: record async for record in records}
+        what = "1 job" if len(job_ids) == 1 else f"{len(job_ids)} jobs"
+        async with self._ends_of(job_ids) as ends, time_limit(what, timeout):
+            records = [(await ends.get()).result().detached() for _ in job_ids]
+        ended = {record.self_id: record for record in records}
         return JobRecordDict((job_id, ended[job_id]) for job_id in job_ids)
 
     async def as_completed(self, job_ids: Iterable[str]) -> AsyncGenerator[JobRecord, None]:
         """Give the record of each job as it ends. Raises JobNotFound for an unknown id."""
         await self._root.open()
-        async with aclosing(self._as_ended(unique_ids("job_ids", job_ids))) as records:
-            async for record in records:
-                yield record
+        listed = unique_ids("job_ids", job_ids)
+        async with self._ends_of(listed) as ends:
+            for _ in listed:
+                yield (await ends.get()).result().detached()
 
-    async def _as_ended(self, job_ids: list[str]) -> AsyncGenerator[JobRecord, None]:
-        ended: asyncio.Queue[asyncio.Future[JobRecord]] = asyncio.Queue()
+    @asynccontextmanager
+    async def _ends_of(
+        self, job_ids: list[str]
+    ) -> AsyncIterator[asyncio.Queue[asyncio.Future[JobRecord]]]:
+        """Give a queue into which the end of each job comes; first those that have ended."""
+        ends: asyncio.Queue[asyncio.Future[JobRecord]] = asyncio.Queue()
         with self._jobdb.waits.wait_for_each(job_ids) as waiters:
-            for waiter in waiters:
-                waiter.future.add_done_callback(ended.put_nowait)
             for waiter in waiters:
                 record = await self._jobdb.get(waiter.job_id)
                 if record is None:
                     raise JobNotFound(waiter.job_id)
                 waiter.consider(record)
-            for _ in waiters:
-                yield (await ended.get()).result().detached()
+            for waiter in waiters:
+                if waiter.future.done():
+                    ends.put_nowait(waiter.future)
+                else:
+                    waiter.future.add_done_callback(ends.put_nowait)
+            yield ends
 
     # Control.
 

@@ -184,6 +184,26 @@ async def test_a_wait_that_takes_too_long_leaves_the_job_alone(jobs: Jobs) -> No
     assert waiters(jobs) == 0
 
 
+async def test_a_wait_that_may_take_no_time_says_how_things_are(tmp_path: Path) -> None:
+    async with Jobs(db_path=tmp_path) as jobs:
+        await jobs.run("sleep 1000", "long")
+        await jobs.run("exit 3", "over")
+        over = await jobs.wait("over")
+    async with Jobs(db_path=tmp_path, on_close="stop") as jobs:  # which has nothing at hand
+        assert await jobs.wait("over", timeout=0) == over
+        assert await jobs.wait_all(["over"], timeout=0) == {"over": over}
+        assert (await jobs.wait("long", "running", timeout=0)).self_id == "long"
+        with pytest.raises(JobNotFound):
+            await jobs.wait("nobody", timeout=0)
+        with pytest.raises(StatusUnreachable):
+            await jobs.wait("over", "finished", timeout=0)
+        for late in (jobs.wait("long", timeout=0), jobs.wait_all(["over", "long"], timeout=0)):
+            with pytest.raises(WaitTimeout):
+                await late
+        assert waiters(jobs) == 0
+        await jobs.stop("long", grace=0)
+
+
 async def test_a_wait_with_time_enough_returns_the_record(jobs: Jobs) -> None:
     await jobs.run("exit 3", "quick")
     assert (await jobs.wait("quick", timeout=1000)).exit_code == 3
