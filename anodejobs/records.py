@@ -20,8 +20,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     JsonValue,
 )
+from pydantic_core import core_schema
 
 from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Evidence
@@ -232,7 +234,14 @@ class JobRecord(Model):
 
 
 class JobRecordDict(dict[str, JobRecord]):
-    """Records by job id, in the order they were asked for."""
+    """Records by job id, in the order they were asked for. FastAPI returns it as it is."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: object, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        records = handler(dict[str, JobRecord])
+        return core_schema.no_info_after_validator_function(cls, records)
 
 
 def _listed(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from anodejobs import (
     InvalidJob,
@@ -351,6 +351,14 @@ def test_a_record_dict_is_a_dict_in_order():
     assert list(records) == ["b", "a"]
 
 
+def test_a_record_dict_goes_through_json():
+    records = JobRecordDict({"b": record(self_id="b"), "a": record()})
+    adapter = TypeAdapter(JobRecordDict)
+    back = adapter.validate_json(adapter.dump_json(records))
+    assert (type(back), list(back)) == (JobRecordDict, ["b", "a"])
+    assert back == records
+
+
 async def test_fastapi_returns_records_as_they_are():
     fastapi = pytest.importorskip("fastapi")
     httpx = pytest.importorskip("httpx")
@@ -361,7 +369,7 @@ async def test_fastapi_returns_records_as_they_are():
         return JobRecord(FULL)
 
     @app.get("/many")
-    async def many() -> dict[str, JobRecord]:
+    async def many() -> JobRecordDict:
         return JobRecordDict({"b": record(self_id="b"), "a": record()})
 
     transport = httpx.ASGITransport(app=app)
