@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
@@ -52,6 +52,10 @@ class _Pending:
     attempt: int
     due_at: float | None
     revision: int
+
+
+_Moment = tuple[float, int, _Pending]
+"""When a job is due. No two have the second alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +98,9 @@ class Stock:
         """Those that wait for a slot, or have got one a moment ago."""
         self._active: set[str] = set()
         self._entries = count()
-        self._moments: list[tuple[float, int, _Pending]] = []
+        self._moments: list[_Moment] = []
         """When which pending job is due, by the clock on the wall."""
-        self._delays: list[tuple[float, int, _Pending]] = []
+        self._delays: list[_Moment] = []
         """The same for retries, by a clock that nobody sets."""
 
     @contextmanager
@@ -222,20 +226,28 @@ class Stock:
         if due_at is None:
             self._ready(pending)
         elif pending.attempt == 1:
-            heappush(self._moments, (due_at, next(self._entries), pending))
+            self._push(self._moments, due_at, pending)
         else:
-            clear_at = time.monotonic() + due_at - time.time()
-            heappush(self._delays, (clear_at, next(self._entries), pending))
+            self._push(self._delays, time.monotonic() + due_at - time.time(), pending)
+
+    def _push(self, heap: list[_Moment], at: float, pending: _Pending) -> None:
+        heappush(heap, (at, next(self._entries), pending))
+        # Those that were withdrawn stay in it: for years maybe, and they may be ever more.
+        if len(heap) > 2 * len(self._pending):
+            heap[:] = [moment for moment in heap if self._is_current(moment[-1])]
+            heapify(heap)
+
+    def _is_current(self, pending: _Pending) -> bool:
+        """Return whether the job has not changed meanwhile: it may wait for another moment."""
+        return self._pending.get(pending.job_id) is pending
 
     def ready_due(self, now: float) -> None:
         """Have those queued whose moment has come."""
         for heap, clock in ((self._moments, now), (self._delays, time.monotonic())):
             while heap and heap[0][0] <= clock:
                 *_, pending = heappop(heap)
-                job_id = pending.job_id
-                # It may have been changed meanwhile, and wait for another moment.
-                is_current = self._pending.get(job_id) is pending
-                if is_current and not self._graph.dependencies_of(job_id):
+                is_current = self._is_current(pending)
+                if is_current and not self._graph.dependencies_of(pending.job_id):
                     self._ready(pending)
 
     def _ready(self, pending: _Pending) -> None:

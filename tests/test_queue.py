@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import shlex
 import sys
@@ -1003,6 +1004,20 @@ async def test_a_moment_that_was_put_off_does_not_start_the_job(jobs: Jobs) -> N
     at = utc_now() + timedelta(seconds=0.3)
     await ended(jobs, (await jobs.submit("true", run_at=at)).self_id)
     assert await status_of(jobs, "job") is Status.pending
+
+
+async def test_moments_of_jobs_that_were_cancelled_long_before_are_not_kept(tmp_path: Path) -> None:
+    run_at = utc_now() + timedelta(days=300)
+    async with opened(tmp_path, store=MemoryJobStore()) as jobs:
+        for n in range(60):
+            await jobs.submit("true", f"{n}", run_at=run_at)
+            await jobs.cancel(f"{n}")
+        kept = [found for found in gc.get_objects() if isinstance(found, stock._Pending)]
+        assert len(kept) < 5
+        await jobs.submit("true", "first", run_at=utc_now() + timedelta(seconds=0.2))
+        await jobs.cancel("first")
+        await jobs.submit("true", "second", run_at=utc_now() + timedelta(seconds=0.1))
+        await ended(jobs, "second")
 
 
 async def test_a_moment_that_passed_while_nobody_was_there_has_come(tmp_path: Path) -> None:
