@@ -290,6 +290,16 @@ async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, mon
     assert not log.exists()
 
 
+async def test_documents_are_carried_over_from_the_write_ahead_log_as_records_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("anodejobs.stores.sqlite._CHECKPOINT_AFTER_WRITES", 10)
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store, asyncio.timeout(PATIENCE_S):
+        while path.stat().st_size < 100_000:
+            await store.put_document("schedule progress", "often", "x" * 100_000)
+
+
 async def test_a_path_may_be_as_long_as_sqlite_takes_it_and_no_longer(tmp_path):
     folder = tmp_path
     while len(str(folder)) < LONGEST_PATH_BYTES - 110:

@@ -236,6 +236,7 @@ class SqliteJobStore(JobStore):
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         async with self._turn, self._translated("write to"):
             await self._apply(DocumentWrite(kind, name, body))
+        self._checkpoints.note(1)
 
     async def document_kinds(self) -> list[str]:
         rows = await self._read("SELECT DISTINCT kind FROM documents ORDER BY kind", ())
