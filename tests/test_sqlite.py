@@ -300,6 +300,27 @@ async def test_documents_are_carried_over_from_the_write_ahead_log_as_records_ar
             await store.put_document("schedule progress", "often", "x" * 100_000)
 
 
+async def test_what_programs_that_were_killed_have_left_in_the_write_ahead_log_is_carried_over(
+    tmp_path,
+):
+    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    be_killed = """
+    await store.open(lambda: None)
+    await put(store, "a", "b", description="x" * 3_000_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with process(*child(be_killed), folder=tmp_path) as running:
+        await asyncio.to_thread(running.wait, PATIENCE_S)
+    with closing(sqlite3.connect(path)) as reader:  # so that the last one to close it is another
+        reader.execute("SELECT count(*) FROM jobs").fetchall()
+        async with opened(path):
+            pass
+        shutil.copyfile(path, copy)  # without the log
+    with closing(sqlite3.connect(copy)) as connection:
+        rows = connection.execute("SELECT job_id FROM jobs ORDER BY job_id").fetchall()
+    assert rows == [("a",), ("b",)]
+
+
 async def test_a_path_may_be_as_long_as_sqlite_takes_it_and_no_longer(tmp_path):
     folder = tmp_path
     while len(str(folder)) < LONGEST_PATH_BYTES - 110:

@@ -56,6 +56,8 @@ _TURNS = 1000
 """How many turns are read at once."""
 _BUSY_TIMEOUT_S = 60.0
 _CHECKPOINT_AFTER_WRITES = 1000
+_CHECKPOINT_ABOVE_BYTES = 4 * 1024 * 1024
+"""As SQLite itself would: what programs have left in the log that were killed."""
 _TRUNCATE_ABOVE_BYTES = 64 * 1024 * 1024
 
 
@@ -362,6 +364,8 @@ class _Checkpoints:
     def start(self) -> None:
         self._stopping = False
         self._wanted.clear()
+        if self._log_bytes() > _CHECKPOINT_ABOVE_BYTES:
+            self.note(_CHECKPOINT_AFTER_WRITES)
         self._thread = threading.Thread(target=self._run, name="anodejobs-checkpoints", daemon=True)
         self._thread.start()
 
@@ -398,6 +402,10 @@ class _Checkpoints:
 
     def _mode(self) -> str:
         """Under unbroken load only a checkpoint that makes writers wait lets the log start anew."""
-        log = self._path.with_name(f"{self._path.name}-wal")
-        size = log.stat().st_size if log.exists() else 0
-        return "TRUNCATE" if size > _TRUNCATE_ABOVE_BYTES else "PASSIVE"
+        return "TRUNCATE" if self._log_bytes() > _TRUNCATE_ABOVE_BYTES else "PASSIVE"
+
+    def _log_bytes(self) -> int:
+        try:
+            return os.stat(f"{self._path}-wal").st_size
+        except FileNotFoundError:
+            return 0
