@@ -31,6 +31,7 @@ from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
 from anodejobs.shim import protocol
 from anodejobs.shim import server as servers
+from anodejobs.shim.clients import Client
 from anodejobs.shim.journal import load
 from anodejobs.shim.lives import Life
 from anodejobs.shim.peers import is_friend, peer
@@ -839,6 +840,35 @@ async def test_no_token_is_forgotten_before_every_application_has_answered(
     server.hear(slow, {"do": "age", "age": 1})  # type: ignore[arg-type]
     server._forget_tombs()
     assert not server._is_known("token")
+
+
+class Wire(asyncio.Transport):
+    """What an application is sent."""
+
+    sent = b""
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def pause_reading(self) -> None:
+        """Do nothing: it says nothing."""
+
+    def resume_reading(self) -> None:
+        """Do nothing."""
+
+
+async def test_who_does_not_read_is_told_of_the_last_logs_that_have_grown(server: Server) -> None:
+    client, wire = Client(server), Wire()
+    client._transport = wire
+    client.pause_writing()
+    for n in range(15_000):
+        client.tell_growth(f"job-{n}", "stdout", 1)
+    client.tell_growth("job-9000", "stdout", 2)
+    client.resume_writing()
+    client.flush()
+    (message,) = map(json.loads, wire.sent.splitlines())
+    last = [[f"job-{n}", "stdout", 1] for n in range(5_000, 15_000) if n != 9_000]
+    assert message["growth"] == [*last, ["job-9000", "stdout", 2]]
 
 
 async def test_an_application_answers_how_old_the_shim_has_become(

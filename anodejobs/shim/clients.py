@@ -14,6 +14,9 @@ from anodejobs.shim.protocol import Lines, Message, begin_of, check_request, dec
 
 LOG = logging.getLogger("anodejobs")
 
+_MOST_GROWN = 10_000
+"""Of how many logs an application that is slow to listen is told the latest."""
+
 
 class Office(Protocol):
     """Who does what applications ask for."""
@@ -112,8 +115,14 @@ class Client(asyncio.Protocol):
         self._office.flush_soon(self)
 
     def tell_growth(self, job_id: str, stream: Stream, offset: int) -> None:
-        """Tell how long a log is; only the latest word where the application is slow to listen."""
+        """Tell how long a log is; only the latest word where the application is slow to listen.
+
+        Of the last logs only: it may be stopped while jobs come and go.
+        """
+        self._growth.pop((job_id, stream), None)
         self._growth[job_id, stream] = offset
+        if len(self._growth) > _MOST_GROWN:
+            del self._growth[next(iter(self._growth))]
         self._office.flush_soon(self)
 
     def tell_grown(self, number: int) -> None:
