@@ -19,6 +19,8 @@ from anodejobs.waits import Waiter
 
 _LIVE_BYTES = 64 * 1024
 _CATCH_UP_BYTES = 256 * 1024
+_TURN_BYTES = 256 * 1024
+"""How much is given before the event loop has its turn."""
 
 
 class Follower:
@@ -88,7 +90,7 @@ class Follower:
 
     async def _unread(self) -> AsyncGenerator[LogChunk, None]:
         """Give what is in the files now, a piece of each in turn."""
-        streams = list(self._tails)
+        streams, given = list(self._tails), 0
         while streams:
             for stream in list(streams):
                 tail = self._tails[stream]
@@ -96,10 +98,15 @@ class Follower:
                     data = await _read(tail)
                 except OSError as error:
                     raise unreadable(self._record.self_id, error) from error
-                if data:
-                    yield LogChunk(stream, tail.offset - len(data), data)
-                else:
+                if not data:
                     streams.remove(stream)
+                    continue
+                yield LogChunk(stream, tail.offset - len(data), data)
+                given += len(data)
+                if given >= _TURN_BYTES:
+                    # What is in memory is read without waiting, and there may always be more.
+                    given = 0
+                    await asyncio.sleep(0)
 
 
 def _has_ended(end: asyncio.Future[JobRecord]) -> bool:

@@ -137,6 +137,26 @@ async def test_an_ended_job_is_followed_from_its_beginning(jobs: Jobs) -> None:
         assert await by_stream(chunks) == {"stdout": b"out\n", "stderr": b"error\n"}
 
 
+async def test_a_follower_of_much_lets_others_have_their_turn(jobs: Jobs) -> None:
+    await jobs.run(python("print('x' * 20_000_000)"), job_id="a")
+    await jobs.wait("a")
+    given = most = 0
+
+    async def take_turns() -> None:
+        nonlocal given
+        while True:
+            given = 0
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    async with following(jobs, "a") as chunks:
+        async for chunk in chunks:
+            given += len(chunk.data)
+            most = max(most, given)
+    others.cancel()
+    assert most < 1_000_000
+
+
 async def test_a_job_that_never_started_has_nothing_to_follow(jobs: Jobs) -> None:
     await jobs.run(["/no/such/program"], job_id="a")
     async with following(jobs, "a") as chunks:
