@@ -78,7 +78,7 @@ from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
 from anodejobs.templates import Template, render
-from anodejobs.threads import in_thread
+from anodejobs.threads import in_thread, made_of_each
 from anodejobs.timetable import Timetable
 from anodejobs.transitions import Opening, renewed
 
@@ -767,8 +767,9 @@ class Jobs:
     async def list_status(self, filter: AnyFilter | None = None) -> JobRecordDict:
         """Return all records that match, oldest first."""
         await self._root.open()
-        records = await self._jobdb.page(Query(filter=checked_filter(filter)))
-        return JobRecordDict((record.self_id, self._as_of_now(record)) for record in records)
+        found = await self._jobdb.page(Query(filter=checked_filter(filter)))
+        records = await made_of_each(self._as_of_now, found)
+        return JobRecordDict((record.self_id, record) for record in records)
 
     async def list_jobs(
         self,
@@ -798,7 +799,7 @@ class Jobs:
             after=after,
         )
         await self._root.open()
-        return [self._as_of_now(record) for record in await self._jobdb.page(query)]
+        return await made_of_each(self._as_of_now, await self._jobdb.page(query))
 
     async def count(self, filter: AnyFilter | None = None) -> int:
         """Return how many records match."""

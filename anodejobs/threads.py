@@ -1,19 +1,25 @@
-"""Work that waits for the system, done in threads.
+"""Work that would keep the event loop: what waits for the system is done in threads.
 
 A limit on processes is one on threads, too. A job that forks without end reaches it, and is to be
 stopped all the same: what no thread can be had for is done on the event loop, which waits.
+
+What takes long for there is much of it is done piece by piece.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Lock
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item = TypeVar("Item")
+
+_PIECE = 100
+"""How many items are taken before the event loop has its turn."""
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -40,3 +46,13 @@ def begun_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except RuntimeError:  # no thread can be started; one that is there may take it all the same
         once()
     return asyncio.wrap_future(outcome)
+
+
+async def made_of_each(make: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
+    """Return what is made of each item; of many, the event loop has its turn now and then."""
+    made: list[T] = []
+    for item in items:
+        if made and len(made) % _PIECE == 0:
+            await asyncio.sleep(0)
+        made.append(make(item))
+    return made

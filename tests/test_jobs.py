@@ -46,6 +46,7 @@ from anodejobs.executors import processes
 from anodejobs.executors.base import Host
 from anodejobs.executors.processes import Processes
 from anodejobs.planner import Plan
+from anodejobs.stores.rows import record_of
 from tests.conftest import descriptors, python
 
 LIMIT_S = 60.0
@@ -449,6 +450,36 @@ def ids(records: list[JobRecord]) -> str:
 
 async def test_an_unknown_id_has_no_status(jobs: Jobs) -> None:
     assert await jobs.get_status("nobody") is None
+
+
+async def test_a_long_list_lets_others_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = most = 0
+
+    def counted(make: Callable[..., JobRecord]) -> Callable[..., JobRecord]:
+        def make_one_more(*args: Any) -> JobRecord:
+            nonlocal made, most
+            made += 1
+            most = max(most, made)
+            return make(*args)
+
+        return make_one_more
+
+    async def take_turns() -> None:
+        nonlocal made
+        while True:
+            made = 0
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("anodejobs.stores.sqlite.record_of", counted(record_of))
+    monkeypatch.setattr(Jobs, "_as_of_now", counted(Jobs._as_of_now))
+    async with Jobs(tmp_path, executor="inline") as jobs:
+        await jobs.create_batch([{"command": "true"}] * 1000)
+        others = asyncio.create_task(take_turns())
+        assert len(await jobs.list_status()) == len(await jobs.list_jobs()) == 1000
+        others.cancel()
+    assert most < 500
 
 
 async def test_all_records_are_listed_oldest_first(five: Jobs) -> None:

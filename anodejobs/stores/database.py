@@ -41,6 +41,7 @@ from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
 from anodejobs.stores.write_rows import Environments
+from anodejobs.threads import made_of_each
 
 if TYPE_CHECKING:
     from anodejobs.stores.database_news import News
@@ -193,7 +194,7 @@ class DatabaseJobStore(SharedJobStore):
             last = await self._sort_value(query, query.after)
         rows = await self._read(*page(query, last, self._server.dialect))
         async with self._translated("read"):
-            return [record_of(row) for row in rows]
+            return await made_of_each(record_of, rows)
 
     async def _sort_value(self, query: Query, job_id: str) -> Any:
         sql = f"SELECT {column(query)} FROM anodejobs_jobs WHERE job_id = ?"

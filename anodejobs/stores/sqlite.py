@@ -47,7 +47,7 @@ from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
 from anodejobs.stores.sqlite_schema import prepare
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments
-from anodejobs.threads import in_thread
+from anodejobs.threads import in_thread, made_of_each
 
 LONGEST_PATH_BYTES = 504
 """Of SQLite's own 512 eight are for the names of the files beside the database."""
@@ -176,7 +176,7 @@ class SqliteJobStore(JobStore):
         sql, parameters = page(query, last)
         rows = await self._read(sql, parameters)
         async with self._translated("read"):
-            return [record_of(row) for row in rows]
+            return await made_of_each(record_of, rows)
 
     async def _sort_value(self, query: Query) -> Any:
         rows = await self._read(
