@@ -153,7 +153,10 @@ class News:
                 for event in fresh:
                     yield event
                     quiet_since = time.monotonic()
-                if fresh or position < self.cursor:
+                if position < self.cursor:
+                    await asyncio.sleep(0)  # for others: what is at hand is given without waiting
+                    continue
+                if fresh:
                     continue
                 if not await _is_set(listener.woken, heartbeat, quiet_since):
                     yield JobEvent(seq=position, kind="heartbeat", at=utc_now())

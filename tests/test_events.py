@@ -204,6 +204,36 @@ async def test_a_slow_listener_misses_nothing(
         assert [event.seq for event in seen] == list(range(1, 124))
 
 
+async def test_a_listener_that_is_behind_lets_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(news, "_PAGE", 10)
+    given = most = 0
+
+    async def take_turns() -> None:
+        nonlocal given
+        while True:
+            given = 0
+            await asyncio.sleep(0)
+
+    async with (
+        Jobs(db_path=tmp_path, executor="inline") as jobs,
+        aclosing(jobs.events()) as events,
+    ):
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        await jobs.create_batch([{"command": "true"}] * 100)
+        await first
+        others = asyncio.create_task(take_turns())
+        async for event in events:
+            given += 1
+            most = max(most, given)
+            if event.seq == 100:
+                break
+        others.cancel()
+    assert most <= 10
+
+
 # Of one job.
 
 
