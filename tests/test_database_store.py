@@ -515,6 +515,24 @@ async def test_a_store_is_told_of_the_commits_of_others_after_its_connections_we
         await listening.close()
 
 
+async def test_a_store_is_told_of_others_whose_search_path_is_another(postgres):
+    await empty(postgres)
+    told = asyncio.Event()
+    store, other = DatabaseJobStore(postgres.url), DatabaseJobStore(postgres.url)
+    await store.open(told.set)
+    here = f'ALTER DATABASE "{make_url(postgres.url).database}"'
+    try:
+        await postgres.ado("CREATE SCHEMA elsewhere", f"{here} SET search_path = elsewhere, public")
+        await other.open(nobody_listens)
+        await other.commit([make_insert(make_record())])
+        async with asyncio.timeout(PATIENCE_S):
+            await told.wait()
+    finally:
+        await other.close()
+        await store.close()
+        await postgres.ado(f"{here} RESET search_path", "DROP SCHEMA IF EXISTS elsewhere")
+
+
 async def test_a_restart_of_the_server_is_waited_for(own_server):
     told = asyncio.Event()
     store, listening = DatabaseJobStore(own_server.url), DatabaseJobStore(own_server.url)

@@ -21,6 +21,10 @@ POLL_S: Final = 0.5
 _STILL_THERE_S: Final = 30.0
 """How long a connection may be silent before it is asked whether it is one."""
 _RECONNECT_S: Final = 1.0
+_SCHEMA: Final = (
+    "SELECT nspname::text FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+    " WHERE pg_class.oid = to_regclass('anodejobs_counters')"
+)
 
 
 class News(ABC):
@@ -93,8 +97,9 @@ class Notifications(News):
         """Do nothing: what we tell ourselves bears our token."""
 
     async def _start(self) -> None:
-        ((schema,),) = await self._server.read("SELECT current_schema()::text")
-        # Databases have their own channels, but the schemas of one have not.
+        # Databases have their own channels, but the schemas of one have not. It is the tables' own:
+        # with another user, or another search_path, the current one may be another.
+        ((schema,),) = await self._server.read(_SCHEMA)
         self._channel = f"anodejobs_{hashlib.sha256(str(schema).encode()).hexdigest()[:16]}"
         # Told once, however many rows it is selected with.
         self.ring = (", pg_notify(?, ?)", (self._channel, self._token))
