@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -34,7 +34,7 @@ class Kind:
     usual: tuple[str, ...]
     driver: str
     quoted: str
-    start: Callable[[Path, int, str], subprocess.Popen[bytes] | None]
+    start: Callable[[Path, int, str, Sequence[str]], subprocess.Popen[bytes] | None]
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,9 @@ def _server(kind: Kind) -> Iterator[str]:
 class PrivateServer:
     """A server that only these tests know."""
 
-    def __init__(self, kind: Kind, folder: Path, address: str) -> None:
+    def __init__(self, kind: Kind, folder: Path, address: str, options: Sequence[str]) -> None:
         self.kind = kind
+        self._options = options
         self._folder = folder
         self._address = address
         self._port = _free_port()
@@ -163,7 +164,7 @@ class PrivateServer:
 
     def start(self) -> None:
         """Start it, with the data that it had; return once it answers."""
-        self._process = self.kind.start(self._folder, self._port, self._address)
+        self._process = self.kind.start(self._folder, self._port, self._address, self._options)
         if self._process is None:
             kind = self.kind
             refuse(f"no {kind.name} runs here, {kind.variable} names none, none is installed")
@@ -189,10 +190,12 @@ class PrivateServer:
 
 
 @contextmanager
-def private_server(kind: Kind, address: str = "127.0.0.1") -> Iterator[PrivateServer]:
-    """Start a server, and end it."""
+def private_server(
+    kind: Kind, address: str = "127.0.0.1", options: Sequence[str] = ()
+) -> Iterator[PrivateServer]:
+    """Start a server, with further options of its command, and end it."""
     with tempfile.TemporaryDirectory(prefix="anodejobs-", ignore_cleanup_errors=True) as folder:
-        server = PrivateServer(kind, Path(folder), address)
+        server = PrivateServer(kind, Path(folder), address, options)
         try:
             server.start()
             yield server
@@ -240,24 +243,29 @@ def _another_user(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _start_postgres(folder: Path, port: int, address: str) -> subprocess.Popen[bytes] | None:
+def _start_postgres(
+    folder: Path, port: int, address: str, options: Sequence[str]
+) -> subprocess.Popen[bytes] | None:
     initdb, postgres = _find("initdb"), _find("postgres")
     if initdb is None or postgres is None:
         return None
     user = _another_user(folder)
     data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
+    making = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
     if not data.exists():
-        subprocess.run([initdb, "-D", str(data), *options], check=True, cwd="/", **quiet, **user)
+        subprocess.run([initdb, "-D", str(data), *making], check=True, cwd="/", **quiet, **user)
         with (data / "pg_hba.conf").open("a") as allowed:
             allowed.write("host all all samenet trust\n")
     settings = [f"port={port}", f"listen_addresses={address}", f"unix_socket_directories={folder}"]
     arguments = [word for setting in [*settings, "fsync=off"] for word in ("-c", setting)]
-    return subprocess.Popen([postgres, "-D", str(data), *arguments], cwd="/", **quiet, **user)
+    command = [postgres, "-D", str(data), *arguments, *options]
+    return subprocess.Popen(command, cwd="/", **quiet, **user)
 
 
-def _start_mariadb(folder: Path, port: int, address: str) -> subprocess.Popen[bytes] | None:
+def _start_mariadb(
+    folder: Path, port: int, address: str, options: Sequence[str]
+) -> subprocess.Popen[bytes] | None:
     server = _find("mariadbd")
     install = _find("mariadb-install-db")
     if server is None or install is None:
@@ -265,11 +273,11 @@ def _start_mariadb(folder: Path, port: int, address: str) -> subprocess.Popen[by
     user = _another_user(folder)
     data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    options = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
+    making = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
     if not data.exists():
-        subprocess.run([install, *options], check=True, cwd=folder, **quiet, **user)
+        subprocess.run([install, *making], check=True, cwd=folder, **quiet, **user)
     listening = [f"--port={port}", f"--bind-address={address}", f"--socket={folder}/socket"]
-    command = [server, "--no-defaults", f"--datadir={data}", *listening]
+    command = [server, "--no-defaults", f"--datadir={data}", *listening, *options]
     return subprocess.Popen(command, cwd=folder, **quiet, **user)
 
 

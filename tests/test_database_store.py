@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -295,12 +297,52 @@ async def test_a_text_that_cannot_be_kept_hides_no_other_that_is_looked_for(stor
         assert sum((await store.count(wanted)).values()) == 1
 
 
-@pytest.mark.parametrize("query", ["port=abc", "connect_timeout=abc", "nonsense=1"])
+@pytest.mark.parametrize("query", ["port=abc", "connect_timeout=abc", "nonsense=1", "ssl=1"])
 async def test_a_url_that_the_driver_does_not_understand_is_a_store_error(database, query):
     store = DatabaseJobStore(f"{database.url}?{query}")
     with pytest.raises(StoreError, match="cannot open"):
         await store.open(nobody_listens)
     await store.close()
+
+
+@contextmanager
+def certificate() -> Iterator[Path]:
+    """Give the certificate of a server on this machine, with its key, in a file it may read."""
+    openssl = shutil.which("openssl") or refuse("openssl is not installed")
+    with tempfile.TemporaryDirectory(prefix="anodejobs-") as folder:
+        path = Path(folder) / "certificate"
+        path.parent.chmod(0o755)
+        named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+        written = ["-nodes", "-keyout", f"{path}.key", "-out", str(path)]
+        command = [openssl, "req", "-x509", "-newkey", "rsa:2048", *named, *written]
+        subprocess.run(command, check=True, capture_output=True)
+        path.write_text(path.read_text() + Path(f"{path}.key").read_text())
+        yield path
+
+
+@pytest.fixture
+def private() -> Iterator[tuple[str, Path]]:
+    """The URL of a user who must not be overheard, and the certificate of his server."""
+    with certificate() as path:
+        options = [f"--ssl-{file}={path}" for file in ("ca", "cert", "key")]
+        with private_server(MYSQL, options=options) as server:
+            make = "CREATE USER secretive@localhost IDENTIFIED BY 'it' REQUIRE SSL"
+            Database(MYSQL, server.url).do(make, "GRANT ALL ON *.* TO secretive@localhost")
+            yield server.url.replace("root@", "secretive:it@"), path
+
+
+async def test_mysql_is_spoken_to_in_private_where_the_url_says_so(private):
+    url, path = private
+    with_our_own = f"ssl_ca={path}&ssl_cert={path}&ssl_key={path}.key"
+    for query in (f"ssl_ca={path}", with_our_own, "ssl_check_hostname=0"):
+        store = DatabaseJobStore(f"{url}?{query}")
+        try:
+            await store.open(nobody_listens)
+        finally:
+            await store.close()
+    for query, problem in (("", "Access denied"), ("?ssl_ca=/etc/passwd", "certificate")):
+        with pytest.raises(StoreError, match=problem):
+            await opened(DatabaseJobStore(f"{url}{query}"))
 
 
 async def test_writes_of_one_batch_may_build_on_each_other(store):

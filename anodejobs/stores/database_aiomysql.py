@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import aiomysql  # type: ignore[import-untyped]
@@ -28,6 +30,8 @@ async def connected(*, timeout: float, **arguments: Any) -> aiomysql.Connection:
 
     ``aiomysql.connect`` and its own timeout lose cancellations, and connections with them.
     """
+    if "ssl" in arguments:
+        arguments["ssl"] = _tls(arguments["ssl"])
     connection = _Connection(**arguments)
     try:
         async with asyncio.timeout(timeout):
@@ -37,3 +41,22 @@ async def connected(*, timeout: float, **arguments: Any) -> aiomysql.Connection:
         connection.close()
         raise
     return connection
+
+
+def _tls(asked: Mapping[str, Any]) -> ssl.SSLContext:
+    """Return what a URL has asked for, ``?ssl_ca=…`` and its like, as this driver takes it.
+
+    As other drivers have it: without the certificate of whom to trust nothing is verified.
+    """
+    if not isinstance(asked, Mapping):
+        raise ValueError("ssl in a URL is to be said as ssl_ca=…, the file of whom to trust")
+    ca, folder = asked.get("ca"), asked.get("capath")
+    context = ssl.create_default_context(cafile=ca, capath=folder)
+    context.check_hostname = asked.get("check_hostname", True) and (ca or folder) is not None
+    if (ca or folder) is None:
+        context.verify_mode = ssl.CERT_NONE
+    if "cert" in asked:
+        context.load_cert_chain(asked["cert"], asked.get("key"))
+    if "cipher" in asked:
+        context.set_ciphers(asked["cipher"])
+    return context
