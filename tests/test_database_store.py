@@ -305,6 +305,20 @@ async def test_a_url_that_the_driver_does_not_understand_is_a_store_error(databa
     await store.close()
 
 
+async def test_a_password_of_mysql_may_have_any_letters(mysql):
+    name, password = f"anodejobs_{secrets.token_hex(4)}", "pä€ß:w/@%#?"
+    url = make_url(mysql.url)
+    users = [f"{name}@{host}" for host in ("localhost", "'127.0.0.1'")]
+    made = [f"CREATE USER {user} IDENTIFIED BY '{password}'" for user in users]
+    granted = [f"GRANT ALL ON `{url.database}`.* TO {user}" for user in users]
+    await mysql.ado(*made, *granted)
+    try:
+        told = url.set(username=name, password=password).render_as_string(hide_password=False)
+        await (await opened(DatabaseJobStore(told))).close()
+    finally:
+        await mysql.ado(*(f"DROP USER {user}" for user in users))
+
+
 @contextmanager
 def certificate() -> Iterator[Path]:
     """Give the certificate of a server on this machine, with its key, in a file it may read."""

@@ -30,6 +30,9 @@ async def connected(*, timeout: float, **arguments: Any) -> aiomysql.Connection:
 
     ``aiomysql.connect`` and its own timeout lose cancellations, and connections with them.
     """
+    if "password" in arguments:
+        # It sends it as Latin-1. The bytes that the server knows are those of UTF-8.
+        arguments["password"] = arguments["password"].encode().decode("latin-1")
     if "ssl" in arguments:
         arguments["ssl"] = _tls(arguments["ssl"])
     connection = _Connection(**arguments)
