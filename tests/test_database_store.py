@@ -359,6 +359,23 @@ async def test_mysql_is_spoken_to_in_private_where_the_url_says_so(private):
             await opened(DatabaseJobStore(f"{url}{query}"))
 
 
+@pytest.fixture
+def careful_url() -> Iterator[str]:
+    careful = ("SET GLOBAL sql_safe_updates = 1", "SET GLOBAL sql_select_limit = 1")
+    with private_server(MYSQL) as server:
+        Database(MYSQL, server.url).do(*careful)
+        yield server.url
+
+
+async def test_a_mysql_that_is_careful_with_people_gives_all_the_same(careful_url):
+    store = await opened(DatabaseJobStore(careful_url))
+    try:
+        await store.commit([make_insert(make_record(f"{n}")) for n in range(3)])
+        assert len(await store.unfinished()) == 3
+    finally:
+        await store.close()
+
+
 async def test_writes_of_one_batch_may_build_on_each_other(store):
     insert = make_insert(make_record(tags=["old"]))
     save = make_save(insert.record, error="saved")

@@ -334,8 +334,9 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         # A value that does not fit is an error, and a backslash is what the driver takes it for. A
         # connection that is silent for so long is one of a stopped process, which keeps all others
         # from writing: those in the pool are made anew before, and who waits for a lock waits
-        # longer.
+        # longer. What keeps people who type from asking for too much is not for us.
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
+        " sql_safe_updates = 0, sql_select_limit = 18446744073709551615,"
         f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
 
