@@ -1151,6 +1151,44 @@ async def test_jobs_run_and_are_stopped_wherever_the_event_loop_runs(
     assert not [pid for pid in pids if runs(pid)]
 
 
+SANDBOX = """
+import ctypes, struct, sys
+def refuse(number, error):
+    # A filter of four instructions: load the number of the call, compare, allow or refuse it.
+    rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error)]
+    rules.append((0x06, 0, 0, 0x7FFF0000))
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None)
+    libc.prctl(38, 1, 0, 0, 0)
+    if libc.prctl(22, 2, program, 0, 0):
+        print("null")
+        sys.exit()
+"""
+REFUSALS = {
+    "an old kernel": (434, errno.ENOSYS),
+    "a sandbox that refuses pidfd_open": (434, errno.EPERM),
+    "a sandbox that refuses pidfd_send_signal": (424, errno.EPERM),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sandboxes of Linux")
+@pytest.mark.parametrize("kind", ["inline", "shim"])
+@pytest.mark.parametrize(("number", "error"), REFUSALS.values(), ids=REFUSALS)
+async def test_where_the_system_refuses_pidfds_jobs_run_and_are_stopped(
+    tmp_path: Path, number: int, error: int, kind: str
+) -> None:
+    trees = TREE.replace("inline", kind)
+    result = await host(
+        tmp_path, f"{SANDBOX}\nrefuse({number}, {error})\n{trees}\nasyncio.run(main())"
+    )
+    if result is None:
+        pytest.skip("no filters of system calls here")
+    ended, pids = result
+    assert ended == [["failed", 7], ["stopped", -15], ["failed_start", None]]
+    assert not [pid for pid in pids if runs(pid)]
+
+
 @pytest.mark.parametrize("is_ignored", [False, True])
 async def test_where_the_c_library_cannot_start_jobs_asyncio_does(
     tmp_path: Path, is_ignored: bool

@@ -11,7 +11,8 @@ import os
 import resource
 
 _KEPT = 32
-_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says that something cannot be had now."""
 
 
 def left_for_jobs(most: int) -> int:
@@ -27,7 +28,7 @@ def is_kept(fd: int) -> bool:
 
 def raise_lack(error: OSError) -> None:
     """Raise the error if it says that something cannot be had now, and nothing of what is there."""
-    if error.errno in _LACK:
+    if error.errno in LACK:
         raise error
 
 

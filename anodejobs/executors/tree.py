@@ -24,14 +24,33 @@ from typing import Literal
 from anodejobs.events import Attempt
 from anodejobs.executors import cgroups
 from anodejobs.executors.base import TreeUsage
-from anodejobs.executors.descriptors import raise_lack
+from anodejobs.executors.descriptors import LACK, raise_lack
 from anodejobs.executors.marks import read_tag, tag_of
 
 # psutil is imported where it is needed: a shim on Linux has no use for it, and stays small.
 
 IS_LINUX = sys.platform == "linux"
-HAS_PIDFDS = hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")
 _TOKEN = b"ANODEJOBS_TOKEN="
+
+
+def _has_pidfds() -> bool:
+    """Return whether the kernel has pidfds and lets us use them: a sandbox may refuse either."""
+    if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
+        return False
+    try:
+        fd = os.pidfd_open(os.getpid())
+    except OSError as error:
+        return error.errno in LACK
+    try:
+        signal.pidfd_send_signal(fd, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+HAS_PIDFDS = _has_pidfds()
 
 
 @dataclass(frozen=True, slots=True)

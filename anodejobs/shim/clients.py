@@ -8,6 +8,7 @@ import os
 from contextlib import ExitStack
 from typing import Protocol
 
+from anodejobs.executors import tree
 from anodejobs.executors.base import Stream
 from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import Lines, Message, begin_of, check_request, decoded, encoded
@@ -58,7 +59,7 @@ class Client(asyncio.Protocol):
             LOG.error("user %s has no business here", uid)
             transport.abort()
             return
-        if pid and hasattr(os, "pidfd_open"):
+        if pid and tree.HAS_PIDFDS:
             # Its children may hold the connection open after it has died.
             try:
                 self._pidfd = os.pidfd_open(pid)
