@@ -1101,6 +1101,23 @@ async def test_exit_codes_are_true_whatever_the_application_does(
     assert told == f"{list(range(20))}\n"
 
 
+async def test_a_shim_is_started_by_an_application_that_has_closed_its_stdout_meanwhile(
+    tmp_path: Path,
+) -> None:
+    application = await application_that(
+        tmp_path,
+        """
+        result = os.dup(1)
+        os.closerange(0, 3)
+        async with Jobs("another_db", store="memory://") as others:
+            record = await others.run("exit 5", "a")
+            record = await others.wait("a") if record.error is None else record
+            os.write(result, f"{record.exit_code} {record.error}".encode())
+        """,
+    )
+    assert application.stdout == "5 exit code 5"
+
+
 async def test_after_a_fork_the_child_is_told_to_make_its_own_and_the_parent_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ async def start_shim(folder: Path, linger_s: float) -> str:
     leaves nothing behind here; the shim may come up all the same.
     """
     try:
-        told, tell = os.pipe()
+        told, tell = _new_pipe()
     except OSError as error:
         return _refused(error)
     try:
@@ -50,6 +51,18 @@ async def start_shim(folder: Path, linger_s: float) -> str:
         return word or "it died while it started"
     finally:
         os.close(told)
+
+
+def _new_pipe() -> tuple[int, int]:
+    """Return the ends of a pipe; that to write to is none of the three that a shim gets anew."""
+    told, tell = os.pipe()
+    try:
+        return told, fcntl.fcntl(tell, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:
+        os.close(told)
+        raise
+    finally:
+        os.close(tell)
 
 
 def _refused(error: OSError) -> str:
