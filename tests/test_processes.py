@@ -1189,6 +1189,39 @@ async def test_where_the_system_refuses_pidfds_jobs_run_and_are_stopped(
     assert not [pid for pid in pids if runs(pid)]
 
 
+# What asks for the system when it is imported comes first.
+ELSEWHERE = """
+import aiosqlite, psutil, pydantic.types, zoneinfo
+without = '''
+import asyncio, fcntl, os, psutil, resource, select, signal, socket, sys, time
+only_linux_has = {
+    fcntl: "F_SETPIPE_SZ F_GETPIPE_SZ",
+    os: "O_PATH RWF_NOWAIT pidfd_open pipe2 posix_fallocate splice waitid",
+    resource: "RLIMIT_RTTIME prlimit",
+    select: "epoll",
+    signal: "pidfd_send_signal",
+    socket: "SOCK_CLOEXEC SOCK_NONBLOCK SO_PEERCRED",
+    time: "CLOCK_BOOTTIME",
+}
+for module, names in only_linux_has.items():
+    for name in names.split():
+        vars(module).pop(name, None)
+sys.platform = "darwin"
+'''
+exec(without)
+from anodejobs.executors import shim_start
+shim_start._BOOTSTRAP = f"exec({without!r});{shim_start._BOOTSTRAP}"
+"""
+
+
+@pytest.mark.parametrize("kind", ["inline", "shim"])
+async def test_nothing_is_asked_for_that_only_linux_has(tmp_path: Path, kind: str) -> None:
+    trees = TREE.replace("inline", kind)
+    ended, pids = await host(tmp_path, f"{ELSEWHERE}\n{trees}\nasyncio.run(main())")
+    assert ended == [["failed", 7], ["stopped", -15], ["failed_start", None]]
+    assert not [pid for pid in pids if runs(pid)]
+
+
 @pytest.mark.parametrize("is_ignored", [False, True])
 async def test_where_the_c_library_cannot_start_jobs_asyncio_does(
     tmp_path: Path, is_ignored: bool

@@ -19,8 +19,9 @@ def listening() -> socket.socket:
     """Return a socket that applications can connect to; it replaces one that was left behind."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(SOCKET)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        listener.setblocking(False)
         listener.bind(SOCKET)
         os.chmod(SOCKET, 0o600)  # no umask: that is the jobs', which are spawned meanwhile
         listener.listen(_BACKLOG)  # nobody could connect before
