@@ -487,12 +487,32 @@ async def test_where_somebody_has_reaped_the_child_the_kernel_is_asked_or_nobody
     assert not child.is_alive
 
 
-async def test_a_child_that_is_gone_cannot_be_watched(children: Children) -> None:
+async def test_nobody_knows_how_a_child_ended_that_is_gone_when_it_is_to_be_watched(
+    children: Children,
+) -> None:
     pid, writer = reading("exit 0")
     os.close(writer)
     reap(pid)
-    with pytest.raises(ProcessLookupError):
-        children.watch(pid)
+    child = children.watch(pid)
+    assert not child.is_alive
+    assert await child.wait() is None
+
+
+async def test_what_a_job_wrote_is_in_its_log_though_somebody_has_reaped_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Children.watch
+
+    def watch_late(self: Children, pid: int) -> Child:
+        reap(pid)
+        return watch(self, pid)
+
+    monkeypatch.setattr(Children, "watch", watch_late)
+    async with Jobs(tmp_path / "jobs", executor="inline") as jobs:
+        await jobs.run("echo said; echo alas >&2; exit 3", "a")
+        record = await jobs.wait("a", timeout=LIMIT_S)
+        assert (record.status, record.exit_code) == (Status.lost, None)
+        assert await jobs.job_logs("a") == ("said\n", "alas\n")
 
 
 async def test_a_cancelled_wait_takes_nothing_from_the_next(children: Children) -> None:

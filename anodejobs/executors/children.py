@@ -61,9 +61,9 @@ class Children:
         self._loop.add_reader(self._epoll.fileno(), self._look)
 
     def watch(self, pid: int) -> Child:
-        """Return the child. Raises ProcessLookupError where somebody else has reaped it.
+        """Return the child, whoever may have reaped it by now.
 
-        Any other OSError means that there is no descriptor for it: it runs, and is not watched.
+        Raises OSError where there is no descriptor for it: it runs, and is not watched.
         """
         child = _OwnChild(pid)
         with contextlib.suppress(ChildProcessError):
@@ -72,7 +72,11 @@ class Children:
             if reaped:
                 child.end(os.waitstatus_to_exitcode(status), rusage)
                 return child
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:  # somebody else was quicker
+            child.end(None, None)
+            return child
         try:
             # Told of once each time: when it dies, and when a tracer that kept it from us lets go.
             self._epoll.register(pidfd, select.EPOLLIN | select.EPOLLET)

@@ -190,8 +190,6 @@ class Processes(Executor):
                 os.close(fd)
             if cgroup is not None:
                 cgroups.remove(cgroup, patience_s=0)
-            if isinstance(error, ProcessLookupError):  # not from exec: from looking for its child
-                return Lost(error=_TAKEN)
             if isinstance(error, (OSError, ValueError)):
                 return StartFailed(error=one_line(error))
             raise
@@ -222,8 +220,7 @@ class Processes(Executor):
     ) -> Child:
         """Return the child once it is its program. Who calls closes the ``fds`` that are left.
 
-        Raises OSError and ValueError where that is refused, and ProcessLookupError where somebody
-        has reaped it already.
+        Raises OSError and ValueError where that is refused.
         """
         if self._null < 0:
             self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -250,8 +247,6 @@ class Processes(Executor):
         )
         try:
             return self._children.watch(pid)
-        except ProcessLookupError:
-            raise
         except OSError:  # it is to be said that it did not start, so it must not go on
             kill_and_reap(pid)
             raise
