@@ -195,6 +195,7 @@ async def test_a_job_gives_its_descriptors_back_though_its_leftovers_cannot_be_l
 def test_what_cannot_be_looked_at_has_not_gone() -> None:
     pid, started = os.getpid(), tree.start_time(os.getpid())
     assert started is not None
+    other = f"{tree.boot_id()}:1:1.0:0"
     with no_descriptors_left():
         for look in (
             lambda: tree.start_time(pid),
@@ -206,7 +207,6 @@ def test_what_cannot_be_looked_at_has_not_gone() -> None:
             with pytest.raises(OSError, match="Too many open files") as caught:
                 look()
             assert caught.value.errno == errno.EMFILE
-        other = f"{tree.boot_id()}:1:1.0:0"
         assert supervisors.is_alive(other)
     assert not supervisors.is_alive(other)
     assert tree.start_time(pid) == started
