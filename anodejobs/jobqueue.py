@@ -135,23 +135,32 @@ class JobQueue:
         if not line:
             del self._lines[waiting.queue]
 
-    def occupy(self, job_id: str, queue: str = DEFAULT_QUEUE) -> None:
-        """Give a job a slot, whether there is one or not: it runs. It waits no more."""
+    def occupy(self, job_id: str, queue: str = DEFAULT_QUEUE) -> bool:
+        """Give a job a slot, whether there is one or not: it runs. It waits no more.
+
+        Returns whether it had one of another queue, which is free now.
+        """
         if job_id in self._waiting or self._overdue:
             self.remove(job_id)
-        if job_id in self._queue_of:
-            self.release(job_id)
+        if self._queue_of.get(job_id) == queue:
+            return False
+        has_left = self.release(job_id)
         self._queue_of[job_id] = queue
         self._occupied[queue] += 1
+        return has_left
 
-    def release(self, job_id: str) -> None:
-        """Take back the job's slot, if it holds one: it has ended, or could not be started."""
+    def release(self, job_id: str) -> bool:
+        """Take back the job's slot: it has ended, or could not be started.
+
+        Returns whether it held one.
+        """
         queue = self._queue_of.pop(job_id, None)
         if queue is None:
-            return
+            return False
         self._occupied[queue] -= 1
         if not self._occupied[queue]:
             del self._occupied[queue]
+        return True
 
     def pause(self, queue: str) -> None:
         """Admit nothing more from this queue. Its jobs wait on, and their deadlines hold."""

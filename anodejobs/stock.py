@@ -128,8 +128,7 @@ class Stock:
                     self._pending.pop(job_id, None)
                     self._graph.started(job_id)
                 self._active.add(job_id)
-                self._occupy(job_id, record)
-            return False
+            return self._occupy(job_id, record) and bool(self._queued)
         if status is Status.pending or status is Status.queued:
             if self._knows(job_id):
                 self._leave(job_id)
@@ -137,13 +136,16 @@ class Stock:
             return True
         return self._end(job_id, succeeded=status is Status.finished, how=str(status))
 
-    def _occupy(self, job_id: str, record: JobRecord | Turn) -> None:
-        """Have a job that runs hold a slot, unless it runs on another host."""
+    def _occupy(self, job_id: str, record: JobRecord | Turn) -> bool:
+        """Have a job that runs hold a slot, unless it runs on another host.
+
+        It may have ended, and run anew elsewhere, since it was heard of. Returns whether that has
+        made room.
+        """
         if self._host is None or record.host == self._host:
-            self.queue.occupy(job_id, record.queue)
-        else:
-            self.queue.remove(job_id)
-            self.queue.release(job_id)
+            return self.queue.occupy(job_id, record.queue)
+        self.queue.remove(job_id)
+        return self.queue.release(job_id)
 
     def lose(self, job_id: str) -> bool:
         """Take note that there is no such job any more; as ``take``."""
