@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
@@ -228,6 +228,10 @@ class JobQueue:
     def occupied(self) -> dict[str, int]:
         """Return how many jobs hold a slot, for each queue in which there are any."""
         return dict(self._occupied)
+
+    def holders(self) -> Set[str]:
+        """Return the jobs that hold a slot."""
+        return self._queue_of.keys()
 
     def paused(self) -> frozenset[str]:
         """Return the queues that are paused."""

@@ -89,6 +89,8 @@ class Stock:
         """When to see, by a clock that nobody sets, whether all are still there."""
         self._must_recount_all = False
         """Whether there was a sign of another process since the last recount began."""
+        self._must_recount_holders = False
+        """Whether there was one since it was last seen that who holds a slot is still there."""
         self._uncounted: deque[str] = deque()
         """The jobs that have not started and are still to be looked at in this one."""
         self._graph = Dependencies()
@@ -176,6 +178,8 @@ class Stock:
 
     def _queue(self, record: JobRecord | Turn) -> None:
         self._graph.started(record.self_id)
+        if self._must_recount_holders and self._recount_at is None:
+            self._recount_at = time.monotonic()
         queued_at = record.last_update.timestamp() if record.last_update else 0.0
         deadline = record.start_deadline
         waiting = self._queued[record.self_id] = Waiting(
@@ -286,6 +290,7 @@ class Stock:
         """Take note that another process has written something."""
         self.must_look_for_pauses = True
         self._must_recount_all = True
+        self._must_recount_holders = True
         if self._recount_at is None:
             self._recount_at = time.monotonic() + _RECOUNT_S
 
@@ -306,7 +311,10 @@ class Stock:
         is_over = len(self._uncounted) <= most and not self._must_recount_all
         self._recount_at = None if is_over else now + _RECOUNT_S
         some = [self._uncounted.popleft() for _ in range(min(most, len(self._uncounted)))]
-        holders = self._active if self._queued else set()
+        holders: Set[str] = set()
+        if self._queued:  # who holds a slot in vain is in nobody's way before
+            self._must_recount_holders = False
+            holders = self._active | self.queue.holders()
         return [*some, *((awaited - waiting) | holders)]
 
     def pause_these(self, documents: Mapping[str, str]) -> None:

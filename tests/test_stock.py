@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from anodejobs.events import Admitted, Attempt, Event, utc_now
@@ -11,6 +12,7 @@ from anodejobs.stock import Choice, Stock
 from anodejobs.transitions import Opening, opened, reopened, transition
 
 ATTEMPT = Attempt(token="token", supervisor="")
+MOST = 500
 
 
 def stock(slots: int = 1, host: str | None = None) -> Stock:
@@ -31,6 +33,11 @@ def after(record: JobRecord, *events: Event) -> JobRecord:
 
 def admitted(stock: Stock) -> list[str]:
     return [waiting.job_id for waiting in stock.queue.admit(0)]
+
+
+def recounted(stock: Stock) -> set[str]:
+    """Return which jobs it is time to look at, whenever that is."""
+    return set(stock.take_recount(math.inf, MOST))
 
 
 def test_a_job_that_was_run_anew_in_another_queue_unheard_holds_a_slot_of_that_one() -> None:
@@ -63,3 +70,28 @@ def test_a_slot_for_a_job_that_another_host_was_quicker_to_start_is_for_the_next
     assert admitted(known) == ["first"]
     assert known.hear(after(first, Admitted(attempt=ATTEMPT, host="there")))
     assert admitted(known) == ["second"]
+
+
+def test_whether_slots_are_held_in_vain_is_seen_when_the_next_job_waits_for_one() -> None:
+    known = stock()
+    known.hear(job("gone", "start"))
+    known.heed_others()
+    assert recounted(known) == set()
+    assert known.rest_s(0) is None
+    known.hear(job("waiting"))
+    assert known.rest_s(0) == 0
+    assert recounted(known) == {"gone"}
+    assert recounted(known) == set()
+    known.hear(job("another"))
+    assert recounted(known) == set()
+
+
+def test_whether_a_job_is_still_there_that_has_got_a_slot_and_did_not_start_is_seen() -> None:
+    known = stock()
+    known.hear(job("gone"))
+    assert admitted(known) == ["gone"]
+    known.hear(job("waiting"))
+    known.heed_others()
+    assert recounted(known) == {"gone"}
+    assert known.lose("gone")
+    assert admitted(known) == ["waiting"]
