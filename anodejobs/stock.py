@@ -216,6 +216,7 @@ class Stock:
         try:
             self._conclude(self._graph.add(dependent))
         except DependencyCycle as cycle:  # two processes have each made half of it
+            self._graph.started(job_id)
             self._withdraw_pending(job_id, str(cycle))
             return
         self._unknown.update(dict.fromkeys(depends_on))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from anodejobs.events import Admitted, Attempt, Event, utc_now
+from anodejobs.events import Admitted, Attempt, Event, Relinked, Withdrawn, utc_now
 from anodejobs.jobqueue import JobQueue
 from anodejobs.records import JobRecord
 from anodejobs.stock import Choice, Stock
@@ -95,3 +95,18 @@ def test_whether_a_job_is_still_there_that_has_got_a_slot_and_did_not_start_is_s
     assert recounted(known) == {"gone"}
     assert known.lose("gone")
     assert admitted(known) == ["waiting"]
+
+
+def test_a_job_that_was_withdrawn_for_a_cycle_is_part_of_none() -> None:
+    known = stock()
+    known.hear(job("never", "create"))
+    known.hear(first := job("first", depends_on=["never"]))
+    known.hear(one := job("one", depends_on=["first"]))
+    known.hear(job("other", depends_on=["one"]))
+    known.hear(cyclic := after(one, Relinked(depends_on=("first", "other"))))
+    (withdrawal,) = known.take_changes(MOST)
+    assert (withdrawal.job_id, type(withdrawal.event)) == ("one", Withdrawn)
+    # It is run anew before its end is heard of.
+    known.hear(reopened(job("one", "start"), after=cyclic))
+    known.hear(after(first, Relinked(depends_on=("never", "one"))))
+    assert known.take_changes(MOST) == []
