@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -10,6 +11,9 @@ from anodejobs.events import Event, Relinked
 from anodejobs.jobdb import JobDB
 from anodejobs.records import WAITING, JobFilter, JobRecord, Status
 from anodejobs.stores.base import Query
+
+_PAGE = 500
+"""How many dependents are looked at and released at once."""
 
 
 class Links:
@@ -54,9 +58,18 @@ class Links:
                 return None
             return Relinked(depends_on=tuple(o for o in awaited if o != job_id))
 
-        for dependent in await self._jobdb.dependents(job_id):
+        async def release(dependent: str) -> None:
             with contextlib.suppress(JobNotFound):
                 await self._jobdb.apply(dependent, released)
+
+        dependents = await self._jobdb.dependents(job_id)
+        for start in range(0, len(dependents), _PAGE):
+            # Most may have ended long ago. Together: one by one, each would wait for a commit.
+            filter = JobFilter(self_id=dependents[start : start + _PAGE], status=Status.pending)
+            found = await self._jobdb.page(Query(filter=filter))
+            waiting = [record.self_id for record in found if released(record) is not None]
+            await self._jobdb.bring(waiting)
+            await asyncio.gather(*map(release, waiting))
 
     async def _relink(
         self, job_id: str, wanted: Callable[[Sequence[str]], Iterable[str]]

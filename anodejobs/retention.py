@@ -64,9 +64,10 @@ class Retention:
         return await self._jobdb.page(Query(filter=filter, limit=_PAGE, after=after))
 
     async def _is_awaited(self, job_id: str) -> bool:
-        for dependent in await self._jobdb.dependents(job_id):
-            record = await self._jobdb.get(dependent)
-            if record is not None and record.status in WAITING:
+        dependents = await self._jobdb.dependents(job_id)
+        for start in range(0, len(dependents), _PAGE):
+            filter = JobFilter(self_id=dependents[start : start + _PAGE], status=list(WAITING))
+            if await self._jobdb.page(Query(filter=filter, limit=1)):
                 return True
         return False
 

@@ -39,7 +39,7 @@ from anodejobs.executors.base import Tell
 from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
-from anodejobs.stores.base import Save, Turn, Write
+from anodejobs.stores.base import Save, Stored, Turn, Write
 
 LIMIT_S = 60.0
 
@@ -649,6 +649,40 @@ async def test_a_finished_dependency_that_is_deleted_stays_met_over_a_restart(
         (tmp_path / "go").touch()
         records = await ended(jobs, "waits", "created")
     assert [record.status for record in records] == [Status.finished] * 2
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_of_many_dependents_those_that_wait_are_released_together(
+    tmp_path: Path, is_over: bool
+) -> None:
+    asked = 0
+
+    class Counting(SqliteJobStore):
+        async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+            nonlocal asked
+            asked += 1
+            return await super().commit(writes)
+
+        async def get(self, job_id: str) -> Stored | None:
+            nonlocal asked
+            asked += 1
+            return await super().get(job_id)
+
+    async with opened(tmp_path, store=Counting(tmp_path / "jobs.db")) as jobs:
+        await jobs.create("true", "first")
+        specs = [{"command": "true", "depends_on": ["first"]} for _ in range(700)]
+        batch_id, _ = await jobs.create_batch(specs)
+        if is_over:
+            await jobs.cancel_batch(batch_id)
+        await jobs.start("first")
+        await ended(jobs, "first")
+        asked = 0
+        await jobs.run("true", "first")
+        await ended(jobs, "first")
+        assert await jobs.delete("first")
+        assert asked < 50
+        kept = await jobs.get_batch(batch_id)
+    assert [r.depends_on for r in kept.values()] == [["first"] if is_over else []] * 700
 
 
 @pytest.mark.parametrize("how", ["run", "submit", "start", "restart"])

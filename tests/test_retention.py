@@ -25,7 +25,7 @@ from anodejobs import (
     StoreError,
 )
 from anodejobs.events import utc_now
-from anodejobs.stores.base import Delete, Query, Write
+from anodejobs.stores.base import Delete, Query, Stored, Write
 from anodejobs.testing import make_insert, make_record
 
 LIMIT_S = 60.0
@@ -126,6 +126,26 @@ async def test_more_than_a_page_of_what_is_awaited_keeps_nothing_else(jobs: Jobs
 async def test_who_has_ended_awaits_nothing(jobs: Jobs) -> None:
     await put(jobs, ended("old", 9), ended("dependent", 8, depends_on=["old"]))
     assert await jobs.cleanup(1) == 2
+
+
+async def test_who_awaits_a_job_is_found_among_many_that_have_ended(tmp_path: Path) -> None:
+    asked = 0
+
+    class Counting(SqliteJobStore):
+        async def get(self, job_id: str) -> Stored | None:
+            nonlocal asked
+            asked += 1
+            return await super().get(job_id)
+
+    async with Jobs(tmp_path, store=Counting(tmp_path / "jobs.db"), executor="inline") as jobs:
+        dependents = [ended(f"after-{n}", 1, depends_on=["old"]) for n in range(700)]
+        await put(jobs, ended("old", 9), *dependents)
+        await jobs.create("true", "the last", depends_on=["old"])
+        asked = 0
+        assert await jobs.cleanup(5) == 0
+        await jobs.cancel("the last")
+        assert await jobs.cleanup(5) == 1
+        assert asked < 50
 
 
 # Many, and others meanwhile.
