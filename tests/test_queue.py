@@ -921,7 +921,7 @@ async def test_a_slot_that_was_given_to_another_while_a_job_was_relinked_is_not_
     await one_slot.add_dependency("first", "never")
     await one_slot.wait("second", "running")
     await one_slot.remove_dependency("first", "never")
-    await one_slot.wait("first", "queued")
+    await has_happened(one_slot, "first", lambda record: record.status is Status.queued)
     admission.let_go_on()
     await admission.has_gone.wait()
     assert await status_of(one_slot, "first") is Status.queued
