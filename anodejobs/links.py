@@ -100,15 +100,15 @@ class Links:
         # A chain may be long, and is only looked along where it may lead back to the job.
         if job_id not in found and not (found and await self._jobdb.dependents(job_id)):
             return
-        while found:
+        while found and job_id not in paths:
             unseen = []
             for record in found.values():
-                if record.self_id == job_id:
-                    raise DependencyCycle(_path(paths, job_id))
                 fresh = [other for other in _awaited(record) if other not in paths]
                 paths.update(dict.fromkeys(fresh, record.self_id))
                 unseen += fresh
             found = await self._records(unseen)
+        if job_id in paths:  # which need not be there yet: one of that id may have been deleted
+            raise DependencyCycle(_path(paths, job_id))
 
     async def _records(self, job_ids: list[str]) -> dict[str, JobRecord]:
         if not job_ids:

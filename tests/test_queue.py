@@ -949,6 +949,19 @@ async def test_a_cycle_is_refused(jobs: Jobs) -> None:
         await jobs.add_dependency("a", "a")
 
 
+@pytest.mark.parametrize("how", ["create", "submit"])
+async def test_a_cycle_through_a_job_that_was_deleted_and_comes_again_is_refused(
+    jobs: Jobs, how: str
+) -> None:
+    await held_job(jobs)
+    await jobs.submit("true", "third", depends_on=["second"])
+    await jobs.delete("first")
+    with pytest.raises(DependencyCycle) as refused:
+        await getattr(jobs, how)("true", "first", depends_on=["third"])
+    assert set(refused.value.cycle) == {"first", "second", "third"}
+    assert await jobs.get_status("first") is None
+
+
 async def test_a_job_that_nobody_waits_for_cannot_be_made_to_wait_for_itself(jobs: Jobs) -> None:
     await jobs.create("true", "a")
     with pytest.raises(DependencyCycle) as error:
