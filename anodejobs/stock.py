@@ -285,7 +285,10 @@ class Stock:
 
     def _knows(self, job_id: str) -> bool:
         """Return whether the job has not ended, and will be heard of when it does."""
-        return job_id in self._active or job_id in self._queued or job_id in self._pending
+        return job_id in self._active or self._waits(job_id)
+
+    def _waits(self, job_id: str) -> bool:
+        return job_id in self._queued or job_id in self._pending
 
     def heed_others(self) -> None:
         """Take note that another process has written something."""
@@ -304,11 +307,10 @@ class Stock:
         """
         if self._recount_at is None or self._recount_at > now:
             return []
-        waiting = self._queued.keys() | self._pending.keys()
-        awaited = self._graph.awaited()
+        awaited = self._graph.awaited()  # fewer, maybe by far, than those that wait
         if self._must_recount_all and not self._uncounted:
             self._must_recount_all = False
-            self._uncounted.extend(awaited & waiting)
+            self._uncounted.extend(filter(self._waits, awaited))
         is_over = len(self._uncounted) <= most and not self._must_recount_all
         self._recount_at = None if is_over else now + _RECOUNT_S
         some = [self._uncounted.popleft() for _ in range(min(most, len(self._uncounted)))]
@@ -316,7 +318,7 @@ class Stock:
         if self._queued:  # who holds a slot in vain is in nobody's way before
             self._must_recount_holders = False
             holders = self._active | self.queue.holders()
-        return [*some, *((awaited - waiting) | holders)]
+        return [*some, *({job_id for job_id in awaited if not self._waits(job_id)} | holders)]
 
     def pause_these(self, documents: Mapping[str, str]) -> None:
         """Have just these queues paused."""
