@@ -704,8 +704,8 @@ class Jobs:
 
     async def _restart(self, job_id: str, grace: float | None) -> JobRecord:
         await self.stop(job_id, grace)
-        starter = (await self._root.open()).starter  # refused where it has begun to close
         stored = await self._jobdb.stored(job_id)
+        starter = (await self._root.open()).starter  # refused where it has begun to close
         plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
         return (await starter.start(plan, lambda old: True)).detached()
 

@@ -72,6 +72,8 @@ class Watcher:
         self._is_shared = jobdb.is_shared_by_hosts
         self._watched: dict[str, Launch] = {}
         """What was started or taken over here and has not ended, by token."""
+        self._opening: dict[str, asyncio.Event] = {}
+        """By token too: set when it is on record that the attempt is about to start, or is not."""
         self._inherited: set[str] = set()
         """Tokens of what other applications have started and is watched here."""
         self._lives = 0
@@ -121,7 +123,12 @@ class Watcher:
         is_for_caller: bool,
     ) -> JobRecord | None:
         """Begin an attempt, record that, and answer; None where nothing runs any more."""
-        about_to = await opened(attempt)
+        opening = self._opening[attempt.token] = asyncio.Event()
+        try:
+            about_to = await opened(attempt)
+        finally:
+            del self._opening[attempt.token]
+            opening.set()
         if about_to is None:
             return None
         record, launch = about_to.record, about_to.launch
@@ -315,6 +322,10 @@ class Watcher:
 
     async def _stop_quietly(self, token: str, launch: Launch, reason: str) -> None:
         job_id = launch.job_id
+        if (opening := self._opening.get(token)) is not None:
+            await opening.wait()
+        if not self.has(token):  # it is not to start, and the record is that of another run
+            return
         try:
             # What waits for its next attempt waits on, for another application.
             await self._control.stop(job_id, None, reason, here_only=True)

@@ -46,6 +46,7 @@ from anodejobs.executors import processes
 from anodejobs.executors.base import Host
 from anodejobs.executors.processes import Processes
 from anodejobs.planner import Plan
+from anodejobs.stores.base import Stored
 from anodejobs.stores.rows import record_of
 from tests.conftest import descriptors, python
 
@@ -1183,6 +1184,79 @@ async def test_closing_stops_inline_jobs(tmp_path: Path) -> None:
         assert (found.status, found.exit_code) == (Status.stopped, -15)
         whys = [event.why for event in await jobs.history("long")]
         assert "the application closed" in whys
+
+
+class HeldUp(Processes):
+    """Lets nothing start before it is being closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked = asyncio.Event()
+        self.may_start = asyncio.Event()
+
+    async def prepare(self) -> None:
+        self.is_asked.set()
+        await self.may_start.wait()
+
+    def wind_down(self) -> None:
+        super().wind_down()
+        self.may_start.set()
+
+
+async def test_closing_stops_a_job_that_was_not_on_record_yet(tmp_path: Path) -> None:
+    store, executor = MemoryJobStore(), HeldUp()
+    async with asyncio.timeout(LIMIT_S):
+        async with Jobs(tmp_path, store=store, stop_grace=1, executor=executor) as jobs:
+            running = asyncio.create_task(jobs.run("sleep 1000", "long"))
+            await executor.is_asked.wait()
+        await asyncio.wait((running,))
+        async with Jobs(tmp_path, store=store, executor="inline") as jobs:
+            assert await statuses(jobs, "long") == ["starting", "running", "stopping", "stopped"]
+
+
+async def test_closing_leaves_a_job_that_somebody_else_runs_under_an_id_that_was_asked_for(
+    tmp_path: Path, jobs: Jobs
+) -> None:
+    await jobs.run("sleep 1000", "long")
+    executor = HeldUp()
+    async with Jobs(jobs.db_path, executor=executor) as other:
+        running = asyncio.create_task(other.run("true", "long"))
+        await executor.is_asked.wait()
+    with pytest.raises(AnodeJobsError):
+        await running
+    assert await statuses(jobs, "long") == ["starting", "running"]
+
+
+async def test_a_job_is_not_run_anew_once_closing_has_begun(tmp_path: Path) -> None:
+    class Slow(MemoryJobStore):
+        """Gives no job for the second time before there is no time left."""
+
+        looks: int | None = None
+
+        async def get(self, job_id: str) -> Stored | None:
+            if self.looks is not None:
+                self.looks += 1
+                if self.looks == 2:
+                    executor.is_asked.set()
+                    await executor.may_start.wait()
+            return await super().get(job_id)
+
+    store, executor = Slow(), HeldUp()
+    async with asyncio.timeout(LIMIT_S):
+        async with Jobs(tmp_path, store=store, stop_grace=1, executor=executor) as jobs:
+            executor.may_start.set()
+            await jobs.run("sleep 1000", "another")  # which is waited for
+            executor.may_start.clear()
+            executor.is_asked.clear()
+            await jobs.create("sleep 1000", "long")
+            await jobs.cancel("long")
+            store.looks = 0
+            restarting = asyncio.create_task(jobs.restart("long"))
+            await executor.is_asked.wait()
+        with pytest.raises(ExecutorError):
+            await restarting
+        async with Jobs(tmp_path, store=store, executor="inline") as jobs:
+            assert await statuses(jobs, "long") == ["pending", "cancelled"]
 
 
 async def test_a_wait_under_way_ends_when_its_jobs_is_closed(tmp_path: Path) -> None:
