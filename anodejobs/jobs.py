@@ -7,7 +7,15 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
@@ -74,6 +82,7 @@ from anodejobs.root import Parts, Root, Terms
 from anodejobs.scheduler import PAUSED
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
+from anodejobs.starter import Starter
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
@@ -329,8 +338,12 @@ class Jobs:
         checked = spec_of({"command": command, "job_id": job_id, **spec})
         plan = self._planner.plan(checked, opening)
         parts = await self._root.open()
-        await self._links.check(plan.record.self_id, plan.record.depends_on)
-        return (await parts.owner.owned(parts.starter.enlist, plan, may_replace)).detached()
+
+        async def enlist() -> JobRecord:
+            await self._links.check(plan.record.self_id, plan.record.depends_on)
+            return await parts.starter.enlist(plan, may_replace)
+
+        return (await parts.owner.owned(enlist)).detached()
 
     async def start(self, job_id: str) -> JobRecord:
         """Let a job take its turn: one that was created and is ``pending``, or one that has ended.
@@ -341,13 +354,15 @@ class Jobs:
         one waits for it.
         """
         parts = await self._open_for(job_id)
+        return (await parts.owner.owned(self._start, parts.starter, job_id)).detached()
+
+    async def _start(self, starter: Starter, job_id: str) -> JobRecord:
         stored = await self._jobdb.stored(job_id)
         record = stored.record
         if record.is_done:
             plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
             await self._links.check(job_id, record.depends_on)
-            record = await parts.owner.owned(parts.starter.enlist, plan, lambda old: True)
-            return record.detached()
+            return await starter.enlist(plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
             if record.status not in WAITING:
@@ -356,7 +371,7 @@ class Jobs:
 
         if record.status not in WAITING or record.submitted_at is None:
             record = await self._jobdb.apply(job_id, submitted)
-        return record.detached()
+        return record
 
     async def cancel(self, job_id: str) -> JobRecord | None:
         """Withdraw a job that has not started: it is ``cancelled``. Otherwise as ``stop``.
@@ -367,15 +382,16 @@ class Jobs:
 
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start nothing more from a queue until it is resumed; what runs goes on."""
-        check_name("queue", queue)
-        await self._root.open()
-        await self._jobdb.put_document(PAUSED, queue, json.dumps(queue))
+        await self._keep_paused(queue, json.dumps(queue))
 
     async def resume_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start jobs from the queue again."""
+        await self._keep_paused(queue, None)
+
+    async def _keep_paused(self, queue: str, body: str | None) -> None:
         check_name("queue", queue)
-        await self._root.open()
-        await self._jobdb.put_document(PAUSED, queue, None)
+        owner = (await self._root.open()).owner
+        await owner.owned(self._jobdb.put_document, PAUSED, queue, body)
 
     async def paused_queues(self) -> list[str]:
         """Return the queues that are paused."""
@@ -392,8 +408,7 @@ class Jobs:
         ``depends_on``, DependencyCycle.
         """
         check_text("depends_on", depends_on)
-        await self._known(job_id)
-        return (await self._links.add(job_id, depends_on)).detached()
+        return await self._relinked(job_id, self._links.add, depends_on)
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started no longer wait for ``depends_on``; return it.
@@ -402,8 +417,21 @@ class Jobs:
         Raises JobNotFound, and InvalidTransition where it has started.
         """
         check_text("depends_on", depends_on)
-        await self._known(job_id)
-        return (await self._links.remove(job_id, depends_on)).detached()
+        return await self._relinked(job_id, self._links.remove, depends_on)
+
+    async def _relinked(
+        self,
+        job_id: str,
+        relink: Callable[[str, str], Coroutine[None, None, JobRecord]],
+        depends_on: str,
+    ) -> JobRecord:
+        owner = (await self._open_for(job_id)).owner
+
+        async def relinked() -> JobRecord:
+            await self._jobdb.stored(job_id)  # which there has to be before all else
+            return await relink(job_id, depends_on)
+
+        return (await owner.owned(relinked)).detached()
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -448,8 +476,12 @@ class Jobs:
         plan = partial(self._planner.plan, opening=opening, batch_id=batch_id)
         plans = of_each("specs", plan, linked)
         parts = await self._root.open()
-        await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
-        await parts.owner.owned(parts.starter.enlist_all, plans)
+
+        async def enlist() -> None:
+            await self._links.check("", dict.fromkeys(chain.from_iterable(links)), known=set(ids))
+            await parts.starter.enlist_all(plans)
+
+        await parts.owner.owned(enlist)
         return batch_id, JobRecordDict((p.record.self_id, p.record.detached()) for p in plans)
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
@@ -519,15 +551,19 @@ class Jobs:
         when = Schedule({field: value for field, value in given.items() if value is not None})
         if name is None:
             name = checked.job_id or str(uuid.uuid4())
-        await self._root.open()
-        await self._links.check("", [d for d in checked.depends_on if isinstance(d, str)])
-        return await self._timetable.add(name, checked, when)
+        owner = (await self._root.open()).owner
+
+        async def add() -> Scheduled:
+            await self._links.check("", [d for d in checked.depends_on if isinstance(d, str)])
+            return await self._timetable.add(name, checked, when)
+
+        return await owner.owned(add)
 
     async def unschedule(self, name: str) -> bool:
         """Forget a schedule; return whether there was one. The jobs that it made go on."""
         check_text("name", name)
-        await self._root.open()
-        return await self._timetable.remove(name)
+        owner = (await self._root.open()).owner
+        return await owner.owned(self._timetable.remove, name)
 
     async def schedules(self) -> dict[str, Scheduled]:
         """Return the schedules by name."""
@@ -542,15 +578,15 @@ class Jobs:
             raise InvalidJob("template", "must be a Template, or a mapping of its fields")
         checked = template if isinstance(template, Template) else Template(template)
         self._planner.plan(checked, "submit")  # which says what is wrong with it as a job
-        await self._root.open()
-        await self._catalogue.add(checked)
+        owner = (await self._root.open()).owner
+        await owner.owned(self._catalogue.add, checked)
         return checked
 
     async def remove_template(self, name: str) -> bool:
         """Forget a template; return whether there was one."""
         check_text("name", name)
-        await self._root.open()
-        return await self._catalogue.remove(name)
+        owner = (await self._root.open()).owner
+        return await owner.owned(self._catalogue.remove, name)
 
     async def templates(self) -> dict[str, Template]:
         """Return the templates by name."""
@@ -564,14 +600,22 @@ class Jobs:
         which is unknown, missing, or has a value that it does not take.
         """
         check_text("name", name)
-        await self._root.open()
-        return await self.run(**render(await self._catalogue.get(name), params))
+        owner = (await self._root.open()).owner
+
+        async def run() -> JobRecord:
+            return await self.run(**render(await self._catalogue.get(name), params))
+
+        return await owner.owned(run)
 
     async def submit_template(self, name: str, /, **params: object) -> JobRecord:
         """As ``run_template``, but the job takes its turn."""
         check_text("name", name)
-        await self._root.open()
-        return await self.submit(**render(await self._catalogue.get(name), params))
+        owner = (await self._root.open()).owner
+
+        async def submit() -> JobRecord:
+            return await self.submit(**render(await self._catalogue.get(name), params))
+
+        return await owner.owned(submit)
 
     # Waiting.
 
