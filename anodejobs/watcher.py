@@ -126,6 +126,12 @@ class Watcher:
         opening = self._opening[attempt.token] = asyncio.Event()
         try:
             about_to = await opened(attempt)
+        except StoreError as error:
+            if is_for_caller:  # who hears that it failed, so it is not to stand where it was kept
+                job_id = self._watched[attempt.token].job_id
+                undone = StartFailed(error=f"its start could not be recorded: {error}")
+                self._owner.own(self._recorder.record(job_id, undone, attempt.token), job_id)
+            raise
         finally:
             del self._opening[attempt.token]
             opening.set()

@@ -965,6 +965,20 @@ async def test_a_run_whose_beginning_cannot_be_recorded_is_not_begun(
     assert not (tmp_path / "ran").exists()
 
 
+async def test_a_run_whose_beginning_is_on_record_though_it_could_not_be_recorded_is_over(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    store.failing_status, store.keeps_what_fails = Status.starting, True
+    with pytest.raises(StoreError, match="the disk is full"):
+        await jobs.run(["touch", str(tmp_path / "ran")], "never")
+    store.failing_status = None
+    record = await end_of(jobs, "never")
+    assert record.status is Status.failed_start
+    assert record.error == "its start could not be recorded: the disk is full"
+    assert (await jobs.run("true", "never")).status is Status.running
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("keeps", [False, True], ids=["not kept", "answer lost"])
 async def test_a_run_whose_start_cannot_be_recorded_is_undone(
     jobs: Jobs, store: FaultyStore, keeps: bool
