@@ -234,7 +234,11 @@ class Jobs:
     # Opening and closing.
 
     async def __aenter__(self) -> Self:
-        await self._root.open()
+        try:
+            await self._root.open()
+        except asyncio.CancelledError:
+            await self._root.close()  # nobody else will: there is no exit of what was not entered
+            raise
         return self
 
     async def __aexit__(

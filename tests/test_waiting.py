@@ -362,6 +362,23 @@ async def test_an_opening_cancelled_anywhere_leaves_a_jobs_that_works(tmp_path: 
             await jobs.close()
 
 
+async def test_a_context_cancelled_anywhere_as_it_is_entered_leaves_nothing_open(
+    tmp_path: Path,
+) -> None:
+    async def enter(jobs: Jobs) -> None:
+        async with jobs:
+            pass
+
+    before = asyncio.all_tasks()
+    for step in range(12):
+        jobs = Jobs(db_path=tmp_path / str(step), stop_grace=1, executor="inline")
+        entering = asyncio.create_task(enter(jobs))
+        await take_steps(step)
+        entering.cancel()
+        await outcome(entering)
+        assert asyncio.all_tasks() <= before
+
+
 # For many.
 
 
