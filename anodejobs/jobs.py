@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
+import anyio
 from pydantic import JsonValue
 
 from anodejobs.arguments import (
@@ -237,7 +238,7 @@ class Jobs:
         try:
             await self._root.open()
         except asyncio.CancelledError:
-            await self._root.close()  # nobody else will: there is no exit of what was not entered
+            await self._leave()  # nobody else will: there is no exit of what was not entered
             raise
         return self
 
@@ -247,7 +248,12 @@ class Jobs:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        # A scope of anyio that is cancelled would cut short every wait in it, this one too.
+        with anyio.CancelScope(shield=True):
+            await self.close()
 
     async def close(self) -> None:
         """Let go of everything, and leave or stop the jobs, as ``on_close`` says. Idempotent.

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 
@@ -1184,6 +1185,29 @@ async def test_closing_stops_inline_jobs(tmp_path: Path) -> None:
         assert (found.status, found.exit_code) == (Status.stopped, -15)
         whys = [event.why for event in await jobs.history("long")]
         assert "the application closed" in whys
+
+
+async def test_a_context_that_a_cancelled_scope_of_anyio_leaves_is_closed(tmp_path: Path) -> None:
+    before = asyncio.all_tasks()
+    with anyio.CancelScope() as scope:
+        async with Jobs(db_path=tmp_path, stop_grace=1, executor="inline") as jobs:
+            await jobs.run("sleep 1000", "long")
+            scope.cancel()
+            await jobs.wait("long")
+    assert asyncio.all_tasks() == before
+    async with Jobs(db_path=tmp_path, executor="inline") as jobs:
+        assert (await statuses(jobs, "long"))[-1] is Status.stopped
+
+
+async def test_a_context_that_a_cancelled_scope_of_anyio_would_enter_is_closed(
+    tmp_path: Path,
+) -> None:
+    before = asyncio.all_tasks()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with Jobs(db_path=tmp_path, executor="inline"):
+            pytest.fail("it is cancelled")
+    assert asyncio.all_tasks() == before
 
 
 class HeldUp(Processes):
