@@ -457,6 +457,18 @@ async def test_a_commit_whose_connection_is_lost_on_the_way_is_applied_once(data
     assert await store.last_seq() == 1
 
 
+async def test_a_commit_that_becomes_late_on_the_way_has_the_lease_last_again(database, store):
+    await store.keep_lease("a-host", 0.5)
+    async with clock_held(database) as hold, asyncio.timeout(PATIENCE_S):
+        commit = asyncio.create_task(store.commit([make_insert(make_record())]))
+        await hold.until_somebody_waits()
+        while not (leases := await store.expired_leases()):
+            pass  # until it is over by the server's clock
+        await kill_connections(database, keep=hold.connection_id)
+    assert await commit == [1]
+    assert await store.end_lease(leases[0], []) is None
+
+
 async def test_a_statement_that_was_cancelled_by_the_server_is_tried_again(database, store):
     async with clock_held(database) as hold:
         commit = asyncio.create_task(store.commit([make_insert(make_record())]))

@@ -115,18 +115,21 @@ class DatabaseJobStore(SharedJobStore):
         if not writes:
             return []
         async with self._turn, self._translated("write to"):
-            now = uptime()
-            member = self._member if self._is_late(now) else None
-            batch = Batch(writes, self._environments, known_seq=self._known_seq, member=member)
+            began = uptime()
+            batch = Batch(
+                writes, self._environments, known_seq=self._known_seq, late=self._late_member
+            )
             await self._write(batch)
             self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))
-            if member is not None:
-                self._heard_at = now
+            if batch.has_renewed:
+                self._heard_at = max(self._heard_at, began)
             return batch.results
 
-    def _is_late(self, now: float) -> bool:
-        """Return whether the host has let more than half of its lease go by."""
-        return self._member is not None and now > self._heard_at + self._member.lasts_s / 2
+    def _late_member(self) -> Member | None:
+        """Return the host if it has let more than half of its lease go by."""
+        member = self._member
+        is_late = member is not None and uptime() > self._heard_at + member.lasts_s / 2
+        return member if is_late else None
 
     async def keep_lease(self, host: str, lasts_s: float) -> None:
         now = uptime()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -96,11 +96,12 @@ class Batch:
         environments: Environments,
         *,
         known_seq: int = 0,
-        member: Member | None = None,
+        late: Callable[[], Member | None] = lambda: None,
     ) -> None:
         self._writes = writes
-        self._member = member
-        """Whose lease is to be renewed with it."""
+        self._late = late
+        """Whose lease is to be renewed with it; asked each time that it is tried."""
+        self.has_renewed = False
         self._specs = specs_of(writes, environments)
         self._saves = plain_saves(writes)
         self._was_tried_at_once = False
@@ -116,7 +117,7 @@ class Batch:
         """Return the one statement that does it all, where there is one; the first time only."""
         if self._saves is None or self._was_tried_at_once or not dialect.knows_saves:
             return None
-        if self._member is not None:
+        if self._late() is not None:
             return None
         self._was_tried_at_once = True
         return saves_statement(self._saves, ring)
@@ -140,8 +141,10 @@ class Batch:
         if self._told and _is_told(session, self._told):
             return
         is_repeated = self.turn > 0
-        if self._member is not None:
-            renew(session, self._member, epoch=clock.turn)
+        member = self._late()
+        if member is not None:
+            renew(session, member, epoch=clock.turn)
+            self.has_renewed = True
         is_applied = self._decide(session)
         changes = [
             change
