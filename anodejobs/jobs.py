@@ -418,7 +418,9 @@ class Jobs:
         ``depends_on``, DependencyCycle.
         """
         check_text("depends_on", depends_on)
-        return await self._relinked(job_id, self._links.add, depends_on)
+        owner = (await self._open_for(job_id)).owner
+        relink = self._links.add
+        return (await owner.owned(self._relinked, job_id, relink, depends_on)).detached()
 
     async def remove_dependency(self, job_id: str, depends_on: str) -> JobRecord:
         """Let a job that has not started no longer wait for ``depends_on``; return it.
@@ -427,7 +429,9 @@ class Jobs:
         Raises JobNotFound, and InvalidTransition where it has started.
         """
         check_text("depends_on", depends_on)
-        return await self._relinked(job_id, self._links.remove, depends_on)
+        owner = (await self._open_for(job_id)).owner
+        relink = self._links.remove
+        return (await owner.owned(self._relinked, job_id, relink, depends_on)).detached()
 
     async def _relinked(
         self,
@@ -435,13 +439,8 @@ class Jobs:
         relink: Callable[[str, str], Coroutine[None, None, JobRecord]],
         depends_on: str,
     ) -> JobRecord:
-        owner = (await self._open_for(job_id)).owner
-
-        async def relinked() -> JobRecord:
-            await self._jobdb.stored(job_id)  # which there has to be before all else
-            return await relink(job_id, depends_on)
-
-        return (await owner.owned(relinked)).detached()
+        await self._jobdb.stored(job_id)  # which there has to be before all else
+        return await relink(job_id, depends_on)
 
     async def get_dependencies(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that this one depends on. Raises JobNotFound."""
@@ -609,23 +608,25 @@ class Jobs:
         Raises JobNotFound where there is no such template, and an InvalidJob that names a parameter
         which is unknown, missing, or has a value that it does not take.
         """
-        check_text("name", name)
-        owner = (await self._root.open()).owner
-
-        async def run() -> JobRecord:
-            return await self.run(**render(await self._catalogue.get(name), params))
-
-        return await owner.owned(run)
+        return await self._of_template(self.run, name, params)
 
     async def submit_template(self, name: str, /, **params: object) -> JobRecord:
         """As ``run_template``, but the job takes its turn."""
+        return await self._of_template(self.submit, name, params)
+
+    async def _of_template(
+        self,
+        take: Callable[..., Coroutine[None, None, JobRecord]],
+        name: str,
+        params: Mapping[str, object],
+    ) -> JobRecord:
         check_text("name", name)
         owner = (await self._root.open()).owner
 
-        async def submit() -> JobRecord:
-            return await self.submit(**render(await self._catalogue.get(name), params))
+        async def taken() -> JobRecord:
+            return await take(**render(await self._catalogue.get(name), params))
 
-        return await owner.owned(submit)
+        return await owner.owned(taken)
 
     # Waiting.
 
