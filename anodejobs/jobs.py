@@ -392,14 +392,15 @@ class Jobs:
 
     async def pause_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start nothing more from a queue until it is resumed; what runs goes on."""
-        await self._keep_paused(queue, json.dumps(queue))
+        await self._keep_paused(queue, is_paused=True)
 
     async def resume_queue(self, queue: str = DEFAULT_QUEUE) -> None:
         """Start jobs from the queue again."""
-        await self._keep_paused(queue, None)
+        await self._keep_paused(queue, is_paused=False)
 
-    async def _keep_paused(self, queue: str, body: str | None) -> None:
+    async def _keep_paused(self, queue: str, *, is_paused: bool) -> None:
         check_name("queue", queue)
+        body = json.dumps(queue) if is_paused else None
         owner = (await self._root.open()).owner
         await owner.owned(self._jobdb.put_document, PAUSED, queue, body)
 
