@@ -41,6 +41,8 @@ from anodejobs.watcher import Watcher
 
 LOG = logging.getLogger("anodejobs")
 
+_OPENING_S = 1.0
+"""How long the store may still take to open once this is being closed."""
 _RESIGNING_S = 3.0
 """How long the others may take to be told that we go."""
 _ELSEWHERE = "this Jobs lives on another event loop: await it there, or make one for this loop"
@@ -162,7 +164,7 @@ class Root:
         try:
             executor = self._executor()
             await self._prepare_directory()
-            await self._jobdb.open()
+            await self._open_store()
             await self._serve_tasks(executor, opened)
         except BaseException as error:
             cause = _root_cause(error)
@@ -211,6 +213,18 @@ class Root:
             await in_thread(make)
         except OSError as error:
             raise StoreError(f"cannot use {self._db_path}: {error}") from error
+
+    async def _open_store(self) -> None:
+        """Open the store, which may take for ever: once this is being closed it may not."""
+        async with asyncio.TaskGroup() as tasks:
+            opening = tasks.create_task(self._jobdb.open(), name="anodejobs opening")
+            closing = tasks.create_task(self._closing.wait(), name="anodejobs closing")
+            await asyncio.wait((opening, closing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((opening,), timeout=_OPENING_S)
+            opening.cancel()
+            closing.cancel()
+        if opening.cancelled():
+            raise ExecutorError("this Jobs was closed meanwhile")
 
     async def _serve_tasks(self, executor: Executor, opened: asyncio.Future[Parts]) -> None:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from anodejobs import (
+    ExecutorError,
     InvalidJob,
     JobActive,
     JobFilter,
     JobNotFound,
     Jobs,
+    MemoryJobStore,
     Status,
     StatusUnreachable,
     WaitTimeout,
@@ -377,6 +379,40 @@ async def test_a_context_cancelled_anywhere_as_it_is_entered_leaves_nothing_open
         entering.cancel()
         await outcome(entering)
         assert asyncio.all_tasks() <= before
+
+
+class Unreachable(MemoryJobStore):
+    """Opens for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked = asyncio.Event()
+
+    async def open(self, on_foreign_commit: Callable[[], None]) -> None:
+        self.is_asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_context_can_be_given_up_while_its_store_cannot_be_reached(tmp_path: Path) -> None:
+    store, before = Unreachable(), asyncio.all_tasks()
+    entering = asyncio.create_task(Jobs(tmp_path, store=store, executor="inline").__aenter__())
+    async with asyncio.timeout(LIMIT_S):
+        await store.is_asked.wait()
+        entering.cancel()
+        await asyncio.wait((entering,))
+    assert entering.cancelled()
+    assert asyncio.all_tasks() == before
+
+
+async def test_closing_does_not_wait_for_a_store_that_cannot_be_reached(tmp_path: Path) -> None:
+    store = Unreachable()
+    jobs = Jobs(tmp_path, store=store, executor="inline")
+    looking = asyncio.create_task(jobs.get_status("any"))
+    async with asyncio.timeout(LIMIT_S):
+        await store.is_asked.wait()
+        await jobs.close()
+        with pytest.raises(ExecutorError, match="closed"):
+            await looking
 
 
 # For many.
