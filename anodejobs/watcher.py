@@ -330,16 +330,20 @@ class Watcher:
         job_id = launch.job_id
         if (opening := self._opening.get(token)) is not None:
             await opening.wait()
-        if not self.has(token):  # it is not to start, and the record is that of another run
+        if not self.has(token):  # it is not to start
             return
         try:
-            # What waits for its next attempt waits on, for another application.
-            await self._control.stop(job_id, None, reason, here_only=True)
-            if (await self._jobdb.stored(job_id, token)).attempt.token != token:
+            if await self._is_on_record(job_id, token):  # and not somebody else's run of that id
+                # What waits for its next attempt waits on, for another application.
+                await self._control.stop(job_id, None, reason, here_only=True)
+            if not await self._is_on_record(job_id, token):
                 attempt = Attempt(token=token, supervisor=self._executor.supervisor)
                 await self._give_up(attempt, launch.stop_grace)
         except AnodeJobsError as error:
             LOG.warning("job %s could not be stopped: %s", job_id, error)
+
+    async def _is_on_record(self, job_id: str, token: str) -> bool:
+        return (await self._jobdb.stored(job_id, token)).attempt.token == token
 
 
 def _hand_out(launch: Launch, record: JobRecord) -> None:
