@@ -123,18 +123,14 @@ class Watcher:
         is_for_caller: bool,
     ) -> JobRecord | None:
         """Begin an attempt, record that, and answer; None where nothing runs any more."""
-        opening = self._opening[attempt.token] = asyncio.Event()
+        caller = answer if is_for_caller else None
         try:
-            about_to = await opened(attempt)
+            about_to = await self._opened(opened, attempt)
         except StoreError as error:
-            if is_for_caller:  # who hears that it failed, so it is not to stand where it was kept
-                job_id = self._watched[attempt.token].job_id
+            if caller is not None:  # it may have been kept all the same, and is not to stand then
                 undone = StartFailed(error=f"its start could not be recorded: {error}")
-                self._owner.own(self._recorder.record(job_id, undone, attempt.token), job_id)
+                await self._undo(attempt.token, [undone], caller, error)
             raise
-        finally:
-            del self._opening[attempt.token]
-            opening.set()
         if about_to is None:
             return None
         record, launch = about_to.record, about_to.launch
@@ -143,7 +139,7 @@ class Watcher:
         event = about_to.refused or await self.begin(record, launch, attempt)
         end = await self._end_by_now(record.self_id, event)
         both = end and await self._record_both(record, event, end)
-        running = both or await self._record_started(record, event, attempt, end, is_for_caller)
+        running = both or await self._record_started(record, event, attempt, end, caller)
         faults.reached("host: the process is on record")
         resolve(answer, running)
         if not isinstance(event, Started):
@@ -156,6 +152,28 @@ class Watcher:
         if self._is_shared and await self._was_given_up(record.self_id, attempt.token):
             self._owner.own(self._give_up(event.attempt, launch.stop_grace), record.self_id)
         return running
+
+    async def _opened(
+        self, opened: Callable[[Attempt], Awaitable[Opened | None]], attempt: Attempt
+    ) -> Opened | None:
+        """Put on record that an attempt is about to start; who closes waits for that."""
+        opening = self._opening[attempt.token] = asyncio.Event()
+        try:
+            return await opened(attempt)
+        finally:
+            del self._opening[attempt.token]
+            opening.set()
+
+    async def _undo(
+        self, token: str, events: list[Event], caller: Answer, error: StoreError
+    ) -> None:
+        """Record what became of an attempt of which the caller hears that it failed.
+
+        The caller hears it first, as the store may take long. Until it is on record the attempt is
+        watched: nobody is to take it for one that is still to be started.
+        """
+        refuse(caller, error)
+        await self._recorder.record_all(self._watched[token].job_id, events, token)
 
     async def _end_by_now(self, job_id: str, event: StartOutcome) -> Exited | Lost | None:
         """Return how an attempt ended that has ended as its start is told, as short ones may."""
@@ -219,7 +237,7 @@ class Watcher:
         event: StartOutcome,
         attempt: Attempt,
         end: Exited | Lost | None,
-        is_for_caller: bool,
+        caller: Answer | None,
     ) -> JobRecord:
         """Commit how the start went; ``end`` is that of the attempt where it is known by now."""
         job_id, token = record.self_id, attempt.token
@@ -232,7 +250,7 @@ class Watcher:
             # Another application has asked for the same start, and was quicker to record it.
             return (await self._jobdb.stored(job_id)).record
         except StoreError as error:
-            if not is_for_caller:
+            if caller is None:
                 await self._recorder.record(job_id, event, token)
                 return (await self._jobdb.stored(job_id)).record
             events: list[Event] = [event]
@@ -244,7 +262,7 @@ class Watcher:
                     await self._executor.stop(event.attempt, 0)
                 events.append(end or await self._executor.wait(token, _unheard))
                 await self._executor.clean(token)
-            self._owner.own(self._recorder.record_all(job_id, events, token), job_id)
+            await self._undo(token, events, caller, error)
             raise
 
     # From a process to its end.

@@ -979,6 +979,36 @@ async def test_a_run_whose_beginning_is_on_record_though_it_could_not_be_recorde
     assert not (tmp_path / "ran").exists()
 
 
+async def test_a_run_that_is_over_as_its_beginning_could_not_be_recorded_is_begun_by_nobody(
+    jobs: Jobs, store: FaultyStore, tmp_path: Path
+) -> None:
+    store.failing_status, store.keeps_what_fails = Status.starting, True
+    with pytest.raises(StoreError, match="the disk is full"):
+        await jobs.run(["touch", str(tmp_path / "ran")], "never")
+    store.failing_status, store.keeps_what_fails = Status.failed_start, False
+    store.failed.clear()
+    await store.failed.wait()
+    await (await jobs._root.open()).reconciler.reconcile()
+    store.failing_status = None
+    assert (await end_of(jobs, "never")).status is Status.failed_start
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_a_run_that_is_undone_is_begun_by_nobody_until_that_is_on_record(
+    jobs: Jobs, store: FaultyStore
+) -> None:
+    store.failing_status = Status.running
+    with pytest.raises(StoreError, match="the disk is full"):
+        await jobs.run("sleep 1000", "undone")
+    reconciling = asyncio.create_task((await jobs._root.open()).reconciler.reconcile())
+    store.failed.clear()
+    await store.failed.wait()
+    store.failing_status = None
+    await reconciling
+    assert (await end_of(jobs, "undone")).status is Status.stopped
+    assert not [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+
+
 @pytest.mark.parametrize("keeps", [False, True], ids=["not kept", "answer lost"])
 async def test_a_run_whose_start_cannot_be_recorded_is_undone(
     jobs: Jobs, store: FaultyStore, keeps: bool
