@@ -21,8 +21,9 @@ import psutil
 import pytest
 
 from anodejobs import ExecutorError, JobRecord, Jobs, Status
+from anodejobs.events import Attempt
 from anodejobs.executors import shim, shim_start, tree
-from anodejobs.executors.base import Executor
+from anodejobs.executors.base import Executor, Launch
 from anodejobs.executors.shim_link import Link
 from anodejobs.jobfiles import JobFiles
 from tests.conftest import descriptors, has_died, locker, python
@@ -723,6 +724,45 @@ async def test_a_start_that_another_application_has_seen_through_is_not_asked_of
             may_go_on.set()
         assert (await run).exit_code == 7
         await seen_through(executor)
+    assert starts(tmp_path) == 1
+
+
+UNRECORDED = """
+start, is_known = shim.Shim.start, asyncio.Event()
+async def known(self, launch, attempt, number):
+    await start(self, launch, attempt, number)
+    is_known.set()
+    await asyncio.Event().wait()
+shim.Shim.start = known
+"""
+"""Has an application know how a start went, and not record it."""
+
+
+@pytest.mark.usefixtures("reaped")
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_start_that_an_older_shim_has_done_is_not_asked_of_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    version, start = shim.VERSION - 1, shim.Shim.start
+    older = f"{SHIM_WITH.format('VERSION', version)}\nshim.VERSION = {version}\n{UNRECORDED}"
+    run = f"jobs.run({python(HELD)!r}, 'job', cwd={os.fspath(tmp_path)!r})"
+    killed_host(tmp_path, f"asyncio.ensure_future({run}); await is_known.wait()", older)
+    old = shim_pid(tmp_path)
+
+    async def start_late(self: shim.Shim, launch: Launch, attempt: Attempt, number: int) -> Any:
+        if is_killed:
+            os.kill(old, signal.SIGKILL)
+        return await start(self, launch, attempt, number)
+
+    monkeypatch.setattr(shim.Shim, "start", start_late)
+    async with reopened(tmp_path) as jobs:
+        record = await jobs.wait("job", Status.running, timeout=60)
+        assert shim_pid(tmp_path) != old
+        (tmp_path / "go").touch()
+        ended = await jobs.wait("job", timeout=60)
+        if not is_killed:
+            assert (ended.exit_code, ended.evidence) == (7, "observed")
+        assert (ended.last_pid, ended.attempt) == (record.last_pid, 1)
     assert starts(tmp_path) == 1
 
 

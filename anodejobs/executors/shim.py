@@ -103,6 +103,8 @@ class Shim(Executor):
         self._first_link: Link | None = None
         """To the shim that was there, or was started, before we had any start on record."""
         self._draining: dict[str, Link] = {}
+        self._holders: dict[str, Link] = {}
+        """Of what shims that drain look after, by token, as it was when last asked for."""
         self._open_links: set[Link] = set()
         self._connecting = asyncio.Lock()
         self._failed: tuple[float, ExecutorError] | None = None
@@ -140,8 +142,14 @@ class Shim(Executor):
         await supervisors.outlive(supervisor)
 
     async def held(self) -> set[str]:
-        answers = await self._ask_each(request_of({"do": "held"}))
-        return {token for answer in answers for token in answer["held"]}
+        request = request_of({"do": "held"})
+        tokens = set((await self._ask(request))["held"])
+        holders: dict[str, Link] = {}
+        for link in list(self._draining.values()):
+            with contextlib.suppress(ConnectionError):
+                holders |= dict.fromkeys((await link.ask(request))["held"], link)
+        self._holders = holders
+        return tokens | holders.keys()
 
     async def prepare(self) -> StartFailed | None:
         if self._link is None:
@@ -466,24 +474,32 @@ class Shim(Executor):
                 # record tells; looked at now, when nothing more can be forgotten.
                 if link is not self._first_link and await self._is_over(launch.job_id, attempt):
                     return Lost(error="it has ended, and that is on record")
-                answer = await self._ask_of(link, request, launch.base_env)
+                answer = await self._ask_holder(attempt.token, request)
+                if answer is None:
+                    answer = await self._ask_of(link, request, launch.base_env)
                 if answer is not None:
                     return event_from_json(answer["event"])
                 continue
-            except (_NoShim, StoreError) as error:
+            except (_NoShim, StoreError, ConnectionError) as error:
                 LOG.error("job %s: how its start went is not known yet: %s", launch.job_id, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
 
+    async def _ask_holder(self, token: str, request: str) -> Message | None:
+        """Return the answer of a shim that drains and has the attempt, None where none has."""
+        holder = self._holders.get(token)
+        if holder is None:
+            return None
+        answer = await self._ask_of(holder, request)
+        if (
+            holder.is_lost and holder.pid is not None
+        ):  # what it had is the next one's, which has to look for that
+            await _died(holder.pid)
+            await self._hail(await self._linked())
+        return answer
+
     async def _is_over(self, job_id: str, attempt: Attempt) -> bool:
         return self._host is not None and await self._host.is_over(job_id, attempt.token)
-
-    async def _ask_each(self, request: str) -> list[Message]:
-        answers = [await self._ask(request)]
-        for link in list(self._draining.values()):
-            with contextlib.suppress(ConnectionError):
-                answers.append(await link.ask(request))
-        return answers
 
     def _links(self) -> list[Link]:
         current = [self._link] if self._link is not None else []
