@@ -220,16 +220,29 @@ class Watcher:
         What the executor holds has been given its payload, and runs whatever becomes of that.
         """
         number = record.attempt
-        try:
-            if record.payload is not None and not is_held:
+        if record.payload is not None and not is_held:
+            try:
                 await in_thread(_hand_out, launch, record)
-        except OSError as error:
-            return StartFailed(error=f"its payload cannot be written: {error}")
+            except OSError as error:
+                return StartFailed(error=f"its payload cannot be written: {error}")
+            # That may have taken longer than an executor remembers what it was asked for by others.
+            if await self._is_over(record.self_id, attempt.token):
+                return Lost(error="it has ended, and that is on record")
         try:
             return await self._executor.start(launch.of_attempt(number), attempt, number)
         except Exception as error:  # an executor's fault; the record must not stay `starting`
             LOG.exception("job %s could not be started", record.self_id)
             return StartFailed(error=f"the executor failed: {error!r}")
+
+    async def _is_over(self, job_id: str, token: str) -> bool:
+        """Return whether others have seen the attempt through, as far as that was heard of."""
+        try:
+            stored = await self._jobdb.stored(job_id, token)
+        except JobNotFound:
+            return True
+        except StoreError:
+            return False
+        return stored.record.is_done or stored.attempt.token != token
 
     async def _record_started(
         self,

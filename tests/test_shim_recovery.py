@@ -700,6 +700,55 @@ async def seen_through(executor: Executor) -> None:
 async def test_a_start_that_another_application_has_seen_through_is_not_asked_of_the_next_shim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    start, is_held, may_go_on = shim.Shim.start, asyncio.Event(), asyncio.Event()
+
+    async def late(self: shim.Shim, launch: Launch, attempt: Attempt, number: int) -> Any:
+        if not is_held.is_set():
+            is_held.set()
+            await may_go_on.wait()
+        return await start(self, launch, attempt, number)
+
+    monkeypatch.setattr(shim.Shim, "start", late)
+    job = python(f"{COUNTED}raise SystemExit(7)")
+    async with reopened(tmp_path) as jobs, asyncio.timeout(60):
+        executor = (await jobs._root.open()).executor
+        try:
+            run = asyncio.create_task(jobs.run(job, "job", cwd=tmp_path))
+            await is_held.wait()
+            async with reopened(tmp_path) as others:
+                assert (await others.wait("job")).exit_code == 7
+                await seen_through(executor)
+            kill_shim(tmp_path)
+            await jobs.run("true")  # there is another one
+        finally:
+            may_go_on.set()
+        assert (await run).exit_code == 7
+        await seen_through(executor)
+    assert starts(tmp_path) == 1
+
+
+async def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Return once the shim has forgotten what it is done with by now."""
+    send, ages, is_forgotten = Link.send, list[int](), asyncio.Event()
+
+    def noted(self: Link, message: dict[str, Any]) -> None:
+        send(self, message)
+        if message["do"] == "age":
+            ages.append(message["age"])
+            if ages[-1] >= ages[0] + 2:
+                is_forgotten.set()
+
+    monkeypatch.setattr(Link, "send", noted)
+    await is_forgotten.wait()
+
+
+async def test_a_start_that_another_application_has_seen_through_meanwhile_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the payload took so long to write that the shim has forgotten it."""
+    forgets = ";import anodejobs.shim.server as s;s._SWEEP_EVERY_S=s._FORGET_EVERY_S=0.01;main()"
+    bootstrap = shim_start._BOOTSTRAP.replace(";main()", forgets)
+    monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
     hand_out, is_held, may_go_on = JobFiles.hand_out, threading.Event(), threading.Event()
 
     def slow(self: JobFiles, logfile: str, payload: object) -> None:
@@ -715,11 +764,10 @@ async def test_a_start_that_another_application_has_seen_through_is_not_asked_of
         try:
             run = asyncio.create_task(jobs.run(job, "job", cwd=tmp_path, payload=1))
             await asyncio.to_thread(is_held.wait)
-            async with reopened(tmp_path) as others:
-                assert (await others.wait("job")).exit_code == 7
+            async with reopened(tmp_path):
+                assert (await jobs.wait("job")).exit_code == 7
                 await seen_through(executor)
-            kill_shim(tmp_path)
-            await jobs.run("true")  # there is another one
+            await forgotten(monkeypatch)
         finally:
             may_go_on.set()
         assert (await run).exit_code == 7

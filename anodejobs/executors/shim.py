@@ -491,9 +491,8 @@ class Shim(Executor):
         if holder is None:
             return None
         answer = await self._ask_of(holder, request)
-        if (
-            holder.is_lost and holder.pid is not None
-        ):  # what it had is the next one's, which has to look for that
+        # What it had is the next one's, which has to look for that.
+        if holder.is_lost and holder.pid is not None:
             await _died(holder.pid)
             await self._hail(await self._linked())
         return answer
