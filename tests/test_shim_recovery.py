@@ -700,18 +700,19 @@ async def seen_through(executor: Executor) -> None:
 async def test_a_start_that_another_application_has_seen_through_is_not_asked_of_the_next_shim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, is_held, may_go_on = shim.Shim.start, asyncio.Event(), asyncio.Event()
+    linked, is_held, may_go_on = shim.Shim._linked, asyncio.Event(), asyncio.Event()
 
-    async def late(self: shim.Shim, launch: Launch, attempt: Attempt, number: int) -> Any:
+    async def late(self: shim.Shim) -> Link:
         if not is_held.is_set():
             is_held.set()
             await may_go_on.wait()
-        return await start(self, launch, attempt, number)
+        return await linked(self)
 
-    monkeypatch.setattr(shim.Shim, "start", late)
     job = python(f"{COUNTED}raise SystemExit(7)")
     async with reopened(tmp_path) as jobs, asyncio.timeout(60):
         executor = (await jobs._root.open()).executor
+        await jobs.run("true")  # there is a shim
+        monkeypatch.setattr(shim.Shim, "_linked", late)
         try:
             run = asyncio.create_task(jobs.run(job, "job", cwd=tmp_path))
             await is_held.wait()

@@ -100,8 +100,6 @@ class Shim(Executor):
         self._folder = folder
         self._host: Host | None = None
         self._link: Link | None = None
-        self._first_link: Link | None = None
-        """To the shim that was there, or was started, before we had any start on record."""
         self._draining: dict[str, Link] = {}
         self._holders: dict[str, Link] = {}
         """Of what shims that drain look after, by token, as it was when last asked for."""
@@ -466,13 +464,14 @@ class Shim(Executor):
         application that found it on record.
         """
         request = start_request("start", number, attempt, launch.parts())
-        rest_s = _FIRST_RETRY_S
+        earlier, rest_s = self._link, _FIRST_RETRY_S
         while True:
             try:
                 link = await self._linked()
-                # A shim knows what has ended while we were connected. Of what has ended before, the
-                # record tells; looked at now, when nothing more can be forgotten.
-                if link is not self._first_link and await self._is_over(launch.job_id, attempt):
+                # A shim knows what has ended while we were connected, as we were to the one that
+                # was there when this was put on record. With the next one the record tells; looked
+                # at now, when nothing more can be forgotten.
+                if link is not earlier and await self._is_over(launch.job_id, attempt):
                     return Lost(error="it has ended, and that is on record")
                 answer = await self._ask_holder(attempt.token, request)
                 if answer is None:
@@ -553,7 +552,6 @@ class Shim(Executor):
             link.close()
             raise ExecutorError(f"{self._folder} has the shim of a newer anodejobs; upgrade")
         self._link = link
-        self._first_link = self._first_link or link
         for number, follow in self._follows.items():
             link.send(follow.to_json(number))
         if self._on_growth is not None:
