@@ -498,6 +498,14 @@ async def test_nobody_knows_how_a_child_ended_that_is_gone_when_it_is_to_be_watc
     assert await child.wait() is None
 
 
+async def test_a_stranger_that_has_the_pid_of_a_child_that_is_gone_is_not_watched(
+    children: Children,
+) -> None:
+    child = children.watch(os.getppid())
+    assert not child.is_alive
+    assert await child.wait() is None
+
+
 async def test_what_a_job_wrote_is_in_its_log_though_somebody_has_reaped_it_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

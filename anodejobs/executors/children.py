@@ -66,15 +66,15 @@ class Children:
         Raises OSError where there is no descriptor for it: it runs, and is not watched.
         """
         child = _OwnChild(pid)
-        with contextlib.suppress(ChildProcessError):
+        try:
             # Many have ended by now, where many are started at once.
             reaped, status, rusage = os.wait4(pid, os.WNOHANG)
             if reaped:
                 child.end(os.waitstatus_to_exitcode(status), rusage)
                 return child
-        try:
             pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # somebody else was quicker
+        except (ChildProcessError, ProcessLookupError):
+            # Somebody else was quicker; what has the pid by now, if anything has, is a stranger.
             child.end(None, None)
             return child
         try:
