@@ -83,14 +83,14 @@ from anodejobs.root import Parts, Root, Terms
 from anodejobs.scheduler import PAUSED
 from anodejobs.schedules import Schedule, ScheduleOptions
 from anodejobs.sequels import Recovery, attempts_of, begun_attempt
-from anodejobs.starter import Starter
+from anodejobs.starter import Overtaken, Starter
 from anodejobs.stock import Choice
 from anodejobs.stores import from_url, sqlite_store
 from anodejobs.stores.base import Durability, JobStore, Query, SortKey, Stored, check_durability
 from anodejobs.templates import Template, render
 from anodejobs.threads import in_thread, made_of_each
 from anodejobs.timetable import Timetable
-from anodejobs.transitions import Opening, renewed
+from anodejobs.transitions import Opening
 
 if TYPE_CHECKING:
     from anodejobs.settings import JobsSettings
@@ -367,12 +367,12 @@ class Jobs:
         return (await parts.owner.owned(self._start, parts.starter, job_id)).detached()
 
     async def _start(self, starter: Starter, job_id: str) -> JobRecord:
-        stored = await self._jobdb.stored(job_id)
+        while (stored := await self._jobdb.stored(job_id)).record.is_done:
+            plan = Plan.again(stored, "submit")
+            await self._links.check(job_id, plan.record.depends_on)
+            with contextlib.suppress(Overtaken):
+                return await starter.enlist(plan, lambda old: True)
         record = stored.record
-        if record.is_done:
-            plan = Plan(record=renewed(record, "submit"), launch=stored.launch)
-            await self._links.check(job_id, record.depends_on)
-            return await starter.enlist(plan, lambda old: True)
 
         def submitted(record: JobRecord) -> Event:
             if record.status not in WAITING:
@@ -760,10 +760,11 @@ class Jobs:
 
     async def _restart(self, job_id: str, grace: float | None) -> JobRecord:
         await self.stop(job_id, grace)
-        stored = await self._jobdb.stored(job_id)
-        starter = (await self._root.open()).starter  # refused where it has begun to close
-        plan = Plan(record=renewed(stored.record, "start"), launch=stored.launch)
-        return (await starter.start(plan, lambda old: True)).detached()
+        while True:
+            plan = Plan.again(await self._jobdb.stored(job_id), "start")
+            starter = (await self._root.open()).starter  # refused where it has begun to close
+            with contextlib.suppress(Overtaken):
+                return (await starter.start(plan, lambda old: True)).detached()
 
     async def delete(self, job_id: str) -> bool:
         """Remove the job's record, history and logs; return whether there was one.

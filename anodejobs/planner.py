@@ -22,7 +22,8 @@ from anodejobs.limits import check_limits
 from anodejobs.logs import log_name
 from anodejobs.records import JobRecord, JobSpec
 from anodejobs.retries import FixedDelay, RestartPolicy, check_restart, check_retry, retry_to_json
-from anodejobs.transitions import Opening, opened
+from anodejobs.stores.base import Stored
+from anodejobs.transitions import Opening, opened, renewed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,13 @@ class Plan:
 
     record: JobRecord
     launch: Launch
+    renews: Stored | None = None
+    """The run that it repeats, where it does: it comes right after that, or not at all."""
+
+    @classmethod
+    def again(cls, ended: Stored, opening: Opening) -> Plan:
+        """Return that of another run of the same job, as it was."""
+        return cls(record=renewed(ended.record, opening), launch=ended.launch, renews=ended)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Place:
         where = {"host": self.host, "dirname": self.dirname, "logdir": self.logdir}
         if all(plan.record[field] == value for field, value in where.items()):
             return plan
-        return Plan(record=plan.record.changed(where), launch=self.bring(plan.launch))
+        return replace(plan, record=plan.record.changed(where), launch=self.bring(plan.launch))
 
 
 _PAYLOAD: Final = "ANODEJOBS_PAYLOAD"

@@ -30,6 +30,10 @@ _SETTLING_S = 10.0
 """How long starts that are under way are waited for."""
 
 
+class Overtaken(AnodeJobsError):
+    """A run was to be repeated, and was deleted or run anew, maybe as something else, before."""
+
+
 class Starter:
     """Puts new runs on record, and has those started that are to start now."""
 
@@ -59,7 +63,7 @@ class Starter:
         """Return the record of a new run once its program is exec'd or could not be.
 
         Where the id has a record that ended and that the run may not replace, that one is
-        returned. Raises JobActive. Cancelling gives up the answer, not the run.
+        returned. Raises JobActive, and Overtaken. Cancelling gives up the answer, not the run.
         """
         answer: Answer = asyncio.get_running_loop().create_future()
         if self._is_shared:
@@ -85,23 +89,27 @@ class Starter:
     async def _record_first(
         self, plan: Plan, attempt: Attempt, may_replace: Callable[[JobRecord], bool]
     ) -> Plan | JobRecord:
-        """Commit the first record of a run, or return the record that stays in its place."""
+        """Commit the first record of a run, or return the record that stays in its place.
+
+        Raises JobActive, and Overtaken.
+        """
         job_id, launch = plan.record.self_id, plan.launch
-        old: Stored | None = None
+        old = plan.renews
         while True:
+            if old is not None:
+                if not old.record.is_done:
+                    raise JobActive(job_id, old.record.status)
+                if not may_replace(old.record):
+                    return old.record
+                await self._links.settle(old.record)
+                launch = replace(plan.launch, earlier=_left_attempts(old))
             replaced = None if old is None else old.record
             record = await self._jobdb.create(plan.record, launch, attempt, replace=replaced)
             if record is not None:
                 return Plan(record=record, launch=launch)
             old = await self._jobdb.find(job_id)
-            if old is None:
-                continue
-            if not old.record.is_done:
-                raise JobActive(job_id, old.record.status)
-            if not may_replace(old.record):
-                return old.record
-            await self._links.settle(old.record)
-            launch = replace(plan.launch, earlier=_left_attempts(old))
+            if plan.renews is not None and (old is None or old.record.is_done):
+                raise Overtaken(job_id)
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""

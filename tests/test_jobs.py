@@ -1529,6 +1529,43 @@ async def test_a_job_of_the_other_can_be_restarted_here(jobs: Jobs, other: Jobs)
     assert new.last_pid != old.last_pid
 
 
+@pytest.mark.parametrize("call", [Jobs.restart, Jobs.start])
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_a_job_that_is_deleted_or_run_anew_as_something_else_is_not_repeated_as_it_was(
+    jobs: Jobs,
+    other: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Callable[..., Awaitable[JobRecord]],
+    is_deleted: bool,
+) -> None:
+    await ended(jobs, "echo old", "over")
+    is_about_to, may_go_on = asyncio.Event(), asyncio.Event()
+    create = jobs._jobdb.create
+
+    async def created_late(*args: Any, **kwargs: Any) -> JobRecord | None:
+        is_about_to.set()
+        await may_go_on.wait()
+        return await create(*args, **kwargs)
+
+    monkeypatch.setattr(jobs._jobdb, "create", created_late)
+    repeating = asyncio.create_task(call(jobs, "over"))
+    async with asyncio.timeout(LIMIT_S):
+        await is_about_to.wait()
+        if is_deleted:
+            await other.delete("over")
+        else:
+            await ended(other, "echo new", "over")
+        may_go_on.set()
+        if is_deleted:
+            with pytest.raises(JobNotFound):
+                await repeating
+            assert await other.get_status("over") is None
+        else:
+            await repeating
+            assert (await jobs.wait("over")).command == "echo new"
+            assert await jobs.job_logs("over") == ("new\n", "")
+
+
 async def test_an_active_job_of_the_other_is_refused(jobs: Jobs, other: Jobs) -> None:
     await other.run("sleep 1000", "theirs")
     with pytest.raises(JobActive):
