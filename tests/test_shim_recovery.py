@@ -73,6 +73,22 @@ main()''')
 """
 """Has the shim that an application starts begin nothing before its application has gone, and that
 for so long that jobs are stopped for it."""
+FREEZES = """
+shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.replace(";main()", '''
+import os, signal
+from anodejobs.shim.server import Server
+abandon_soon = Server._abandon_soon
+
+def frozen(server):
+    abandon_soon(server)
+    if server._lives:
+        Server._abandon_soon = abandon_soon
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+Server._abandon_soon = frozen
+main()''')
+"""
+"""Has the shim that an application starts stop itself as soon as its application has gone."""
 SLOW = f"sleep {2 * GRACE_S}; exit 7"
 """Outlives the time that is given to jobs whose application has gone, if that is brief."""
 
@@ -1306,6 +1322,32 @@ async def test_an_application_that_comes_in_time_keeps_jobs_from_being_stopped(
     async with reopened(tmp_path) as jobs:
         record = await jobs.wait("job", timeout=60)
         assert (record.status, record.exit_code) == (Status.failed, 7)
+
+
+async def test_an_application_that_comes_in_time_to_a_shim_that_is_stopped_keeps_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = started("job", HELD, ", on_host_death='stop'")
+    killed_host(tmp_path, body, BRIEF_GRACE + FREEZES)
+    frozen = psutil.Process(shim_pid(tmp_path))
+    while frozen.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110  # nobody is told
+        await asyncio.sleep(0.01)
+    has_come, hail = asyncio.Event(), shim.Shim._hail
+
+    async def hailed(executor: shim.Shim, link: Link) -> int:
+        has_come.set()
+        return await hail(executor, link)
+
+    monkeypatch.setattr(shim.Shim, "_hail", hailed)
+    async with asyncio.timeout(60):
+        opening = asyncio.create_task(reopened(tmp_path).__aenter__())
+        await has_come.wait()
+        await asyncio.sleep(GRACE_S)  # it is the time in which the shim hears nobody
+        frozen.resume()
+        async with await opening as jobs:
+            (tmp_path / "go").touch()
+            assert (await jobs.wait("job")).exit_code == 7
+            assert "no application was left" not in await whys(jobs, "job")
 
 
 async def test_a_shim_that_cannot_end_a_job_goes_on_to_look_after_it(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ _FORGET_EVERY_S = 60.0
 """How long, at least, a token is known after it was done with."""
 HOST_GRACE_S = 5.0
 """How long jobs that are not to outlive their application are left, for another one to come."""
+_HEARING_S = 0.1
+"""How long it takes at most to hear one that has come: we may have been stopped meanwhile."""
 
 
 class Server:
@@ -570,7 +572,10 @@ class Server:
 
     def _abandon_soon(self) -> None:
         """End the jobs that are not to run without an application, unless one comes in time."""
-        self._abandoning = self._loop.call_later(HOST_GRACE_S, self._abandon)
+        self._abandoning = self._loop.call_later(HOST_GRACE_S, self._abandon_if_unheard)
+
+    def _abandon_if_unheard(self) -> None:
+        self._abandoning = self._loop.call_later(_HEARING_S, self._abandon)
 
     def _abandon(self) -> None:
         self._is_abandoned = True
