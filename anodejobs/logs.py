@@ -207,10 +207,10 @@ class LogFile:
         self._is_retired = True
 
     def close(self) -> None:
-        """Close the file; the next write opens it again."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        """Close the file, also where this raises OSError; the next write opens it again."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 class LogTail:

@@ -215,6 +215,23 @@ def test_a_closed_log_is_opened_again_by_the_next_write(log: Callable[..., LogFi
     assert closed.path.read_bytes() == b"one two"
 
 
+def test_a_log_whose_closing_fails_is_closed_all_the_same(
+    log: Callable[..., LogFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = log()
+    write(closed, b"one ")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", failing(os.close))
+        with pytest.raises(OSError, match="quota"):
+            closed.close()
+    with (tmp_path / "other").open("wb", buffering=0) as other:  # under the number it had
+        write(closed, b"two")
+        closed.close()
+        other.write(b"mine")
+    assert closed.path.read_bytes() == b"one two"
+    assert (tmp_path / "other").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_what_a_reader_has_not_read_is_kept(log: Callable[..., LogFile], backups: int) -> None:
     rotating = log(max_bytes=4, backups=backups)
@@ -681,6 +698,16 @@ def files(path: Path) -> list[Path]:
     folder = rotated_folder(path)
     rotated = sorted(folder.iterdir(), key=lambda p: int(p.name)) if folder.exists() else []
     return [*rotated, path] if path.exists() else rotated
+
+
+def failing(close: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a ``close`` like that of a network file system that has no room for what it took."""
+
+    def closed(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    return closed
 
 
 def mode(path: Path) -> int:

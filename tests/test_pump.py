@@ -343,6 +343,35 @@ async def test_one_logs_fault_leaves_the_others_alone(
     assert "broken" in caplog.text
 
 
+async def test_a_log_whose_closing_fails_ends_no_other_one(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    pump._most_open_logs = 1
+    reading, writing = pipe()
+    uneasy = pump.add(reading, Uneasy(tmp_path / "uneasy"))
+    writing.write(b"hello")
+    await has_grown(pump, uneasy, 5)
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log"))
+    for word in (b"one ", b"two"):
+        writing.write(word)
+        await pump.settle(pumped)
+    assert (tmp_path / "log").read_bytes() == b"one two"
+    assert pumped.error is None
+    assert uneasy.error == "the log uneasy is incomplete: Disk quota exceeded"
+
+
+async def test_a_log_whose_closing_fails_does_not_keep_its_pipe_open(
+    pump: LogPump, pipe: Pipes, tmp_path: Path
+) -> None:
+    reading, writing = pipe()
+    uneasy = pump.add(reading, Uneasy(tmp_path / "uneasy"))
+    writing.write(b"hello")
+    await has_grown(pump, uneasy, 5)
+    await pump.release(uneasy)
+    assert uneasy.fd is None
+
+
 async def test_a_flood_that_cannot_be_carried_on_leaves_no_byte_in_the_next_ones_log(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -449,6 +478,16 @@ class Faulty(Trouble):
         if self.offset >= self._after_bytes:
             raise ValueError("a fault")
         return super()._room(wanted)
+
+
+class Uneasy(LogFile):
+    """A log on a network file system that has no room for what it took, and says so at the end."""
+
+    def close(self) -> None:
+        was_open = self.fd is not None
+        super().close()
+        if was_open:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 class Unspliceable(LogFile):

@@ -104,7 +104,7 @@ class LogPump:
         """Pipes that are looked at when the tick is over: many a job has ended by then."""
         self._fresh_due: float | None = None
         self._stalled: dict[Pipe, float] = {}
-        self._open_logs: OrderedDict[LogFile, None] = OrderedDict()
+        self._open_logs: OrderedDict[Pipe, None] = OrderedDict()
         self._most_open_logs = max(32, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
         self._news: dict[Pipe, int] = {}
         self._news_lock = threading.Lock()
@@ -367,22 +367,29 @@ class LogPump:
         return True
 
     def _note_growth(self, pipe: Pipe) -> None:
-        self._note_open(pipe.log)
+        self._note_open(pipe)
         if pipe.log.offset != pipe.offset:
             pipe.offset = pipe.log.offset
             if pipe.on_growth or self.reports_all:
                 self._tell(pipe)
 
-    def _note_open(self, log: LogFile) -> None:
+    def _note_open(self, pipe: Pipe) -> None:
         """Keep the number of open logs bounded: the one unused for longest is closed."""
         is_one_too_many = len(self._open_logs) >= self._most_open_logs or (
-            log.fd is not None and is_kept(log.fd)
+            pipe.log.fd is not None and is_kept(pipe.log.fd)
         )
-        if log not in self._open_logs and self._open_logs and is_one_too_many:
-            oldest, _ = self._open_logs.popitem(last=False)
-            oldest.close()
-        self._open_logs[log] = None
-        self._open_logs.move_to_end(log)
+        if pipe not in self._open_logs and self._open_logs and is_one_too_many:
+            self._close_log(next(iter(self._open_logs)))
+        self._open_logs[pipe] = None
+        self._open_logs.move_to_end(pipe)
+
+    def _close_log(self, pipe: Pipe) -> None:
+        """Close the log; some file systems say only now that they had no room for it."""
+        self._open_logs.pop(pipe, None)
+        try:
+            pipe.log.close()
+        except OSError as error:
+            pipe.error = f"the log {pipe.log.path.name} is incomplete: {error.strerror}"
 
     def _enlarge(self, fd: int, pipe: Pipe) -> None:
         if not hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -477,8 +484,7 @@ class LogPump:
         self._unregister(pipe)
         os.close(pipe.fd)
         pipe.fd = None
-        self._open_logs.pop(pipe.log, None)
-        pipe.log.close()
+        self._close_log(pipe)
 
     def _tell(self, pipe: Pipe) -> None:
         with self._news_lock:
