@@ -372,6 +372,28 @@ async def test_a_log_whose_closing_fails_does_not_keep_its_pipe_open(
     assert uneasy.fd is None
 
 
+@pytest.mark.parametrize("selector", ["_now", "_lazy"])
+async def test_output_arrives_though_the_system_had_no_memory_to_look_for_it(
+    pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selector: str
+) -> None:
+    monkeypatch.setattr(pumping, "_RETRY_S", 0.02)
+    growth: asyncio.Queue[int] = asyncio.Queue()
+    pump = LogPump(asyncio.get_running_loop(), lambda pipe, offset: growth.put_nowait(offset))
+    pump.reports_all = True
+    patched = getattr(pump, selector)
+    monkeypatch.setattr(patched, "register", failing_once(patched.register))
+    try:
+        reading, writing = pipe()
+        pumped = pump.add(reading, LogFile(tmp_path / "log"))
+        for n in range(1, 4):
+            writing.write(b"line")
+            async with asyncio.timeout(LIMIT_S):
+                assert await growth.get() == 4 * n
+        assert pumped.error is None
+    finally:
+        await pump.close()
+
+
 async def test_a_flood_that_cannot_be_carried_on_leaves_no_byte_in_the_next_ones_log(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -542,6 +564,18 @@ def room_for(n: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def failing_once(register: Callable[..., object]) -> Callable[..., object]:
+    """Return a ``register`` for which the system has no memory the first time."""
+    failures = [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))]
+
+    def registered(*args: object) -> object:
+        if failures:
+            raise failures.pop()
+        return register(*args)
+
+    return registered
 
 
 def open_files_in(folder: Path) -> int:

@@ -40,7 +40,8 @@ _HOT_BYTES = 32 * 1024
 _TURN_BYTES = 1024 * 1024
 """How much one pipe may give before the others have their turn."""
 _RETRY_S = 1.0
-"""How long a log that could not be written rests; its job waits meanwhile."""
+"""How long a log that could not be written, or a pipe that could not be looked at, rests; its job
+waits meanwhile."""
 
 
 class Pipe:
@@ -255,10 +256,7 @@ class LogPump:
             if self._fresh:
                 self._see_fresh(now)
             if self._lazy_due is not None and now >= self._lazy_due:
-                self._lazy_due = None
-                for key, _ in self._lazy.select(0):
-                    self._serve(key.data)
-                self._now.register(self._lazy, selectors.EVENT_READ)
+                self._see_lazy(now)
             for pipe, due in list(self._stalled.items()):
                 if now >= due:
                     self._retry(pipe)
@@ -276,6 +274,16 @@ class LogPump:
                 with self._guarded(pipe):
                     self._register(pipe)
                 self._serve(pipe)
+
+    def _see_lazy(self, now: float) -> None:
+        """See to the pipes that are served tick by tick, and be woken by them again."""
+        for key, _ in self._lazy.select(0):
+            self._serve(key.data)
+        try:
+            self._now.register(self._lazy, selectors.EVENT_READ)
+            self._lazy_due = None
+        except OSError:  # no memory: they are seen to at the next tick all the same
+            self._lazy_due = now + _TICK_S
 
     def _rest_s(self) -> float | None:
         """Return how long nothing is due, None where nothing will be."""
@@ -427,8 +435,11 @@ class LogPump:
 
     def _register(self, pipe: Pipe) -> None:
         if not pipe.is_registered and pipe.fd is not None and pipe not in self._stalled:
-            self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
-            pipe.is_registered = True
+            try:
+                self._selector(pipe).register(pipe.fd, selectors.EVENT_READ, pipe)
+                pipe.is_registered = True
+            except OSError:  # no memory: it is tried again
+                self._stall(pipe)
 
     def _unregister(self, pipe: Pipe) -> None:
         if pipe.is_registered and pipe.fd is not None:
@@ -464,12 +475,12 @@ class LogPump:
     def _settle(self, pipe: Pipe) -> None:
         if pipe in self._stalled or pipe.pending:
             self._resume(pipe)
-        if pipe in self._stalled:
+        if pipe.pending:
             self._end(pipe)
         # Not how much it was made to hold: its job may have enlarged it.
         elif pipe.fd is not None:
             left = _bytes_in(pipe.fd)
-            while pipe.fd is not None and left > 0 and pipe not in self._stalled:
+            while pipe.fd is not None and left > 0 and not pipe.pending:
                 got = self._drain(pipe, left)
                 if got == 0:
                     break
