@@ -993,8 +993,8 @@ class Jobs:
             check_text("job_id", job_id)
         parts = await self._root.open()
         parts.executor.report_growth(self._jobdb.news.grown)
-        parts.progress.open()
         try:
+            parts.progress.open()
             async with aclosing(self._jobdb.news.events(job_id, after, heartbeat)) as events:
                 async for event in events:
                     yield event

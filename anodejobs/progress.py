@@ -119,7 +119,12 @@ class ProgressWatch:
     def _take(self) -> None:
         assert self._source is not None
         self._began_at = self._loop.time()
-        changes = self._source.take()
+        try:
+            changes = self._source.take()
+        except OSError as error:  # no descriptor is left to list it, say
+            LOG.info("the folder %s is looked at again later: %s", self._folder, error)
+            self._next = self._loop.call_later(self._rest_s(), self._take)
+            return
         for name in changes.replaced:
             self._told.pop(name, None)
         self._due.update(changes.changed)
@@ -132,7 +137,7 @@ class ProgressWatch:
 
     def _written_since_opened(self) -> Generator[str | None, None, None]:
         """Give the names of files, and None for each that has long been there."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     is_new = entry.stat(follow_symlinks=False).st_mtime >= self._opened_at

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from anodejobs.errors import ExecutorError
+from anodejobs.errors import ExecutorError, one_line
 from anodejobs.jobdb import JobDB
 from anodejobs.progress import ProgressWatch
 from anodejobs.records import ALIVE, JobFilter
@@ -32,11 +32,15 @@ class ProgressFeed:
         self._unknown: dict[str, tuple[int, float, str]] = {}
 
     def open(self) -> None:
-        """Begin to tell. Idempotent."""
+        """Begin to tell. Idempotent. Raises ExecutorError where the folder cannot be watched."""
         if self._watch is None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a job can remove it
             watch = ProgressWatch(self._folder, self._on_progress)
-            watch.open()
+            try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a job can remove it
+                watch.open()
+            except OSError as error:
+                why = f"the progress of jobs cannot be watched: {one_line(error)}"
+                raise ExecutorError(why) from error
             self._watch = watch
 
     def close(self) -> None:

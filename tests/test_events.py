@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from anodejobs import JobEvent, Jobs, Status, news
+from anodejobs import ExecutorError, JobEvent, Jobs, Status, news
 from anodejobs.executors.base import OnGrowth
 
 LIMIT_S = 60.0
@@ -421,6 +421,21 @@ async def test_cancelling_a_listener_leaves_nothing(jobs: Jobs) -> None:
     listening.cancel()
     await asyncio.wait([listening])
     assert not jobs._jobdb.news.wants_growth
+
+
+async def test_a_listener_that_cannot_have_progress_is_told_why_and_leaves_nothing(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_all(jobs, "a")
+    folder = jobs.db_path / "job_files" / "progress"
+    folder.rmdir()
+    folder.touch()  # as a job can
+    wanted: list[OnGrowth | None] = []
+    executor = jobs._root._parts.executor
+    monkeypatch.setattr(executor, "report_growth", wanted.append)
+    with pytest.raises(ExecutorError, match="progress of jobs cannot be watched: File exists"):
+        await anext(jobs.events())
+    assert wanted[-1] is None
 
 
 async def test_a_listener_that_leaves_takes_nothing_from_the_others(jobs: Jobs) -> None:

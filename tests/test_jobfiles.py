@@ -16,7 +16,7 @@ import pytest
 
 from anodejobs import folderwatch, progress
 from anodejobs.executors.base import Launch, LogPlan
-from anodejobs.folderwatch import Inotify, Listing
+from anodejobs.folderwatch import Changes, Inotify, Listing
 from anodejobs.jobfiles import MOST_RESULT_BYTES, JobFiles, Result
 from anodejobs.logs import log_name, rotated_folder
 from anodejobs.progress import ProgressWatch, last_progress, parse_progress
@@ -404,6 +404,24 @@ async def test_what_is_the_same_is_told_again_after_the_file_was_removed(files, 
         await ear.hears("other", 1, 0.2, "")  # so that looking has seen that it is gone
         path.write_text("0.1 loading\n")
         await ear.hears("job", 1, 0.1, "loading")
+
+
+async def test_progress_is_told_again_once_there_are_descriptors_to_look_for_it(files, monkeypatch):
+    monkeypatch.setattr(progress, "Inotify", no_inotify)
+    monkeypatch.setattr(progress, "_POLL_S", 0.02)
+    looks: asyncio.Queue[None] = asyncio.Queue()
+
+    def failing(listing: Listing) -> Changes:
+        looks.put_nowait(None)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with watching(files) as ear:
+        with monkeypatch.context() as patched:
+            patched.setattr(Listing, "take", failing)
+            async with asyncio.timeout(PATIENCE_S):
+                await looks.get()
+        (files.progress_folder / "job.1").write_text("0.5 halfway\n")
+        await ear.hears("job", 1, 0.5, "halfway")
 
 
 async def test_of_a_flood_little_is_told_and_the_last_line_always(files, way):
