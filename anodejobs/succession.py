@@ -41,14 +41,14 @@ class Succession:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.truncate(fd, 0)
+            os.pwrite(fd, self._supervisor.encode(), 0)
         except BlockingIOError:
             with open(fd) as file:
                 return file.read()
-        except BaseException:
+        except BaseException:  # the disk is full, say: left open, the lock would be nobody's
             os.close(fd)
             raise
-        os.truncate(fd, 0)
-        os.pwrite(fd, self._supervisor.encode(), 0)
         self._fd = fd
         return None
 

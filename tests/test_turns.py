@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import subprocess
 from contextlib import AbstractContextManager
@@ -149,3 +151,18 @@ async def test_where_there_can_be_no_lock_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await one.succeed()
     assert not one.release()
+
+
+async def test_a_turn_that_could_not_be_taken_for_lack_of_room_is_taken_once_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes, at: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    one = Succession(tmp_path / "lock")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"):
+            await one.succeed()
+    await asyncio.wait_for(one.succeed(), LIMIT_S)
+    assert one.release()
