@@ -935,6 +935,27 @@ async def test_an_older_shim_leaves_when_its_last_job_has_ended(
         await seen(lambda: not list((tmp_path / "job_db" / "shim").glob("draining-*")))
 
 
+async def test_an_older_shim_can_leave_while_there_are_no_descriptors(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await older_shim(tmp_path, monkeypatch, gate.wait)
+    has_left, pidfd_open = asyncio.Event(), os.pidfd_open
+
+    def none_left(pid: int, flags: int = 0) -> int:
+        if pid != old:
+            return pidfd_open(pid, flags)
+        has_left.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with opened(tmp_path) as jobs:
+        await jobs.run("exec sleep 600", "new")
+        monkeypatch.setattr(os, "pidfd_open", none_left)
+        gate.open()
+        await asyncio.wait_for(has_left.wait(), LIMIT_S)
+        await ran(jobs, "true", "newer")
+        await jobs.wait("old-0", timeout=LIMIT_S)
+
+
 async def test_a_job_of_an_older_shim_can_be_followed_and_stopped(
     tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -414,7 +414,7 @@ class Shim(Executor):
                     if token not in held and not watched.has_ended:
                         await self._replace(watched)
                 return
-            except (ConnectionError, ExecutorError) as error:
+            except (OSError, ExecutorError) as error:
                 LOG.error("no shim for %s: %s", self._folder, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
@@ -641,7 +641,7 @@ async def _died(pid: int) -> None:
         return
     try:
         fd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError:  # it is, or descriptors lack: the next shim looks again by itself
         return
     try:
         await readable(fd, within_s=_DYING_S)
