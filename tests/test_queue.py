@@ -1060,7 +1060,7 @@ async def test_moments_of_jobs_that_were_cancelled_long_before_are_not_kept(tmp_
             await jobs.submit("true", f"{n}", run_at=run_at)
             await jobs.cancel(f"{n}")
         kept = [found for found in gc.get_objects() if isinstance(found, stock._Pending)]
-        assert len(kept) < 5
+        assert sum(found.due_at == run_at.timestamp() for found in kept) < 5
         await jobs.submit("true", "first", run_at=utc_now() + timedelta(seconds=0.2))
         await jobs.cancel("first")
         await jobs.submit("true", "second", run_at=utc_now() + timedelta(seconds=0.1))
