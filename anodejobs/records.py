@@ -22,6 +22,8 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     JsonValue,
+    SerializerFunctionWrapHandler,
+    WrapSerializer,
 )
 from pydantic_core import core_schema
 
@@ -43,6 +45,7 @@ from anodejobs.fields import (
 )
 from anodejobs.jobqueue import DEFAULT_QUEUE, Priority
 from anodejobs.models import Model
+from anodejobs.retries import kind_of
 
 if TYPE_CHECKING:
     from anodejobs.limits import Limits
@@ -328,6 +331,12 @@ def _created(record: JobRecord) -> datetime:
     return record.created_at or datetime.min.replace(tzinfo=UTC)
 
 
+def _with_kind(value: Any, dump: SerializerFunctionWrapHandler) -> Any:
+    """Dump a policy as it is taken again: its fields alone do not say which one it is."""
+    fields = dump(value)
+    return {"kind": kind_of(type(value)), **fields} if isinstance(value, Model) else fields
+
+
 class JobSpec(Model):
     """What a job is made from: the arguments of ``Jobs.run``, checked."""
 
@@ -362,7 +371,7 @@ class JobSpec(Model):
     start_deadline: Seconds | None = None
     max_retries: Annotated[int, Field(ge=0, lt=2**31)] = 0
     retry_delay: Seconds | None = None
-    retry: Any = None
+    retry: Annotated[Any, WrapSerializer(_with_kind)] = None
     restart: Any = "never"
     limits: Any = None
 

@@ -36,6 +36,7 @@ __all__ = [
     "check_restart",
     "check_retry",
     "has_all_runs",
+    "kind_of",
     "next_attempt",
     "next_restart",
     "retry_from_json",
@@ -275,11 +276,18 @@ _BUILT_IN: Final[Mapping[str, type[RetryPolicy]]] = {
 }
 
 
-def _kind(policy: type[RetryPolicy]) -> str:
+def kind_of(policy: type[Model]) -> str:
+    """Return what names the class in JSON, whether or not another process can import it."""
     for kind, built_in in _BUILT_IN.items():
         if policy is built_in:
             return kind
-    kind = f"{policy.__module__}:{policy.__qualname__}"
+    return f"{policy.__module__}:{policy.__qualname__}"
+
+
+def _kind(policy: type[RetryPolicy]) -> str:
+    kind = kind_of(policy)
+    if kind in _BUILT_IN:
+        return kind
     if policy.__module__ in ("__main__", "__mp_main__"):
         # Another process that works on the jobs has another main module.
         problem = "is in the program's main module: move it to one that can be imported"

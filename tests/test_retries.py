@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anodejobs.errors import InvalidJob
+from anodejobs.records import JobSpec
 from anodejobs.retries import (
     ExponentialBackoff,
     Failure,
@@ -29,6 +31,7 @@ from anodejobs.retries import (
     retry_from_json,
     retry_to_json,
 )
+from anodejobs.templates import Template
 
 untimed = settings(deadline=None)
 
@@ -355,6 +358,17 @@ def test_a_caller_may_hand_in_a_policy_or_the_json_of_a_built_in_one() -> None:
 @pytest.mark.parametrize("value", [None, 5, "fixed", {}, {"kind": ["fixed"]}, FixedDelay])
 def test_what_is_no_policy_is_refused(value: object) -> None:
     refused("retry", lambda: check_retry(value))
+
+
+@pytest.mark.parametrize("policy", [FixedDelay(0.5), ExponentialBackoff(2.0, on_lost=True)])
+def test_what_is_dumped_of_a_spec_has_the_policy_that_it_had(policy: RetryPolicy) -> None:
+    spec = JobSpec(command="true", max_retries=2, retry=policy)
+    dumped = json.loads(spec.model_dump_json(exclude_unset=True))
+    for again in (JobSpec(spec), JobSpec(spec.model_dump()), JobSpec(dumped)):
+        assert check_retry(again.retry) == policy
+    template = Template(name="it", command="true", retry=policy)
+    assert check_retry(Template(template).retry) == policy
+    assert JobSpec(command="true").model_dump()["retry"] is None
 
 
 def test_a_caller_cannot_have_a_module_imported() -> None:

@@ -68,13 +68,14 @@ LAYERS = [
     ["dependencies", "jobqueue", "folderwatch", "regular", "this_job", "executors.descriptors"],
     ["executors.cgroups", "executors.limited", "executors.limits"],
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
+    ["retries"],
     [
         *("logs", "records", "executors.marks", "executors.environment"),
         *("shim.listener", "shim.peers", "shim.protocol"),
     ],
     ["limits"],
     [
-        *("executors.base", "executors.pidfds", "executors.spawner", "retries", "schedules"),
+        *("executors.base", "executors.pidfds", "executors.spawner", "schedules"),
         "transitions",
     ],
     ["templates"],
@@ -307,7 +308,7 @@ def test_errors_and_events_know_nothing_of_the_package():
 
 
 def test_records_know_neither_stores_nor_processes():
-    pure = {"dependencies", "errors", "events", "fields", "jobqueue", "models"}
+    pure = {"dependencies", "errors", "events", "fields", "jobqueue", "models", "retries"}
     assert set(_imports("records")) <= pure
     assert set(_imports("fields")) | set(_imports("models")) <= {"errors", "jobqueue"}
     assert set(_imports("transitions")) <= {"errors", "events", "records"}
