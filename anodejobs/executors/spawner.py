@@ -18,7 +18,7 @@ import signal
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -59,9 +59,8 @@ class Order:
     stdin: int
     stdout: int
     stderr: int
-    """Ends of pipes to write to, which ``spawn`` takes over: they are named by their numbers for as
-    long as it is under way, and closed then. What the program has is open for reading, too: without
-    a reader of ours it gets no SIGPIPE, it waits.
+    """Ends of pipes to write to, which ``spawn`` takes over and closes. What the program has is
+    open for reading, too: without a reader of ours it gets no SIGPIPE, it waits.
     """
     token: str
     """What it is marked with, where that is done."""
@@ -72,8 +71,8 @@ class Order:
 class Spawner:
     """Starts programs in the order in which they are ordered.
 
-    With ``marking`` one at a time: a mark is the whole process's. Raises RuntimeError where there
-    can be no thread.
+    With ``marking`` one at a time, as a mark is the whole process's, which starts nothing else.
+    Raises RuntimeError where there can be no thread.
     """
 
     def __init__(self, marking: Marking | None) -> None:
@@ -81,6 +80,7 @@ class Spawner:
         assert libc is not None, "asked for where it is not possible"
         self._libc = libc
         self._marking = marking
+        self._attributes = libc.attributes(PYTHON_IGNORES if marking is None else None)
         self._loop = asyncio.get_running_loop()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
         self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
@@ -208,7 +208,7 @@ class Spawner:
                 order.about_to()
             for program in _programs(argv[0], order):
                 code = libc.spawn(
-                    ctypes.byref(pid), program, actions, libc.attributes, arguments, environment
+                    ctypes.byref(pid), program, actions, self._attributes, arguments, environment
                 )
                 if code == 0:
                     return pid.value
@@ -277,22 +277,28 @@ class _LibC:
         self.destroy_actions.argtypes = (pointer,)
         self.add_dup2 = held.posix_spawn_file_actions_adddup2
         self.add_dup2.argtypes = (pointer, number, number)
-        self.add_open = held.posix_spawn_file_actions_addopen
-        self.add_open.argtypes = (pointer, number, ctypes.c_char_p, number, ctypes.c_uint)
         self.add_chdir = held.posix_spawn_file_actions_addchdir_np
         self.add_chdir.argtypes = (pointer, ctypes.c_char_p)
         self.add_close_from = held.posix_spawn_file_actions_addclosefrom_np
         self.add_close_from.argtypes = (pointer, number)
-        self.attributes = self._attributes(held)
+        self._held = held
 
-    def _attributes(self, held: ctypes.PyDLL) -> ctypes.Array[ctypes.c_char]:
-        attributes, defaults = _opaque(), _opaque()
-        held.posix_spawnattr_init(attributes)
-        held.sigemptyset(defaults)
-        for signum in PYTHON_IGNORES:
-            held.sigaddset(defaults, ctypes.c_int(signum))
-        held.posix_spawnattr_setsigdefault(attributes, defaults)
-        held.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSID | _SETSIGDEF))
+    def attributes(self, defaults: Collection[signal.Signals] | None) -> _Opaque:
+        """Return those of a program in a session of its own, with the usual meaning of signals.
+
+        ``defaults`` are those which are ignored here and not to be there; None: none is to be, and
+        the child need not look at each.
+        """
+        attributes, signals = _opaque(), _opaque()
+        self._held.posix_spawnattr_init(attributes)
+        if defaults is None:
+            self._held.sigfillset(signals)
+        else:
+            self._held.sigemptyset(signals)
+            for signum in defaults:
+                self._held.sigaddset(signals, ctypes.c_int(signum))
+        self._held.posix_spawnattr_setsigdefault(attributes, signals)
+        self._held.posix_spawnattr_setflags(attributes, ctypes.c_short(_SETSID | _SETSIGDEF))
         return attributes
 
 
@@ -306,30 +312,33 @@ def _libc() -> _LibC | None:
         return None
 
 
-def _opaque() -> ctypes.Array[ctypes.c_char]:
+_Opaque = ctypes.Array[ctypes.c_char]
+
+
+def _opaque() -> _Opaque:
     return ctypes.create_string_buffer(_OPAQUE_BYTES)
 
 
 @contextmanager
-def _file_actions(libc: _LibC, order: Order) -> Iterator[ctypes.Array[ctypes.c_char]]:
+def _file_actions(libc: _LibC, order: Order) -> Iterator[_Opaque]:
     """Yield what is done between the birth of the child and its program."""
-    actions, moved = _opaque(), []
-    fds = [order.stdin, order.stdout, order.stderr]
-    for place, fd in enumerate(fds):
-        if fd <= 2:  # an application without descriptors of its own there: one would end another
-            fds[place] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            moved.append(fds[place])
+    actions, opened = _opaque(), []
     libc.init_actions(actions)
     try:
-        _check(libc.add_dup2(actions, fds[0], 0))
-        for place in (1, 2):
-            _check(libc.add_open(actions, place, b"/proc/self/fd/%d" % fds[place], os.O_RDWR, 0))
+        # Here: the child would have to be entered into /proc for it.
+        for fd in (order.stdout, order.stderr):
+            opened.append(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+        for place, fd in enumerate([order.stdin, *opened]):
+            if fd <= 2:  # an application without descriptors of its own: one would end another
+                fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+                opened.append(fd)
+            _check(libc.add_dup2(actions, fd, place))
         _check(libc.add_chdir(actions, os.fsencode(order.cwd)))
         _check(libc.add_close_from(actions, 3))
         yield actions
     finally:
         libc.destroy_actions(actions)
-        for fd in moved:
+        for fd in opened:
             os.close(fd)
 
 
