@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from anodejobs.errors import InvalidJob, WaitTimeout
 from anodejobs.events import utc_now
 from anodejobs.executors.base import STREAMS, Stream
-from anodejobs.fields import check_seconds, check_text
+from anodejobs.fields import check_name, check_seconds, check_text
 from anodejobs.records import JobFilter, JobRecord, Status
 
 AnyFilter = JobFilter | Mapping[Any, Any]
@@ -151,6 +153,22 @@ def checked_offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) ->
     return {stream: offset.get(stream, 0) for stream in wanted}
 
 
+def checked_folder(field: str, path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a directory, which need not be there."""
+    name: object = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str) or not name:
+        raise InvalidJob(field, "must be the path of a directory")
+    if "\0" in name:
+        raise InvalidJob(field, "contains a NUL byte")
+    try:
+        os.fsencode(name)
+        return Path(os.path.abspath(name))
+    except UnicodeEncodeError:
+        raise InvalidJob(field, "contains what the system cannot encode") from None
+    except FileNotFoundError:
+        raise InvalidJob(field, "is relative to a directory that is gone") from None
+
+
 def check_limits(
     max_concurrent_jobs: int | None, queues: Mapping[str, int] | None, aging: float | None
 ) -> None:
@@ -159,15 +177,16 @@ def check_limits(
     if queues is not None and not isinstance(queues, Mapping):
         raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
     for queue, slots in (queues or {}).items():
-        if not isinstance(queue, str):
-            raise InvalidJob("queues", f"{queue!r} is not a name")
+        check_name("queues", queue)
         check_count("queues", slots, least=1)
     if aging is not None and not check_seconds("aging", aging):
         raise InvalidJob("aging", "must be above 0, or None for strict priorities")
 
 
-def checked_names(field: str, names: Iterable[str] | None) -> frozenset[str] | None:
-    """Return the names, None for None."""
+def checked_names(
+    field: str, names: Iterable[str] | None, check: Callable[[str, str], None]
+) -> frozenset[str] | None:
+    """Return the names, each of which is checked; None for None."""
     if names is None:
         return None
     if isinstance(names, str) or not isinstance(names, Iterable):
@@ -176,8 +195,7 @@ def checked_names(field: str, names: Iterable[str] | None) -> frozenset[str] | N
     if not checked:
         raise InvalidJob(field, "would start nothing: name one, or say None for all")
     for name in checked:
-        if not isinstance(name, str):
-            raise InvalidJob(field, f"{name!r} is not a name")
+        check(field, name)
     return frozenset(checked)
 
 

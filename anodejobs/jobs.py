@@ -37,6 +37,7 @@ from anodejobs.arguments import (
     check_timeout,
     checked_days,
     checked_filter,
+    checked_folder,
     checked_names,
     checked_offsets,
     checked_recovery_timeout,
@@ -163,7 +164,7 @@ class Jobs:
         check_count("log_max_bytes", log_max_bytes, least=1)
         check_count("log_backups", log_backups, least=0)
         check_limits(max_concurrent_jobs, queues, aging)
-        self.db_path = Path(os.path.abspath(db_path))
+        self.db_path = checked_folder("db_path", db_path)
         stop_grace = check_seconds("stop_grace", stop_grace)
         terms = Terms(
             executor=executor,
@@ -171,8 +172,8 @@ class Jobs:
             queues=dict(queues or {}),
             aging_s=aging,
             choice=Choice(
-                queues=checked_names("only_queues", only_queues),
-                tags=checked_names("only_tags", only_tags),
+                queues=checked_names("only_queues", only_queues, check_name),
+                tags=checked_names("only_tags", only_tags, check_text),
             ),
             recovery=recovery,
             recovery_timeout_s=checked_recovery_timeout(recovery_timeout),
@@ -225,7 +226,9 @@ class Jobs:
             **options,
         }
         if options.get("store") is None:
-            said = said.model_copy(update={"db_path": Path(options["db_path"])})
+            said = said.model_copy(
+                update={"db_path": checked_folder("db_path", options["db_path"])}
+            )
             if "durability" in options:
                 check_durability(options["durability"])
                 said = said.model_copy(update={"durability": options.pop("durability")})

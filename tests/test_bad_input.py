@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -342,6 +343,43 @@ async def test_what_no_queue_can_be_called_is_not_paused(jobs: Jobs, queue: Any)
     await refuse("queue", jobs.pause_queue(queue))
     await refuse("queue", jobs.resume_queue(queue))
     assert await jobs.paused_queues() == []
+
+
+NO_FOLDERS: list[Any] = [None, 5, b"db", ["db"], "", "a\0b", "\ud800", NulPath(), BytesPath()]
+
+
+@pytest.mark.parametrize("no_folder", NO_FOLDERS, ids=lambda f: ascii(f)[:9])
+def test_what_is_no_folder_keeps_no_jobs(no_folder: Any) -> None:
+    for made in (Jobs, lambda folder: Jobs.from_settings(db_path=folder)):
+        with pytest.raises(InvalidJob) as caught:
+            made(no_folder)
+        assert caught.value.field == "db_path"
+
+
+def test_what_is_relative_to_a_folder_that_is_gone_keeps_no_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InvalidJob, match="db_path: is relative to a directory that is gone"):
+        Jobs("job_db")
+
+
+def test_a_folder_may_have_any_name_that_the_system_takes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\n")
+    assert Jobs(tmp_path / name).db_path == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "queue", [5, None, b"a", "", "a\0b", "x" * 201], ids=lambda q: ascii(q)[:9]
+)
+def test_what_no_queue_can_be_called_has_no_slots(tmp_path: Path, queue: Any) -> None:
+    with pytest.raises(InvalidJob, match="queues: "):
+        Jobs(tmp_path, queues={queue: 1})
+    with pytest.raises(InvalidJob, match="only_queues: "):
+        Jobs(tmp_path, only_queues=[queue])
 
 
 @pytest.fixture(
