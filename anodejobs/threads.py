@@ -9,6 +9,7 @@ What takes long for there is much of it is done piece by piece.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from threading import Lock
@@ -18,8 +19,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-_PIECE = 100
-"""How many items are taken before the event loop has its turn."""
+_PIECE_S = 0.005
+"""For how long items are taken before the event loop has its turn: one may be worth thousands."""
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -51,8 +52,10 @@ def begun_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 async def made_of_each(make: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     """Return what is made of each item; of many, the event loop has its turn now and then."""
     made: list[T] = []
+    until = time.monotonic() + _PIECE_S
     for item in items:
-        if made and len(made) % _PIECE == 0:
+        if time.monotonic() > until:
             await asyncio.sleep(0)
+            until = time.monotonic() + _PIECE_S
         made.append(make(item))
     return made

@@ -27,7 +27,7 @@ from anodejobs.planner import Plan, Planner
 from anodejobs.records import JobFilter, JobSpec, Scheduled
 from anodejobs.schedules import Schedule, due, next_after
 from anodejobs.stores.base import UNFINISHED, Query
-from anodejobs.threads import in_thread
+from anodejobs.threads import in_thread, made_of_each
 
 LOG = logging.getLogger("anodejobs")
 
@@ -272,7 +272,9 @@ class Timetable:
         """Return all schedules by name."""
         kept = await self._jobdb.documents(SCHEDULE)
         progress = await self._jobdb.documents(PROGRESS)
-        known = [_Known.of(name, text, progress.get(name)) for name, text in kept.items()]
+        known = await made_of_each(
+            lambda item: _Known.of(*item, progress.get(item[0])), kept.items()
+        )
         return {k.entry.name: k.told() for k in known if k is not None}
 
     # Seeing to them.

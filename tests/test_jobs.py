@@ -474,6 +474,7 @@ async def test_a_long_list_lets_others_have_their_turn(
             made = 0
             await asyncio.sleep(0)
 
+    monkeypatch.setattr("anodejobs.threads._PIECE_S", 0.0)
     monkeypatch.setattr("anodejobs.stores.sqlite.record_of", counted(record_of))
     monkeypatch.setattr(Jobs, "_as_of_now", counted(Jobs._as_of_now))
     async with Jobs(tmp_path, executor="inline") as jobs:

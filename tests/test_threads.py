@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from anodejobs.threads import begun_in_thread, in_thread
+from anodejobs import threads
+from anodejobs.threads import begun_in_thread, in_thread, made_of_each
 
 
 async def test_work_is_done_in_another_thread() -> None:
@@ -19,6 +21,17 @@ async def test_work_is_done_in_another_thread() -> None:
 async def test_an_error_of_the_work_is_told() -> None:
     with pytest.raises(FileNotFoundError):
         await in_thread(open, "/nowhere/at/all")
+
+
+async def test_the_event_loop_has_its_turn_where_few_items_take_long() -> None:
+    turns: list[int] = []
+
+    def make(item: int) -> int:
+        asyncio.get_running_loop().call_soon(turns.append, item)
+        time.sleep(2 * threads._PIECE_S)
+        return len(turns)
+
+    assert await made_of_each(make, range(4)) == [0, 1, 2, 3]
 
 
 @pytest.fixture
