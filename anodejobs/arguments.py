@@ -15,6 +15,7 @@ from anodejobs.events import utc_now
 from anodejobs.executors.base import STREAMS, Stream
 from anodejobs.fields import check_name, check_seconds, check_text
 from anodejobs.records import JobFilter, JobRecord, Status
+from anodejobs.threads import made_of_each
 
 AnyFilter = JobFilter | Mapping[Any, Any]
 AnyStatus = Status | str
@@ -42,15 +43,17 @@ def check_timeout(timeout: float | None) -> None:
         check_seconds("timeout", timeout)
 
 
-def of_each(field: str, make: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:
+async def of_each(field: str, make: Callable[[Given], Made], given: Iterable[Given]) -> list[Made]:
     """Return what is made of each; where one is wrong, the InvalidJob says which."""
-    made = []
-    for place, one in enumerate(given):
+
+    def made(numbered: tuple[int, Given]) -> Made:
+        place, one = numbered
         try:
-            made.append(make(one))
+            return make(one)
         except InvalidJob as error:
             raise InvalidJob(error.field, f"{field}[{place}]: {error.problem}") from None
-    return made
+
+    return await made_of_each(made, enumerate(given))
 
 
 def replacement(if_exists: IfExists, fresh_for: float | None) -> Callable[[JobRecord], bool]:

@@ -53,6 +53,7 @@ from anodejobs.stores.base import (
     changes_of,
     steps_of,
 )
+from anodejobs.threads import made_of_each
 from anodejobs.transitions import ended_attempt, reopened, transition
 from anodejobs.waits import Waiter, Waits
 
@@ -142,8 +143,7 @@ class JobDB:
         inserts = tuple(Insert(record=j.record, launch=j.launch, attempt=j.attempt) for j in jobs)
         if not await self._write(InsertAll(inserts)):
             return False
-        for insert in inserts:
-            self._log(insert)
+        await made_of_each(self._log, inserts)
         return True
 
     async def claim(self, stored: Stored, supervisor: str) -> Stored | None:

@@ -18,7 +18,6 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +59,7 @@ from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import AGING_S, DEFAULT_QUEUE
 from anodejobs.links import Links
 from anodejobs.logs import LogChunk, read_text
+from anodejobs.owner import do_for_each
 from anodejobs.planner import Plan, Planner, spec_of
 from anodejobs.progress import last_progress
 from anodejobs.records import (
@@ -73,6 +73,7 @@ from anodejobs.records import (
     JobOptions,
     JobRecord,
     JobRecordDict,
+    JobSpec,
     Metrics,
     Scheduled,
     Status,
@@ -475,19 +476,20 @@ class Jobs:
         """
         if not isinstance(specs, Iterable):
             raise InvalidJob("specs", "must be several specs, as in a list")
-        checked = of_each("specs", spec_of, specs)
+        checked = await of_each("specs", spec_of, specs)
         if not checked:
             raise InvalidJob("specs", "names no job")
         ids = [spec.job_id or str(uuid.uuid4()) for spec in checked]
         links = resolve_batch(ids, [spec.depends_on for spec in checked])
         batch_id = str(uuid.uuid4())
         opening: Opening = "submit" if auto_start else "create"
-        linked = [
-            spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)})
-            for spec, job_id, depends_on in zip(checked, ids, links, strict=True)
-        ]
-        plan = partial(self._planner.plan, opening=opening, batch_id=batch_id)
-        plans = of_each("specs", plan, linked)
+
+        def plan(linked: tuple[JobSpec, str, tuple[str, ...]]) -> Plan:
+            spec, job_id, depends_on = linked
+            spec = spec.model_copy(update={"job_id": job_id, "depends_on": list(depends_on)})
+            return self._planner.plan(spec, opening, batch_id=batch_id)
+
+        plans = await of_each("specs", plan, zip(checked, ids, links, strict=True))
         parts = await self._root.open()
 
         async def enlist() -> None:
@@ -495,7 +497,8 @@ class Jobs:
             await parts.starter.enlist_all(plans)
 
         await parts.owner.owned(enlist)
-        return batch_id, JobRecordDict((p.record.self_id, p.record.detached()) for p in plans)
+        records = await made_of_each(lambda plan: plan.record.detached(), plans)
+        return batch_id, JobRecordDict((record.self_id, record) for record in records)
 
     async def get_batch(self, batch_id: str) -> JobRecordDict:
         """Return the jobs of a batch as they are now, in order. Raises JobNotFound."""
@@ -521,9 +524,9 @@ class Jobs:
     async def _cancel_batch(self, batch_id: str) -> JobRecordDict:
         records = await self.get_batch(batch_id)
         # Those that wait first: the end of one that runs is not to start them.
-        waiting = [job_id for job_id, record in records.items() if record.status in WAITING]
-        for job_ids in (waiting, [job_id for job_id in records if job_id not in waiting]):
-            await asyncio.gather(*map(self.cancel, job_ids))
+        for waits in (True, False):
+            job_ids = (i for i, record in records.items() if (record.status in WAITING) is waits)
+            await do_for_each(self.cancel, job_ids)
         return await self.get_batch(batch_id)
 
     async def batch_progress(self, batch_id: str) -> BatchProgress:
@@ -676,7 +679,8 @@ class Jobs:
         job_ids = unique_ids("jobs", jobs)
         what = "1 job" if len(job_ids) == 1 else f"{len(job_ids)} jobs"
         async with self._ends_of(job_ids) as ends, time_limit(what, timeout):
-            records = [(await ends.get()).result().detached() for _ in job_ids]
+            records = [(await ends.get()).result() for _ in job_ids]
+        records = await made_of_each(JobRecord.detached, records)
         ended = {record.self_id: record for record in records}
         return JobRecordDict((job_id, ended[job_id]) for job_id in job_ids)
 

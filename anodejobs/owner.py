@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from anodejobs.errors import AnodeJobsError, ExecutorError
+from anodejobs.threads import made_of_each
 
 LOG = logging.getLogger("anodejobs")
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class Owner:
@@ -80,6 +82,20 @@ class Owner:
         """Tell all who still wait for an answer that none will come."""
         for answer in self._answers:
             refuse(answer, ExecutorError("this Jobs was closed meanwhile"))
+
+
+async def do_for_each(
+    work: Callable[[Item], Coroutine[Any, Any, object]], items: Iterable[Item]
+) -> None:
+    """Do the work for all items at once; of many it is begun piece by piece.
+
+    Raises the first error, and waits no longer for the others then.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            await made_of_each(lambda item: tasks.create_task(work(item)), items)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 async def _alone(work: Coroutine[None, None, None], name: str) -> None:

@@ -22,6 +22,7 @@ from anodejobs.reconciler import Reconciler
 from anodejobs.records import JobRecord
 from anodejobs.sequels import begun_attempt
 from anodejobs.stores.base import Stored
+from anodejobs.threads import made_of_each
 from anodejobs.watcher import Answer, Opened, Watcher
 
 _RETRY_S = 0.1
@@ -113,7 +114,7 @@ class Starter:
 
     async def enlist_all(self, plans: Sequence[Plan]) -> None:
         """Record new jobs that are not to be started now, all or none. Raises InvalidJob."""
-        jobs = [Stored(record=p.record, launch=p.launch, attempt=unstarted()) for p in plans]
+        jobs = await made_of_each(_unstarted, plans)
         while not await self._jobdb.create_all(jobs):
             for plan in plans:
                 if await self._jobdb.get(plan.record.self_id) is not None:
@@ -182,6 +183,10 @@ class Starter:
         """
         if self._admissions:
             await asyncio.wait(self._admissions, timeout=_SETTLING_S)
+
+
+def _unstarted(plan: Plan) -> Stored:
+    return Stored(record=plan.record, launch=plan.launch, attempt=unstarted())
 
 
 def _left_attempts(old: Stored) -> int:

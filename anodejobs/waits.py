@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from anodejobs.errors import AnodeJobsError, StatusUnreachable
 from anodejobs.records import JobRecord, Status
@@ -34,10 +34,18 @@ class Waiter:
         self.future: asyncio.Future[JobRecord] = asyncio.get_running_loop().create_future()
 
     def __enter__(self) -> Waiter:
-        self._waits.begin(self)
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Listen."""
+        self._waits.begin(self)
+
+    def close(self) -> None:
+        """Listen no more."""
         self._waits.end(self)
         if not self.future.cancel() and not self.future.cancelled():
             self.future.exception()  # looked at, so that nobody calls it forgotten
@@ -76,8 +84,15 @@ class Waits:
     @contextmanager
     def wait_for_each(self, job_ids: Iterable[str]) -> Iterator[list[Waiter]]:
         """Wait for the ends of several jobs while the context is open."""
-        with ExitStack() as stack:
-            yield [stack.enter_context(self.wait(job_id)) for job_id in job_ids]
+        waiters = [self.wait(job_id) for job_id in job_ids]
+        # One by one, and no stack of contexts: of thousands that would take ten times as long.
+        for waiter in waiters:
+            waiter.open()
+        try:
+            yield waiters
+        finally:
+            for waiter in waiters:
+                waiter.close()
 
     def begin(self, waiter: Waiter) -> None:
         """Have it told of its job from now on."""

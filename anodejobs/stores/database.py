@@ -40,7 +40,7 @@ from anodejobs.stores.database_writes import (
 from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import Row, record_of
-from anodejobs.stores.write_rows import Environments
+from anodejobs.stores.write_rows import Environments, made_of_writes
 from anodejobs.threads import made_of_each
 
 if TYPE_CHECKING:
@@ -116,8 +116,11 @@ class DatabaseJobStore(SharedJobStore):
             return []
         async with self._turn, self._translated("write to"):
             began = uptime()
-            batch = Batch(
-                writes, self._environments, known_seq=self._known_seq, late=self._late_member
+            batch = await made_of_writes(
+                lambda: Batch(
+                    writes, self._environments, known_seq=self._known_seq, late=self._late_member
+                ),
+                writes,
             )
             await self._write(batch)
             self._known_seq = max(self._known_seq, *(seq or 0 for seq in batch.results))

@@ -46,7 +46,7 @@ from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
 from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
 from anodejobs.stores.sqlite_schema import prepare
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
-from anodejobs.stores.write_rows import Environments
+from anodejobs.stores.write_rows import Environments, made_of_writes
 from anodejobs.threads import in_thread, made_of_each
 
 LONGEST_PATH_BYTES = 504
@@ -122,7 +122,7 @@ class SqliteJobStore(JobStore):
 
     async def commit(self, writes: Sequence[Write]) -> list[int | None]:
         async with self._turn, self._translated("write to"):
-            batch = Batch(writes, self._environments)
+            batch = await made_of_writes(lambda: Batch(writes, self._environments), writes)
             await self._apply(batch)
         self._checkpoints.note(len(writes))
         return batch.results

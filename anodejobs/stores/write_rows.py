@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from anodejobs.executors.base import Launch
 from anodejobs.records import JobEvent, JobRecord
@@ -19,6 +20,20 @@ from anodejobs.stores.base import (
     changes_of,
 )
 from anodejobs.stores.rows import Row, fact_columns, key_columns, micros, spec_of
+from anodejobs.threads import in_thread
+
+Made = TypeVar("Made")
+
+
+_MOST_AT_ONCE = 1000
+"""Of how many jobs of one write the rows are made on the event loop."""
+
+
+async def made_of_writes(make: Callable[[], Made], writes: Sequence[Write]) -> Made:
+    """Return what is made of the writes: in a thread, where one of them is of very many jobs."""
+    if any(len(changes_of(write)) > _MOST_AT_ONCE for write in writes):
+        return await in_thread(make)
+    return make()
 
 
 class Environments:

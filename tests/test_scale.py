@@ -1,0 +1,113 @@
+"""What is done for very many jobs at once leaves the event loop its turns.
+
+What is measured is the time of the processor that the loop's thread takes between two turns of
+others, so that a busy machine makes no difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anodejobs import JobRecord, JobRecordDict, Jobs, Status
+from anodejobs.stores.base import InsertAll
+from anodejobs.stores.sqlite import SqliteJobStore
+from anodejobs.testing import make_insert, make_record
+
+MANY = 6000
+TRIFLE_S = 0.03
+
+
+@asynccontextmanager
+async def turns_taken() -> AsyncIterator[None]:
+    """Fail where the event loop is held in one go for much of the work in the context."""
+    loop = asyncio.get_running_loop()
+    gc.disable()  # which takes as long as there is much in memory, of whomever
+    began = since = time.thread_time()
+    longest = 0.0
+
+    def turn() -> None:
+        nonlocal longest, since, next_turn
+        now = time.thread_time()
+        longest, since = max(longest, now - since), now
+        next_turn = loop.call_later(0.001, turn)
+
+    next_turn = loop.call_soon(turn)
+    try:
+        yield
+    finally:
+        next_turn.cancel()
+        turn()
+        next_turn.cancel()
+        gc.enable()
+    assert longest < max(TRIFLE_S, (since - began) / 4)
+
+
+@pytest.fixture
+async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
+    async with Jobs(tmp_path, store="memory://", executor="inline") as jobs:
+        yield jobs
+
+
+async def at_once(*_: Any, **__: Any) -> None:
+    """Do nothing, in no time."""
+
+
+async def test_a_large_batch_is_checked_and_planned_piece_by_piece(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def write(write: InsertAll) -> bool:
+        return len(write.inserts) == MANY
+
+    monkeypatch.setattr(jobs._jobdb, "_write", write)
+    specs = [{"command": ["true"]}] * MANY
+    async with turns_taken():
+        _, records = await jobs.create_batch(specs)
+    assert len(records) == MANY
+
+
+async def test_a_large_batch_becomes_rows_in_a_thread(tmp_path: Path) -> None:
+    inserts = tuple(make_insert(make_record(str(number))) for number in range(MANY))
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    await store.open(lambda: None)
+    try:
+        async with turns_taken():
+            assert await store.commit([InsertAll(inserts)]) == [MANY]
+    finally:
+        await store.close()
+
+
+async def test_a_large_batch_is_cancelled_piece_by_piece(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = JobRecord(self_id="x", status=Status.queued)
+    batch = JobRecordDict((str(number), waits) for number in range(MANY))
+
+    async def get_batch(batch_id: str) -> JobRecordDict:
+        return batch
+
+    monkeypatch.setattr(jobs, "get_batch", get_batch)
+    monkeypatch.setattr(jobs, "cancel", at_once)
+    async with turns_taken():
+        await jobs.cancel_batch("batch")
+
+
+async def test_very_many_jobs_are_waited_for_piece_by_piece(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = {str(n): JobRecord(self_id=str(n), status=Status.finished) for n in range(MANY)}
+
+    async def get(job_id: str) -> JobRecord:
+        await asyncio.sleep(0)
+        return ended[job_id]
+
+    monkeypatch.setattr(jobs._jobdb, "get", get)
+    async with turns_taken():
+        assert list(await jobs.wait_all(list(ended))) == list(ended)
