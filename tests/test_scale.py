@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from anodejobs import JobRecord, JobRecordDict, Jobs, Status
-from anodejobs.stores.base import InsertAll
+from anodejobs import JobFilter, JobRecord, JobRecordDict, Jobs, MemoryJobStore, Status
+from anodejobs.stores.base import InsertAll, Query
 from anodejobs.stores.sqlite import SqliteJobStore
 from anodejobs.testing import make_insert, make_record
 
@@ -111,3 +111,16 @@ async def test_very_many_jobs_are_waited_for_piece_by_piece(
     monkeypatch.setattr(jobs._jobdb, "get", get)
     async with turns_taken():
         assert list(await jobs.wait_all(list(ended))) == list(ended)
+
+
+async def test_many_jobs_are_found_by_their_ids_without_a_look_at_each_for_each() -> None:
+    ids = [str(number) for number in range(MANY)]
+    store = MemoryJobStore()
+    await store.commit([InsertAll(tuple(make_insert(make_record(job_id)) for job_id in ids))])
+    began = time.thread_time()
+    for start in range(0, MANY, 10):
+        wanted = ids[start : start + 10]
+        query = Query(filter=JobFilter(self_id=wanted), sort_by="self_id")
+        assert [record.self_id for record in await store.page(query)] == sorted(wanted)
+    assert sum((await store.count(JobFilter(self_id=ids))).values()) == MANY
+    assert time.thread_time() - began < 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -138,7 +138,7 @@ class Contents:
             # As SQL has it here: what is missing sorts before everything else.
             return (value is not None, value, record.self_id)
 
-        records = [s.record for s in self.jobs.values() if query.filter.matches(s.record)]
+        records = list(self._matching(query.filter))
         records.sort(key=key, reverse=query.descending)
         if query.after is not None:
             if query.after not in self.jobs:
@@ -153,8 +153,15 @@ class Contents:
         if not any(wanted is not None for name, wanted in filter if name != "status"):
             statuses = Status if filter.status is None else filter.status
             return {status: n for status in statuses if (n := self._by_status[status])}
-        records = (stored.record for stored in self.jobs.values())
-        return Counter(record.status for record in records if filter.matches(record))
+        return Counter(record.status for record in self._matching(filter))
+
+    def _matching(self, filter: JobFilter) -> Iterator[JobRecord]:
+        """Give the records that match; what is asked for by its id is found by that."""
+        found: Iterable[Stored] = self.jobs.values()
+        if filter.self_id is not None:
+            found = (self.jobs[i] for i in dict.fromkeys(filter.self_id) if i in self.jobs)
+            filter = filter.model_copy(update={"self_id": None})
+        return (stored.record for stored in found if filter.matches(stored.record))
 
     def tally(self) -> Metrics:
         """Return how many jobs there are of what."""
