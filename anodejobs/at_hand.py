@@ -15,6 +15,11 @@ _MOST_ENDED = 1_000
 """How many records of ended jobs are at hand: most are asked for soon after the end, or never."""
 _MOST_WAITING = 1_000
 """How many jobs that have not started are at hand: those written last, which may start at once."""
+_MOST_WEIGHT = 10_000
+"""How much a job may weigh to be among these: a character is 1, and any other value is 10.
+
+The store is asked for others again: a thousand of them might be all the memory that there is.
+"""
 
 
 class AtHand:
@@ -43,7 +48,9 @@ class AtHand:
         job_id = record.self_id
         old = self._alive.pop(job_id, None) or self._waiting.pop(job_id, None)
         if record.is_done:
-            self._ended[job_id] = record
+            self._ended.pop(job_id, None)
+            if _is_light(record):
+                self._ended[job_id] = record
             if len(self._ended) > _MOST_ENDED:
                 self._ended.popitem(last=False)
             return
@@ -60,7 +67,8 @@ class AtHand:
 
     def keep_waiting(self, stored: Stored) -> None:
         """Have a job that has not started at hand for a while: there may be very many."""
-        self._waiting[stored.record.self_id] = stored
+        if _is_light(stored.record) and _weighs_little(stored.launch.envs):
+            self._waiting[stored.record.self_id] = stored
         if len(self._waiting) > _MOST_WAITING:
             self._waiting.popitem(last=False)
 
@@ -81,3 +89,21 @@ class AtHand:
     def forget_ended(self) -> None:
         """Know of no job that has ended: a deletion leaves no trace in the history."""
         self._ended.clear()
+
+
+def _is_light(record: JobRecord) -> bool:
+    return _weighs_little(record.command, record.metadata, record.payload, record.result)
+
+
+def _weighs_little(*values: object) -> bool:
+    """Return whether values of JSON are few and short; of others no more is looked at than that."""
+    weight, unweighed = 0, list(values)
+    while unweighed and weight <= _MOST_WEIGHT:
+        value = unweighed.pop()
+        weight += len(value) if isinstance(value, str) else 10
+        if isinstance(value, (list, dict)):
+            weight += 10 * len(value)
+            if weight <= _MOST_WEIGHT:
+                unweighed += value
+                unweighed += value.values() if isinstance(value, dict) else ()
+    return weight <= _MOST_WEIGHT

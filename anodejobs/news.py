@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator
 from itertools import islice
-from operator import itemgetter
+from operator import attrgetter
 from typing import Literal, TypeVar
 
 from anodejobs.errors import AnodeJobsError, ExecutorError
@@ -95,7 +95,7 @@ class News:
         self.cursor = 0
         """The ``seq`` up to which all events are known here."""
         self._listeners: set[Listener] = set()
-        self._recent: deque[tuple[int, Insert | Save | JobEvent]] = deque(maxlen=_MOST_RECENT)
+        self._recent: deque[JobEvent] = deque(maxlen=_MOST_RECENT)
         self._failure: AnodeJobsError | None = None
 
     @property
@@ -107,7 +107,9 @@ class News:
         """Know of the next event. It is at hand for those who listen now; others read the store."""
         self.cursor = seq
         if self._listeners:
-            self._recent.append((seq, entry))
+            # Made once for all of them; what was written may be large, and is let go of.
+            event = entry if isinstance(entry, JobEvent) else history_entry(seq, entry)
+            self._recent.append(event)
         else:
             self._recent.clear()
 
@@ -171,23 +173,15 @@ class News:
         known = self.cursor
         if position >= known:
             return [], position
-        if not self._recent or self._recent[0][0] > position + 1:
+        if not self._recent or self._recent[0].seq > position + 1:
             events = await self._store.history(after=position, limit=_PAGE, job_id=job_id)
             # Less than a page: there is nothing more of it up to what was known before.
             last = events[-1].seq if events else position
             return events, last if len(events) == _PAGE else max(last, known)
-        start = bisect_right(self._recent, position, key=itemgetter(0))
+        start = bisect_right(self._recent, position, key=attrgetter("seq"))
         page = list(islice(self._recent, start, start + _PAGE))
-        events = [
-            entry if isinstance(entry, JobEvent) else history_entry(seq, entry)
-            for seq, entry in page
-            if job_id is None or _job_of(entry) == job_id
-        ]
-        return events, page[-1][0] if page else known
-
-
-def _job_of(entry: Insert | Save | JobEvent) -> str | None:
-    return entry.job_id if isinstance(entry, JobEvent) else entry.record.self_id
+        events = [event for event in page if job_id in (None, event.job_id)]
+        return events, page[-1].seq if page else known
 
 
 async def _is_set(event: asyncio.Event, patience: float | None, since: float) -> bool:

@@ -10,11 +10,12 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from anodejobs import JobFilter, JobRecord, JobRecordDict, Jobs, MemoryJobStore, Status
 from anodejobs.stores.base import InsertAll, Query
@@ -124,3 +125,33 @@ async def test_many_jobs_are_found_by_their_ids_without_a_look_at_each_for_each(
         assert [record.self_id for record in await store.page(query)] == sorted(wanted)
     assert sum((await store.count(JobFilter(self_id=ids))).values()) == MANY
     assert time.thread_time() - began < 1
+
+
+LARGE: list[JsonValue] = ["x" * 100_000, [["x"] * 2000], {str(n): n for n in range(2000)}]
+
+
+@pytest.mark.parametrize("payload", LARGE, ids=["text", "list", "object"])
+async def test_a_large_job_that_has_ended_or_waits_is_not_kept_in_memory(
+    tmp_path: Path, payload: JsonValue
+) -> None:
+    """Also not for those who listen. There may be thousands."""
+    async with Jobs(tmp_path, executor="inline") as jobs, aclosing(jobs.events(after=0)) as events:
+        await jobs.pause_queue()
+        await jobs.submit("true", "waiting", payload=payload)
+        await jobs.run("true", "ended", payload=payload)
+        await jobs.wait("ended")
+        while (await anext(events)).status is not Status.finished:
+            pass
+    gc.collect()
+    records = [one for one in gc.get_objects() if isinstance(one, JobRecord)]
+    assert [record.self_id for record in records if record.payload == payload] == []
+    assert jobs._jobdb is not None  # which has what is kept
+
+
+async def test_an_event_is_made_once_for_all_who_listen(jobs: Jobs) -> None:
+    async with aclosing(jobs.events()) as one, aclosing(jobs.events("job")) as other:
+        hearing = [asyncio.create_task(anext(events)) for events in (one, other)]
+        await asyncio.sleep(0)
+        await jobs.create("true", "job")
+        heard, also_heard = await asyncio.gather(*hearing)
+    assert heard is also_heard
