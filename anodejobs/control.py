@@ -49,9 +49,9 @@ class Control:
         self._errands = errands
         self._host = host
 
-    def is_of_here(self, stored: Stored) -> bool:
+    def is_of_here(self, record: JobRecord) -> bool:
         """Return whether the job is of this host: nobody can see to those of another one."""
-        return self._errands is None or stored.record.host == self._host
+        return self._errands is None or record.host == self._host
 
     async def stop(
         self,
@@ -71,7 +71,7 @@ class Control:
             is_waiting = stored.record.status in WAITING
             if stored.record.is_done:
                 return stored.record
-            if here_only and (is_waiting or not self.is_of_here(stored)):
+            if here_only and (is_waiting or not self.is_of_here(stored.record)):
                 return stored.record
             if is_waiting:
                 with contextlib.suppress(InvalidTransition):  # it has just been started
@@ -112,7 +112,7 @@ class Control:
     ) -> bool:
         """As ``end``, also where another host runs the attempt; ``end`` is that of the attempt."""
         job_id, attempt = stored.record.self_id, stored.attempt
-        if self._errands is None or self.is_of_here(stored):
+        if self._errands is None or self.is_of_here(stored.record):
             return await self.end(job_id, attempt, grace)
         errand = Errand(do="stop", job_id=job_id, attempt=attempt, grace=grace)
         await self._errands.ask(stored.record.host or "", errand, until=end)
@@ -144,7 +144,7 @@ class Control:
 
     async def _send(self, stored: Stored, signum: int) -> None:
         """Send a signal to all processes of an attempt, on whatever host they are."""
-        if self._errands is None or self.is_of_here(stored):
+        if self._errands is None or self.is_of_here(stored.record):
             await self._executor.signal(stored.attempt, signum)
             return
         job_id, attempt = stored.record.self_id, stored.attempt

@@ -81,6 +81,8 @@ class JobDB:
         self._failure: AnodeJobsError | None = None
         self.on_stranger: Callable[[Stored], None] = lambda stored: None
         """Called with an active job that was not written here last: is anybody looking after it?"""
+        self.is_of_here: Callable[[JobRecord], bool] = lambda record: True
+        """Whether a job is of this host, which has to see that somebody looks after it."""
         self.on_foreign: list[Callable[[], None]] = []
         """Called when another process may have written something, or a document was written."""
         self.on_record: Callable[[JobRecord], None] | None = None
@@ -436,6 +438,20 @@ class JobDB:
                 # Where another process has come after what is written here, the history goes on.
                 if record.self_id not in newer and self.on_record is not None:
                     self.on_record(record)
+        await self._meet(records)
+
+    async def _meet(self, records: list[JobRecord]) -> None:
+        """See that somebody looks after the jobs of another process, should that die."""
+        strangers = [
+            record.self_id
+            for record in records
+            if record.status in ALIVE
+            and self.is_of_here(record)
+            and self._at_hand.alive(record.self_id) is None
+        ]
+        for stored in await self._store.get_all(strangers) if strangers else ():
+            if stored.record.status in ALIVE:
+                self.on_stranger(stored)
 
     @contextmanager
     def _writes_noted(self) -> Iterator[set[str]]:
@@ -521,7 +537,7 @@ class JobDB:
         if known is not None:
             return known
         stored = await self._store.get(job_id)
-        if stored is not None and stored.record.status in ALIVE:
+        if stored is not None and stored.record.status in ALIVE and self.is_of_here(stored.record):
             self.on_stranger(stored)
         return stored
 

@@ -50,6 +50,7 @@ class Reconciler:
         self._heeded: set[str] = set()
         self._reconciling = asyncio.Lock()
         jobdb.on_stranger = self._meet
+        jobdb.is_of_here = control.is_of_here
         jobdb.on_foreign.append(executor.attend)
 
     async def open(self) -> None:
@@ -127,7 +128,7 @@ class Reconciler:
 
     async def _take_over(self, job: Unfinished) -> None:
         stored = await self._current(job)
-        if stored is None or not self._control.is_of_here(stored):
+        if stored is None or not self._control.is_of_here(stored.record):
             return
         if stored.attempt.supervisor != self._executor.supervisor:
             # Claimed before it is touched: two who read one pipe would each get half of it.
@@ -153,9 +154,7 @@ class Reconciler:
 
     def _meet(self, stored: Stored) -> None:
         """See whether anybody looks after a job that was not written here."""
-        if stored.attempt.supervisor != self._executor.supervisor and self._control.is_of_here(
-            stored
-        ):
+        if stored.attempt.supervisor != self._executor.supervisor:
             self._heed(stored.attempt.supervisor)
 
     def _heed(self, supervisor: str) -> None:

@@ -230,7 +230,8 @@ class Root:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
         parts = self._made(executor, Owner(tasks))
-        duties = list(self._duties)
+        # Whose turn it was may have died, and nobody else have heard of its jobs.
+        duties = [*self._duties, parts.reconciler.reconcile_soon]
         if (hosts := parts.hosts) is not None:
             duties += [hosts.serve_lease, hosts.serve_losses]
             duties += [hosts.serve_errands, hosts.serve_forgetting]

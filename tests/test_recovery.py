@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
 
 import psutil
@@ -323,6 +323,32 @@ async def test_a_job_started_by_a_later_application_is_adopted_when_that_is_kill
             (tmp_path / "go").touch()
             assert (await waiting).is_done
             assert (await jobs.job_logs("orphan"))[0] == NUMBERED
+
+
+START_LATE = """
+await jobs.count()
+print("ready", flush=True)
+await asyncio.to_thread(sys.stdin.readline)
+"""
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["whose turn it was", "another one"])
+async def test_an_application_that_has_asked_for_no_job_adopts_those_of_one_that_is_killed(
+    tmp_path: Path, is_first: bool
+) -> None:
+    theirs = host(tmp_path, START_LATE + started("orphan", WRITER))
+    async with asyncio.timeout(60), AsyncExitStack() as stack:
+        process = stack.enter_context(theirs) if is_first else None
+        jobs = await stack.enter_async_context(reopened(tmp_path))
+        process = process or stack.enter_context(theirs)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("start\n")
+        assert await asyncio.to_thread(process.stdout.readline) == "ready\n"
+        process.kill()
+        process.wait()
+        await adoption(jobs, "orphan")
+        (tmp_path / "go").touch()
+        await jobs.wait("orphan")
 
 
 async def test_only_pipes_that_were_made_for_the_job_are_opened(tmp_path: Path, jobs: Jobs) -> None:
