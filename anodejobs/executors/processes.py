@@ -328,7 +328,8 @@ class Processes(Executor):
                 os.close(pidfd)
             raise
         self._hold(launch, attempt, fds, None, pidfd)
-        return Adopted(attempt=attempt, gap=len(fds) < len(STREAMS))
+        # Whoever had it may have died between reading from a pipe and writing to the log.
+        return Adopted(attempt=attempt, gap=True)
 
     async def _found_by_token(self, attempt: Attempt) -> Attempt:
         """Return the attempt with the process that bears its token, if there is one."""

@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from anodejobs import faults
@@ -184,7 +183,7 @@ class Server:
             event = Lost(error=f"the shim failed: {error!r}")
         if isinstance(event, Adopted):
             life.attempt = event.attempt
-            self._happened(life, replace(event, gap=True))
+            self._happened(life, event)
             self._tasks.create_task(self._see_through(life))
         else:
             self._happened(life, event)
