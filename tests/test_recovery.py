@@ -19,7 +19,7 @@ from anodejobs import JobRecord, Jobs, Status
 from anodejobs.executors import pidfds, tree
 from anodejobs.executors.processes import Processes
 from tests.conftest import python
-from tests.programs import application
+from tests.programs import application, has_gone
 
 pytestmark = pytest.mark.smoke
 
@@ -29,6 +29,7 @@ KERNEL_TELLS = tree.IS_LINUX and tuple(map(int, os.uname().release.split(".")[:2
 
 HOST = """
 import asyncio, sys
+from pathlib import Path
 from anodejobs import Jobs
 
 async def main():
@@ -50,6 +51,10 @@ os._exit(7)
 """
 WAIT_FOR_GO = "while not os.path.exists('go'): time.sleep(0.01)\n"
 ADOPTED = "adopted; the log may have a gap"
+UNTIL_GO = "until [ -e go ]; do sleep 0.01; done"
+UNTIL_PIDS = """
+while not Path("pids").exists() or not Path("pids").read_text():
+    await asyncio.sleep(0.01)"""
 NUMBERED = "".join(f"{i}\n" for i in range(2000))
 
 
@@ -161,6 +166,33 @@ async def test_a_job_that_ended_unseen_is_lost_with_no_exit_code(tmp_path: Path)
         assert (record.status, record.exit_code, record.evidence) == (Status.lost, None, None)
         assert record.error is not None
         assert record.finished_at is not None
+
+
+async def ends_unseen(directory: Path, more: str = "") -> int:
+    """Have a job leave a process behind and end while nobody looks after it; return that one."""
+    command = f"sleep 600 & echo $! $$ > pids; {UNTIL_GO}"
+    killed_host(directory, f"await jobs.run({command!r}, 'gone'{more})\n{UNTIL_PIDS}")
+    left, main = map(int, (directory / "pids").read_text().split())
+    (directory / "go").touch()
+    await has_gone(main)
+    return left
+
+
+async def test_what_a_job_left_behind_that_ended_unseen_is_ended(tmp_path: Path) -> None:
+    left = await ends_unseen(tmp_path)
+    async with asyncio.timeout(60), reopened(tmp_path) as jobs:
+        assert (await jobs.wait("gone")).status is Status.lost
+        await has_gone(left)
+
+
+async def test_what_a_job_is_to_leave_behind_is_left_though_it_ended_unseen(
+    tmp_path: Path,
+) -> None:
+    left = await ends_unseen(tmp_path, ", leftovers='leave'")
+    async with reopened(tmp_path) as jobs:
+        assert (await jobs.wait("gone")).status is Status.lost
+    os.kill(left, signal.SIGKILL)  # it was there
+    await has_gone(left)
 
 
 async def test_after_a_restart_of_the_machine_its_jobs_are_lost(

@@ -137,10 +137,13 @@ class Processes(Executor):
         self._spawner: Spawner | None = None
         self._children: Children | None = None
         self._reapings: Reapings | None = None
+        self._host: Host | None = None
+        self._leftovers: dict[str, Attempt] = {}
+        """Of what had ended before it could be taken on: they are being ended."""
         self._is_closed = False
 
     async def open(self, host: Host) -> None:
-        """Do nothing: nobody else has anything to say about these processes."""
+        self._host = host
 
     def is_alive(self, supervisor: str) -> bool:
         return supervisors.is_alive(supervisor)
@@ -305,7 +308,19 @@ class Processes(Executor):
 
     async def adopt(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         with _lack_told(f"job {launch.job_id!r} cannot be taken on now"):
-            return await self._taken_on(launch, attempt)
+            event = await self._taken_on(launch, attempt)
+        if isinstance(event, Lost) and self._host is not None:
+            self._host.own(self.end_leftovers(launch, attempt), f"leftovers of {launch.job_id}")
+        return event
+
+    async def end_leftovers(self, launch: Launch, attempt: Attempt) -> None:
+        """End what an attempt left behind that is in nobody's hands; or leave it, as launched."""
+        if attempt.boot_id not in (None, tree.boot_id()):
+            return  # what has its pid now is a stranger
+        if launch.leftovers == "kill":
+            self._leftovers[attempt.token] = attempt
+            await self.stop(attempt, launch.stop_grace)
+            del self._leftovers[attempt.token]
 
     async def _taken_on(self, launch: Launch, attempt: Attempt) -> Adopted | Lost:
         if attempt.pid is None:
@@ -529,6 +544,7 @@ class Processes(Executor):
         self._is_closed = True
         # Nobody is left for them to be supervised by: as a rule there are none any more.
         left = [held.attempt for held in self._held.values() if held.is_alive]
+        left += self._leftovers.values()
         ends = (self.stop(attempt, 0) for attempt in left)
         for attempt, end in zip(
             left, await asyncio.gather(*ends, return_exceptions=True), strict=True

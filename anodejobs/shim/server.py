@@ -18,7 +18,6 @@ from pathlib import Path
 from anodejobs import faults
 from anodejobs.errors import ExecutorError
 from anodejobs.events import Adopted, Attempt, Lost, Started, StartFailed, StopRequested
-from anodejobs.executors import tree
 from anodejobs.executors.base import Stream
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.supervisors import is_elsewhere
@@ -484,11 +483,9 @@ class Server:
         try:
             if self._processes.holds(token):
                 await self._processes.clean(token)
-            elif life.attempt.boot_id not in (None, tree.boot_id()):
-                pass  # what has its pid now is a stranger
-            elif life.launch.leftovers == "kill" and not isinstance(life.events[-1], StartFailed):
+            elif not isinstance(life.events[-1], StartFailed):
                 # Another shim saw it end, and was gone before it had looked for these.
-                await self._processes.stop(life.attempt, life.launch.stop_grace)
+                await self._processes.end_leftovers(life.launch, life.attempt)
         except Exception:
             LOG.exception("what job %s left behind was not ended", life.launch.job_id)
         life.is_clean = True
