@@ -194,6 +194,14 @@ async def test_many_followers_of_a_job_all_get_all(jobs: Jobs, gate: Gate) -> No
     assert {follower.result() for follower in followers} == {numbers(1, 10000)}
 
 
+async def test_a_follower_ends_when_the_jobs_were_closed_meanwhile(jobs: Jobs, gate: Gate) -> None:
+    await jobs.run(f"echo a; {gate.wait}", job_id="a")
+    async with following(jobs, "a") as chunks:
+        assert (await anext(chunks)).data == b"a\n"
+        await jobs.close()
+        assert [chunk async for chunk in chunks] == []
+
+
 # From an offset on.
 
 

@@ -228,6 +228,9 @@ class LogPump:
         await done
 
     def _command(self, command: Callable[[], None]) -> None:
+        if self._thread is None:  # this was closed
+            command()
+            return
         self._commands.append(command)
         self._wake()
 
