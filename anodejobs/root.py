@@ -20,7 +20,7 @@ from anodejobs.control import Control
 from anodejobs.errands import Errands
 from anodejobs.errors import AnodeJobsError, ExecutorError, StoreError, as_ours
 from anodejobs.executors.base import Executor
-from anodejobs.executors.processes import Processes
+from anodejobs.executors.inline import Inline
 from anodejobs.executors.shim import Shim
 from anodejobs.executors.supervisors import identity
 from anodejobs.hosts import Hosts
@@ -195,7 +195,7 @@ class Root:
             case "shim":
                 return Shim(self._db_path / "shim")
             case "inline":
-                return Processes()
+                return Inline(self._db_path / "shim")
             case executor:
                 return executor
 

@@ -846,7 +846,8 @@ async def test_a_memory_url_leaves_no_database(tmp_path: Path) -> None:
     async with Jobs(db_path=tmp_path, store="memory://", executor="inline") as jobs:
         assert (await ended(jobs, "echo hi", "short")).status is Status.finished
         assert await jobs.job_logs("short") == ("hi\n", "")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["job_files", "job_logs"]
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert left == ["job_files", "job_logs", "shim"]
 
 
 async def test_a_memory_store_keeps_records_from_one_jobs_to_the_next(tmp_path: Path) -> None:

@@ -295,6 +295,36 @@ async def test_how_a_job_has_ended_is_known_when_the_shim_has_left_as_well(tmp_p
     assert starts(tmp_path) == 1
 
 
+@pytest.mark.parametrize("has_left", [True, False], ids=["gone", "there"])
+async def test_how_a_job_of_a_shim_has_ended_is_known_to_an_application_without_one(
+    tmp_path: Path, has_left: bool
+) -> None:
+    killed_host(tmp_path, started("ended", HELD))
+    if has_left:
+        (tmp_path / "go").touch()
+        await end_of_shim(tmp_path)
+    async with asyncio.timeout(60), Jobs(tmp_path / "job_db", executor="inline") as jobs:
+        (tmp_path / "go").touch()
+        record = await jobs.wait("ended")
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 1)
+    assert starts(tmp_path) == 1
+
+
+async def test_an_application_without_a_shim_hears_of_the_jobs_of_one_that_has_one(
+    tmp_path: Path,
+) -> None:
+    async with asyncio.timeout(60), Jobs(tmp_path / "job_db", executor="inline") as jobs:
+        with host(tmp_path, started("theirs", COUNTED_WRITER)) as process:
+            chunk = await anext(jobs.follow("theirs"))
+            assert (chunk.offset, chunk.data[:2]) == (0, b"0\n")
+            process.kill()
+            process.wait()
+        (tmp_path / "go").touch()
+        record = await jobs.wait("theirs")
+        assert (record.status, record.exit_code, record.attempt) == (Status.failed, 7, 1)
+        assert (await jobs.job_logs("theirs"))[0] == NUMBERED
+
+
 async def test_a_paused_job_is_found_paused(tmp_path: Path) -> None:
     killed_host(tmp_path, started("still", HELD) + "\nawait jobs.pause('still')")
     (tmp_path / "go").touch()

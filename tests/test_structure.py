@@ -113,8 +113,8 @@ LAYERS = [
         *("stores.database", "jobdb", "succession"),
     ],
     [
-        *("shim.server", "stores", "planner", "sequels", "documents", "arguments"),
-        *("retention", "errands", "stock", "links", "callbacks"),
+        *("executors.inline", "shim.server", "stores", "planner", "sequels", "documents"),
+        *("arguments", "retention", "errands", "stock", "links", "callbacks"),
     ],
     [
         *("follower", "recorder", "owner", "timetable", "catalogue", "progressfeed"),

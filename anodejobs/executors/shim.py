@@ -36,7 +36,7 @@ from anodejobs.executors.looks import Looks
 from anodejobs.executors.pidfds import Reapings, exit_code
 from anodejobs.executors.shim_link import Link, connected
 from anodejobs.executors.shim_start import start_shim
-from anodejobs.logs import LogTail
+from anodejobs.logs import Reader
 from anodejobs.shim.draining import draining_sockets
 from anodejobs.shim.peers import ONE_USER, is_friend, owned_by_another, peer
 from anodejobs.shim.protocol import (
@@ -251,7 +251,7 @@ class Shim(Executor):
 
     @contextmanager
     def follow(
-        self, token: str, stream: Stream, tail: LogTail, on_growth: Callable[[], None]
+        self, token: str, stream: Stream, tail: Reader, on_growth: Callable[[], None]
     ) -> Iterator[None]:
         self._last_follow += 1
         number = self._last_follow
@@ -607,7 +607,7 @@ class _Follow:
 
     token: str
     stream: Stream
-    tail: LogTail
+    tail: Reader
     on_growth: Callable[[], None]
 
     def to_json(self, number: int) -> Message:
