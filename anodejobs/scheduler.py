@@ -20,7 +20,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from anodejobs import faults
-from anodejobs.errors import AnodeJobsError, InvalidTransition, JobNotFound
+from anodejobs.errors import AnodeJobsError, InvalidTransition, JobNotFound, StoreError
+from anodejobs.executors.base import Superseded
 from anodejobs.jobdb import JobDB
 from anodejobs.jobqueue import JobQueue, Waiting
 from anodejobs.records import JobFilter, JobRecord
@@ -76,24 +77,39 @@ class Scheduler:
 
     async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
         """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
-        await self._succeed()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for duty in duties:
-                    tasks.create_task(duty())
-                await self._schedule()
-        finally:
-            self._jobdb.on_record = None
+        while True:
+            has_taken_over = await self._succeed()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._starter.watch_for_newer())
+                    if has_taken_over:
+                        tasks.create_task(self._starter.finish_for_others())
+                    for duty in duties:
+                        tasks.create_task(duty())
+                    await self._schedule()
+            except* Superseded as errors:
+                LOG.warning("the queue is left to others: %s", errors.exceptions[0])
+            finally:
+                self._jobdb.on_record = None
+            await self._step_back()
 
-    async def _succeed(self) -> None:
-        """Return when it is our turn."""
+    async def _succeed(self) -> bool:
+        """Return when it is our turn, and whether that was another one's until now."""
         while self._succession is not None:
             try:
-                await self._succession.succeed()
-                return
+                return await self._succession.succeed()
             except OSError as error:
                 LOG.error("the queue waits: whose turn it is cannot be said: %s", error)
             await asyncio.sleep(_RETRY_S)
+        return False
+
+    async def _step_back(self) -> None:
+        """Let another one have its turn, if there is one."""
+        try:
+            await self.resign()
+        except StoreError as error:
+            LOG.error("others hear later that it is their turn: %s", error)
+        await asyncio.sleep(_RETRY_S)
 
     def attend(self) -> None:
         """Take note that another process has written something, or has let go of its turn."""

@@ -24,16 +24,21 @@ class Succession:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
-        self._supervisor = supervisors.new_supervisor()
+        self._supervisor = ""
         self._nudged = asyncio.Event()
 
-    async def succeed(self) -> None:
-        """Return when it is our turn. Raises OSError where there can be no lock."""
+    async def succeed(self) -> bool:
+        """Return when it is our turn, and whether that was another one's until now.
+
+        Raises OSError where there can be no lock.
+        """
+        has_waited = False
         while True:
             self._nudged.clear()
             holder = self._take()
             if holder is None:
-                return
+                return has_waited
+            has_waited = True
             await self._parting(holder)
 
     def _take(self) -> str | None:
@@ -42,6 +47,7 @@ class Succession:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.truncate(fd, 0)
+            self._supervisor = supervisors.new_supervisor()
             os.pwrite(fd, self._supervisor.encode(), 0)
         except BlockingIOError:
             with open(fd) as file:
@@ -68,7 +74,10 @@ class Succession:
         self._nudged.set()
 
     def release(self) -> bool:
-        """Let go of the lock; return whether we had it: the others are to be nudged then."""
+        """Let go of the lock; return whether we had it: the others are to be nudged then.
+
+        Who succeeds after that is in the line again.
+        """
         supervisors.give_up(self._supervisor)
         if self._fd is None:
             return False

@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -38,7 +38,7 @@ from anodejobs.shim.peers import is_friend, peer
 from anodejobs.shim.protocol import REQUESTS, VERSION, Message, encoded, start_request
 from anodejobs.shim.server import Server
 from tests.conftest import has_died, python
-from tests.programs import Gate
+from tests.programs import Gate, application, ends_well
 
 pytestmark = pytest.mark.smoke
 
@@ -1054,6 +1054,58 @@ async def test_jobs_of_a_newer_shim_are_left_to_newer_applications(
         await jobs.stop("a")
 
 
+async def test_what_waits_when_a_newer_version_comes_is_started_by_that_one(
+    tmp_path: Path, gate: Gate
+) -> None:
+    async with opened(tmp_path, max_concurrent_jobs=1) as older:
+        await older.run(f"{gate.wait}; exit 4", "first")
+        await older.submit("exit 3", "second")
+        async with newer_version(tmp_path):
+            with pytest.raises(ExecutorError, match="newer anodejobs; upgrade"):
+                await older.run("true", "refused")
+            assert await older.get_status("refused") is None
+            gate.open()
+            ended = [await older.wait(job_id, timeout=LIMIT_S) for job_id in ("first", "second")]
+            assert [record.exit_code for record in ended] == [4, 3]
+
+
+async def test_a_start_that_was_under_way_when_a_newer_version_came_is_done_by_that_one(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_under_way, has_come = asyncio.Event(), asyncio.Event()
+    ask_to_start = shim.Shim._ask_to_start
+
+    async def late(executor: shim.Shim, launch: Launch, *more: Any) -> Any:
+        if launch.job_id == "a" and not is_under_way.is_set():
+            is_under_way.set()
+            await has_come.wait()
+        return await ask_to_start(executor, launch, *more)
+
+    monkeypatch.setattr(shim.Shim, "_ask_to_start", late)
+    async with opened(tmp_path) as older:
+        await older.run("exec sleep 600", "other")
+        starting = asyncio.create_task(older.run(f"echo once; {gate.wait}; exit 3", "a"))
+        await asyncio.wait_for(is_under_way.wait(), LIMIT_S)
+        async with newer_version(tmp_path):
+            await older.wait("a", Status.running, timeout=LIMIT_S)
+            has_come.set()
+            gate.open()
+            record = await asyncio.wait_for(starting, LIMIT_S)
+            assert (record.status, record.exit_code) == (Status.failed, 3)
+            assert await older.job_logs("a") == ("once\n", "")
+
+
+async def test_an_application_stops_its_jobs_when_a_newer_version_has_come(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as older:
+        await older.run("exec sleep 600", "a")
+        async with newer_version(tmp_path):
+            await older.pause("a")
+            record = await asyncio.wait_for(older.stop("a"), LIMIT_S)
+            assert record is not None and record.status is Status.stopped
+
+
 # Applications of all kinds.
 
 
@@ -1525,6 +1577,34 @@ async def older_shim(folder: Path, monkeypatch: pytest.MonkeyPatch, *commands: s
             for number, command in enumerate(commands):
                 await jobs.run(command, f"old-{number}")
             return shim_of(folder)
+
+
+NEWER = """
+import asyncio, sys
+from anodejobs import Jobs
+from anodejobs.executors import shim, shim_start
+
+shim.VERSION += 1
+newer = "import anodejobs.shim.protocol as protocol; protocol.VERSION += 1;"
+shim_start._BOOTSTRAP = newer + shim_start._BOOTSTRAP
+
+async def main():
+    async with Jobs("job_db", stop_grace=1, on_close="stop") as jobs:
+        await jobs.run("exec sleep 600", "newer")
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def newer_version(folder: Path) -> AsyncIterator[None]:
+    """Run an application of a newer version, whose shim is there by then."""
+    with ExitStack() as stack:
+        running = await asyncio.to_thread(stack.enter_context, application(NEWER, folder))
+        yield
+        assert await asyncio.to_thread(ends_well, running)
 
 
 @contextmanager

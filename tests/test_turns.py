@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from anodejobs import Jobs, Status
+from anodejobs.executors import supervisors
 from anodejobs.succession import Succession
 from benchmarks.turns import Game, most_at_once
 from tests.programs import application
@@ -114,6 +115,23 @@ async def test_the_first_to_ask_has_the_turn_and_the_next_gets_it_when_it_is_rel
     await asyncio.wait_for(waiting, LIMIT_S)
     assert not one.release()
     assert other.release()
+
+
+async def test_who_has_let_go_of_the_turn_may_have_it_again(tmp_path: Path) -> None:
+    one, other = Succession(tmp_path / "lock"), Succession(tmp_path / "lock")
+    assert not await one.succeed()
+    waiting = asyncio.create_task(other.succeed())
+    await asyncio.sleep(0)
+    one.release()
+    other.nudge()
+    assert await asyncio.wait_for(waiting, LIMIT_S)  # after another one
+    again = asyncio.create_task(one.succeed())
+    await asyncio.sleep(0)
+    other.release()
+    one.nudge()
+    assert await asyncio.wait_for(again, LIMIT_S)
+    assert supervisors.is_alive((tmp_path / "lock").read_text())
+    assert one.release()
 
 
 async def test_a_nudge_while_the_turn_is_taken_changes_nothing(tmp_path: Path) -> None:

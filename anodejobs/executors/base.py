@@ -17,6 +17,7 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
 
+from anodejobs.errors import ExecutorError
 from anodejobs.events import (
     Adopted,
     Attempt,
@@ -219,6 +220,10 @@ class Host:
     have seen it through since its start was put on record. Raises StoreError."""
 
 
+class Superseded(ExecutorError):
+    """A newer anodejobs has come to where this one is at work: what is to start is its to start."""
+
+
 class Executor(ABC):
     """Starts, follows, signals and adopts the processes of jobs.
 
@@ -258,8 +263,13 @@ class Executor(ABC):
     async def prepare(self) -> StartFailed | None:
         """Get ready for a start that is about to be recorded; say where none can succeed.
 
-        With the record there must be somebody who notices if this application dies now.
+        With the record there must be somebody who notices if this application dies now. Raises
+        Superseded.
         """
+
+    async def watch_for_newer(self) -> None:
+        """Raise Superseded as soon as that is so; never return."""
+        await asyncio.get_running_loop().create_future()
 
     @abstractmethod
     async def start(

@@ -28,6 +28,7 @@ from anodejobs.executors.base import (
     Launch,
     OnGrowth,
     Stream,
+    Superseded,
     Tell,
     TreeUsage,
 )
@@ -107,6 +108,8 @@ class Shim(Executor):
         self._connecting = asyncio.Lock()
         self._failed: tuple[float, ExecutorError] | None = None
         """When last no shim could be had, and why."""
+        self._newer = asyncio.Event()
+        """Set where the shim that was last met is that of a newer version."""
         self._watched: dict[str, _Watched] = {}
         self._follows: dict[int, _Follow] = {}
         self._last_follow = 0
@@ -153,9 +156,17 @@ class Shim(Executor):
         if self._link is None:
             try:
                 await self._linked()
+            except Superseded:
+                raise
             except ExecutorError as error:
                 return StartFailed(error=str(error))
         return None
+
+    async def watch_for_newer(self) -> None:
+        if self._newer.is_set():  # it may have gone
+            await self._attend()
+        await self._newer.wait()
+        raise self._superseded()
 
     async def start(
         self, launch: Launch, attempt: Attempt, number: int
@@ -239,11 +250,11 @@ class Shim(Executor):
             "grace": grace,
             "may_hasten": may_hasten,
         }
-        return bool((await self._ask(request_of(message)))["is_gone"])
+        return bool((await self._ask_any(request_of(message)))["is_gone"])
 
     async def signal(self, attempt: Attempt, signum: int) -> None:
         message = {"do": "signal", "attempt": attempt.to_json(), "signum": int(signum)}
-        await self._ask(request_of(message))
+        await self._ask_any(request_of(message))
 
     async def usage(self, attempt: Attempt) -> TreeUsage:
         snapshot = await self._looks.take()
@@ -271,7 +282,9 @@ class Shim(Executor):
             link.send({"do": "growth", "on": on_growth is not None})
 
     def attend(self) -> None:
-        if self._link is None and self._host is not None and not self._connecting.locked():
+        if self._link is not None or self._host is None or self._newer.is_set():
+            return
+        if not self._connecting.locked():
             with contextlib.suppress(ExecutorError):  # closed
                 self._host.own(self._attend(), "connection")
 
@@ -352,7 +365,7 @@ class Shim(Executor):
 
     # What the shim says of itself.
 
-    def _told(self, message: Message) -> None:
+    def _told(self, link: Link, message: Message) -> None:
         if "event" in message:
             token = message["token"]
             watched = self._watched.setdefault(token, _Watched())
@@ -369,6 +382,9 @@ class Shim(Executor):
                     self._on_growth(job_id, stream, offset)
         elif "left" in message and self._host is not None:
             self._host.on_departure()
+        elif "draining" in message:
+            self._set_aside(link)
+            self.attend()
 
     def _grown(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -441,6 +457,16 @@ class Shim(Executor):
             if answer is not None:
                 return answer
 
+    async def _ask_any(self, request: str) -> Message:
+        """As ``_ask``, for what a shim that drains can do where the next one is a newer one."""
+        try:
+            return await self._ask(request)
+        except Superseded:
+            for link in list(self._draining.values()):
+                with contextlib.suppress(ConnectionError):
+                    return await link.ask(request)
+            raise
+
     async def _ask_of(
         self, link: Link, request: str, env: dict[str, str] | None = None
     ) -> Message | None:
@@ -467,7 +493,13 @@ class Shim(Executor):
         earlier, rest_s = self._link, _FIRST_RETRY_S
         while True:
             try:
-                link = await self._linked()
+                try:
+                    link = await self._linked()
+                except Superseded:
+                    # A newer application finds it on record, and has its own shim start it.
+                    if await self._is_over(launch.job_id, attempt):
+                        return Lost(error="it has ended, and that is on record")
+                    raise
                 # A shim knows what has ended while we were connected, as we were to the one that
                 # was there when this was put on record. With the next one the record tells; looked
                 # at now, when nothing more can be forgotten.
@@ -479,7 +511,7 @@ class Shim(Executor):
                 if answer is not None:
                     return event_from_json(answer["event"])
                 continue
-            except (_NoShim, StoreError, ConnectionError) as error:
+            except (_NoShim, Superseded, StoreError, ConnectionError) as error:
                 LOG.error("job %s: how its start went is not known yet: %s", launch.job_id, error)
             await asyncio.sleep(rest_s)
             rest_s = min(2 * rest_s, _LONGEST_RETRY_S)
@@ -539,7 +571,8 @@ class Shim(Executor):
             raise error
 
     async def _connect(self) -> Link:
-        """Connect to the shim that listens. Raises OSError where none does."""
+        """Connect to the shim that listens. Raises OSError where none does, and Superseded."""
+        self._newer.clear()
         for name in await in_thread(draining_sockets, self._folder):
             if name not in self._draining:
                 with contextlib.suppress(OSError):
@@ -550,7 +583,8 @@ class Shim(Executor):
             raise ConnectionRefusedError("an older shim was there")
         if version > VERSION:
             link.close()
-            raise ExecutorError(f"{self._folder} has the shim of a newer anodejobs; upgrade")
+            self._newer.set()
+            raise self._superseded()
         self._link = link
         for number, follow in self._follows.items():
             link.send(follow.to_json(number))
@@ -584,6 +618,9 @@ class Shim(Executor):
         answer = await link.ask(request_of(hello))
         link.pid = answer["pid"]
         return int(answer["version"])
+
+    def _superseded(self) -> Superseded:
+        return Superseded(f"{self._folder} has the shim of a newer anodejobs; upgrade")
 
     async def _drain(self, link: Link) -> None:
         """Have an older shim see its jobs through, and make room for ours."""

@@ -26,7 +26,7 @@ class Link(asyncio.Protocol):
 
     def __init__(
         self,
-        on_told: Callable[[Message], None],
+        on_told: Callable[[Link, Message], None],
         on_lost: Callable[[Link], None],
         open_links: set[Link],
     ) -> None:
@@ -59,7 +59,7 @@ class Link(asyncio.Protocol):
                 if "age" in message:  # by this we say that we have read all before it
                     self.send({"do": "age", "age": message["age"]})
                 else:
-                    self._on_told(message)
+                    self._on_told(self, message)
                 continue
             reply = self._replies.pop(number, None)
             if reply is not None and not reply.done():

@@ -416,6 +416,8 @@ class Server:
             old, self._journal.path = self._journal.path, draining(self._folder, "journal")
             os.rename(old, self._journal.path)
             self._on_drain()
+            for other in self._clients:
+                other.send({"draining": True})
         client.send({"re": message["id"]})
         self._leave_soon()
 
