@@ -41,6 +41,7 @@ from anodejobs.stores.base import (
     InsertAll,
     JobStore,
     Lease,
+    Outdated,
     Query,
     Save,
     SharedJobStore,
@@ -391,12 +392,14 @@ class JobDB:
             self._has_foreign.set()
 
     async def serve_foreign(self) -> None:
-        """Take note of what other processes write, until cancelled."""
+        """Take note of what other processes write, until cancelled. Raises Outdated."""
         while True:
             await self._has_foreign.wait()
             self._has_foreign.clear()
             try:
                 await self._catch_up()
+            except Outdated:
+                raise  # what waits here would wait for ever: newer applications go on
             except StoreError as error:
                 LOG.error("what others have written cannot be read now: %s", error)
                 self._has_foreign.set()

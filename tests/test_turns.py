@@ -6,15 +6,17 @@ import asyncio
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from anodejobs import Jobs, Status
+from anodejobs import AnodeJobsError, Jobs, Status
 from anodejobs.executors import supervisors
+from anodejobs.stores.sqlite_schema import MIGRATIONS
 from anodejobs.succession import Succession
 from benchmarks.turns import Game, most_at_once
 from tests.programs import application
@@ -97,6 +99,33 @@ async def test_a_queue_that_one_process_pauses_is_paused_for_the_one_that_acts(
             assert record is not None and record.status is Status.queued
             await jobs.resume_queue()
             await jobs.wait("held", timeout=LIMIT_S)
+
+
+async def test_an_application_under_which_the_database_was_migrated_says_so_and_gives_up_its_turn(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "job_db" / "jobs.db"
+    async with second(tmp_path) as jobs:
+        await jobs.run("exec sleep 600", "a")
+        waiting = asyncio.create_task(jobs.wait("a"))
+        await asyncio.sleep(0)
+        change(path, "ALTER TABLE entries RENAME TO later", len(MIGRATIONS) + 1)
+        for call in (jobs.submit("true", "b"), waiting, jobs.get_status("a")):
+            with pytest.raises(AnodeJobsError, match=r"migrated by a newer anodejobs: end this"):
+                await asyncio.wait_for(call, LIMIT_S)
+        heir = Succession(path.with_name("jobs.db-scheduler"))
+        await asyncio.wait_for(heir.succeed(), LIMIT_S)
+        assert heir.release()
+    change(path, "ALTER TABLE later RENAME TO entries", len(MIGRATIONS))
+    async with second(tmp_path) as jobs:
+        record = await jobs.stop("a")
+        assert record is not None and record.status is Status.stopped
+
+
+def change(path: Path, statement: str, version: int) -> None:
+    """Change the tables of the database as another version would."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"{statement}; PRAGMA user_version = {version}")
 
 
 # Succession alone.

@@ -211,6 +211,10 @@ class TooLarge(StoreError):
     """A write that is larger than the store can ever take; nothing was written with it either."""
 
 
+class Outdated(StoreError):
+    """A newer anodejobs has changed how records are kept: this one has no more to do with them."""
+
+
 class JobStore(ABC):
     """Keeps records, their history, and what is needed to start their jobs again.
 

@@ -21,7 +21,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from anodejobs.records import JobEvent, JobFilter, JobRecord, Metrics, Status
 from anodejobs.stores.base import (
     UNFINISHED,
     JobStore,
+    Outdated,
     Query,
     Stored,
     Turn,
@@ -44,7 +45,7 @@ from anodejobs.stores.pages import LARGEST, column
 from anodejobs.stores.read_rows import events_of, stored_of, tally_of, unfinished_of
 from anodejobs.stores.rows import RECORD_COLUMNS, record_of, turn_of
 from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
-from anodejobs.stores.sqlite_schema import prepare
+from anodejobs.stores.sqlite_schema import MIGRATIONS, prepare
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments, made_of_writes
 from anodejobs.threads import in_thread, made_of_each
@@ -270,7 +271,22 @@ class SqliteJobStore(JobStore):
         try:
             yield
         except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
+            if await self._is_outdated(error):
+                raise Outdated(
+                    f"{self.path} was migrated by a newer anodejobs: end this application, and"
+                    " upgrade it"
+                ) from error
             raise StoreError(f"cannot {what} {self.path}: {error}") from error
+
+    async def _is_outdated(self, error: Exception) -> bool:
+        """Return whether what is wrong is that the tables are those of a newer version by now."""
+        is_of_tables = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+        if not is_of_tables or self._reader is None:
+            return False
+        with suppress(sqlite3.Error, ValueError):  # it is being closed
+            for (version,) in await self._reader.execute_fetchall("PRAGMA user_version"):
+                return int(version) > len(MIGRATIONS)
+        return False
 
     def apply_next(self, connection: _Writer) -> None:
         """Prepare the file, or apply the batch in one transaction; in the writer's thread."""
