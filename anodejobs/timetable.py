@@ -41,7 +41,7 @@ _LONGEST_SLEEP_S = 30.0
 _LONGEST_WAIT = 100
 """How many jobs of its line one waits for: the oldest, and the last. Each has a link to each."""
 _PAGE = 500
-_RETRY_S = 5.0
+_RETRY_S = 1.0
 """How long a store that could not be written is left alone."""
 
 
@@ -291,7 +291,8 @@ class Timetable:
                 rest_s = await self._look()
             except AnodeJobsError as error:
                 LOG.error("the schedules wait: %s", error)
-                rest_s = _RETRY_S
+                await asyncio.sleep(_RETRY_S)  # what has failed wakes us, too
+                continue
             try:
                 async with asyncio.timeout(rest_s):
                     await self._woken.wait()

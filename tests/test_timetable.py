@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -30,6 +31,7 @@ from anodejobs import (
     Schedule,
     Status,
     StoreError,
+    timetable,
 )
 from anodejobs.events import utc_now
 from anodejobs.jobqueue import DEFAULT_QUEUE
@@ -717,31 +719,57 @@ class FailingStore(MemoryJobStore):
         super().__init__()
         self._kind = kind
         self.times = times
-        self.has_failed = asyncio.Event()
 
     async def put_document(self, kind: str, name: str, body: str | None) -> None:
         if kind == self._kind and self.times:
             self.times -= 1
-            self.has_failed.set()
             raise StoreError("the disk is full")
         await super().put_document(kind, name, body)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_firing_that_could_not_be_kept_is_made_when_it_can_be(
-    tmp_path: Path, clock: Clock, times: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    clock: Clock,
+    times: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.01)
     store = FailingStore(PROGRESS, times)
     await paused(store)
     async with opened(tmp_path, clock, store=store) as jobs:
         await jobs.schedule("true", "s", at=at(0))
-        while store.times:
-            await store.has_failed.wait()
-            store.has_failed.clear()
-            jobs._timetable.attend()
         await look(jobs, clock)
         assert await made(jobs, "s") == ["0"]
     assert "the schedules wait: the disk is full" in caplog.text
+
+
+class FullStore(MemoryJobStore):
+    """A store that takes documents and no jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries: list[float] = []
+        self.is_tried_again = asyncio.Event()
+
+    async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+        self.tries.append(time.monotonic())
+        if len(self.tries) == 2:
+            self.is_tried_again.set()
+        raise StoreError("the disk is full")
+
+
+async def test_a_store_that_takes_no_job_of_a_schedule_is_left_alone_for_a_while(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = FullStore()
+    await paused(store)
+    async with opened(tmp_path, clock, store=store) as jobs:
+        await jobs.schedule("true", "s", at=at(0))
+        await asyncio.wait_for(store.is_tried_again.wait(), LIMIT_S)
+        first, second = store.tries
+        assert second - first > 0.9 * timetable._RETRY_S
 
 
 async def test_a_schedule_that_cannot_be_kept_is_the_callers_error(
