@@ -9,10 +9,11 @@ What takes long for there is much of it is done piece by piece.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from threading import Lock
+from threading import Lock, Thread
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -21,6 +22,14 @@ Item = TypeVar("Item")
 
 _PIECE_S = 0.005
 """For how long items are taken before the event loop has its turn: one may be worth thousands."""
+
+
+def start(thread: Thread) -> None:
+    """Start a thread of its own. Raises OSError where none can be had now, as of all that lacks."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error)) from error
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -50,6 +50,21 @@ shim_start._BOOTSTRAP = shim_start._BOOTSTRAP.replace(
 """
 """Has the shim that an application starts work with another value of a constant."""
 
+NO_THREADS_YET = """
+import os, threading
+import anodejobs.shim.server
+anodejobs.shim.server._SWEEP_EVERY_S = 0.05
+start = threading.Thread.start
+
+def start_if_there_may_be_one(thread):
+    if not os.path.exists({!r}):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = start_if_there_may_be_one
+"""
+"""Has a shim start no thread before the file is there, and take on soon what it has put off."""
+
 GRACE_S = 0.4
 BRIEF_GRACE = SHIM_WITH.format("HOST_GRACE_S", GRACE_S)
 LATE_STARTS = """
@@ -629,6 +644,28 @@ async def logged(jobs: Jobs, job_id: str, text: str) -> None:
             log += chunk.text
             if log.endswith(text):
                 return
+
+
+@pytest.mark.usefixtures("reaped")
+async def test_a_shim_that_can_have_no_thread_takes_on_what_runs_once_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit on processes: the job was ended by the shim and recorded as failed."""
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "held", cwd=tmp_path)
+        threads = tmp_path / "threads"
+        bootstrap = NO_THREADS_YET.format(str(threads)) + shim_start._BOOTSTRAP
+        monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
+        kill_shim(tmp_path)
+        record = await jobs.run("true", "other")
+        assert record.status is Status.failed_start
+        assert "can't start new thread" in (record.error or "")
+        assert (await found(jobs, "held")).status is Status.running
+        threads.touch()
+        await adopted(jobs, "held")
+        (tmp_path / "go").touch()
+        assert_code(await jobs.wait("held", timeout=60), 7)
+    assert starts(tmp_path) == 1
 
 
 @pytest.mark.usefixtures("reaped")

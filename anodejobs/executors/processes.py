@@ -330,6 +330,7 @@ class Processes(Executor):
         pid, started = attempt.pid, attempt.start_time
         if pid is None:
             return Lost(error=_DOUBTFUL)
+        self._pumping()  # there may be no thread for it, and then nothing is to be open
         # The pidfd before all else: with it, an end that comes now is seen.
         pidfd = None if started is None else tree.open_pidfd(pid, started)
         if pidfd is None and (

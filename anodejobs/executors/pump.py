@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from anodejobs.executors.descriptors import is_kept
 from anodejobs.logs import LogFile
-from anodejobs.threads import in_thread
+from anodejobs.threads import in_thread, start
 
 LOG = logging.getLogger("anodejobs")
 
@@ -79,7 +79,7 @@ class LogPump:
     its own job wait, not the others.
 
     Methods are called on the event loop, and so is ``on_growth``, with a pipe and the offset at
-    which its log ends now. Raises RuntimeError where there can be no thread.
+    which its log ends now. Raises OSError where there can be no thread.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class LogPump:
             target=self._run, name="anodejobs-pump", daemon=True
         )
         try:
-            self._thread.start()
-        except RuntimeError:
+            start(self._thread)
+        except OSError:
             self._close_own()
             raise
 

@@ -26,6 +26,7 @@ from threading import Thread
 
 from anodejobs.executors.environment import EnvironmentBlock
 from anodejobs.executors.marks import Marking
+from anodejobs.threads import start
 
 # From <spawn.h>.
 _SETSIGDEF = 0x04
@@ -72,7 +73,7 @@ class Spawner:
     """Starts programs in the order in which they are ordered.
 
     With ``marking`` one at a time, as a mark is the whole process's, which starts nothing else.
-    Raises RuntimeError where there can be no thread.
+    Raises OSError where there can be no thread.
     """
 
     def __init__(self, marking: Marking | None) -> None:
@@ -93,7 +94,7 @@ class Spawner:
 
     def _add_thread(self) -> None:
         thread = Thread(target=self._work, name="anodejobs spawner", daemon=True)
-        thread.start()
+        start(thread)
         self._threads.append(thread)
 
     async def spawn(self, order: Order) -> int:
@@ -108,7 +109,7 @@ class Spawner:
         if self._under_way > len(self._threads) < self._most_threads:
             try:
                 self._add_thread()
-            except RuntimeError:  # the one will do
+            except OSError:  # the one will do
                 self._most_threads = len(self._threads)
         try:
             return await pid
