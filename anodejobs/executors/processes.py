@@ -604,10 +604,10 @@ def _remove_earlier(launch: Launch, number: int) -> None:
 
 @contextmanager
 def _lack_told(what: str) -> Iterator[None]:
-    """Raise ExecutorError where descriptors lack, which says nothing of the processes."""
+    """Raise ExecutorError where descriptors or memory lack: that says nothing of the processes."""
     try:
         yield
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise ExecutorError(f"{what}: {one_line(error)}") from error
 
 

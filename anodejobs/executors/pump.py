@@ -118,7 +118,7 @@ class LogPump:
         )
         try:
             start(self._thread)
-        except OSError:
+        except BaseException:
             self._close_own()
             raise
 
