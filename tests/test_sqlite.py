@@ -267,6 +267,26 @@ async def test_closing_that_is_cancelled_ends_the_threads_all_the_same(tmp_path)
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("most", range(3))
+async def test_where_there_can_be_no_thread_opening_says_so_and_leaves_nothing(
+    tmp_path, monkeypatch, most
+):
+    start, started = threading.Thread.start, []
+
+    def start_if_there_may_be_one(thread):
+        if len(started) == most:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_if_there_may_be_one)
+        with pytest.raises(StoreError, match=r"cannot open .*: .*can't start new thread"):
+            await store.open(lambda: None)
+        await store.close()
+
+
 async def test_the_write_ahead_log_starts_anew_under_unbroken_load(tmp_path, monkeypatch):
     monkeypatch.setattr("anodejobs.stores.sqlite._TRUNCATE_ABOVE_BYTES", 1024 * 1024)
     log = tmp_path / "jobs.db-wal"

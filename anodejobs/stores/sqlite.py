@@ -48,7 +48,7 @@ from anodejobs.stores.sqlite_queries import TALLY, TURN, among, page, where
 from anodejobs.stores.sqlite_schema import MIGRATIONS, prepare
 from anodejobs.stores.sqlite_writes import Batch, DocumentWrite, Restoration
 from anodejobs.stores.write_rows import Environments, made_of_writes
-from anodejobs.threads import in_thread, made_of_each
+from anodejobs.threads import in_thread, made_of_each, start
 
 LONGEST_PATH_BYTES = 504
 """Of SQLite's own 512 eight are for the names of the files beside the database."""
@@ -109,7 +109,7 @@ class SqliteJobStore(JobStore):
             )
             await self._reader.execute_fetchall("PRAGMA query_only = ON")
             self._bell.open(on_foreign_commit)
-        self._checkpoints.start()
+            self._checkpoints.start()
 
     async def close(self) -> None:
         self._bell.close()
@@ -270,7 +270,7 @@ class SqliteJobStore(JobStore):
     async def _translated(self, what: str) -> AsyncIterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError) as error:
+        except _TROUBLE as error:
             if await self._is_outdated(error):
                 raise Outdated(
                     f"{self.path} was migrated by a newer anodejobs: end this application, and"
@@ -315,6 +315,10 @@ class SqliteJobStore(JobStore):
         self._bell.ring()
 
 
+_TROUBLE = (
+    *(sqlite3.Error, OSError, ValueError, TypeError, OverflowError, KeyError),
+    RuntimeError,  # a connection can have no thread
+)
 _STORED = (
     f"SELECT attempt, launch, body, {RECORD_COLUMNS}, spec FROM jobs JOIN specs"
     " USING (job_id) JOIN base_environments ON digest = environment"
@@ -382,8 +386,9 @@ class _Checkpoints:
         self._wanted.clear()
         if self._log_bytes() > _CHECKPOINT_ABOVE_BYTES:
             self.note(_CHECKPOINT_AFTER_WRITES)
-        self._thread = threading.Thread(target=self._run, name="anodejobs-checkpoints", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="anodejobs-checkpoints", daemon=True)
+        start(thread)
+        self._thread = thread
 
     async def stop(self) -> None:
         """End the thread; what was written here is carried over before.
