@@ -448,6 +448,25 @@ async def test_a_lost_connection_is_made_anew(database, store):
         assert await store.commit([make_insert(make_record(f"{n}"))]) == [n + 2]
 
 
+async def test_a_lost_connection_is_made_anew_once_there_can_be_a_thread(
+    database, store, monkeypatch
+):
+    """The host's name is looked up in one; without it the whole Jobs had failed for good."""
+    connect, refusals = asyncio.BaseEventLoop.create_connection, []
+
+    async def connected_if_there_may_be_one(*args, **kwargs):
+        if refusals:
+            raise RuntimeError(refusals.pop())
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", connected_if_there_may_be_one)
+    await kill_connections(database)
+    refusals += ["can't start new thread"] * 3
+    assert await store.commit([make_insert(make_record())]) == [1]
+    assert await store.get("a-job") is not None
+    assert not refusals
+
+
 async def test_a_commit_whose_connection_is_lost_on_the_way_is_applied_once(database, store):
     async with clock_held(database) as hold:
         commit = asyncio.create_task(store.commit([make_insert(make_record())]))

@@ -91,8 +91,9 @@ class Server:
         """What may be said of it."""
         driver_faults, driver_losses = _driver_faults(self.dialect)
         self._url.get_dialect().import_dbapi()  # which takes its time, now and not in `open`
-        self._losses: Faults = (OSError, EOFError, *driver_losses)
-        """By these it is told that a connection was lost."""
+        # RuntimeError: there can be no thread now to look the host's name up in.
+        self._losses: Faults = (OSError, EOFError, RuntimeError, *driver_losses)
+        """By these it is told that a connection was lost, or cannot be made now."""
         self._faults: Faults = (
             *(SQLAlchemyError, TimeoutError, ValueError, TypeError, KeyError, OverflowError),
             *driver_faults,
