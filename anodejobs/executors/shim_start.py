@@ -33,24 +33,39 @@ async def start_shim(folder: Path, linger_s: float) -> str:
     It leaves ``linger_s`` seconds after its last job and its last application. Cancelled, this
     leaves nothing behind here; the shim may come up all the same.
     """
+    ours: list[int] = []
     try:
-        told, tell = _new_pipe()
-    except OSError as error:
-        return _refused(error)
-    try:
-        spawning = begun_in_thread(_spawn, folder, linger_s, tell)
+        theirs = _new_pipes(ours)
+        told, complaints = ours
+        spawning = begun_in_thread(_spawn, folder, linger_s, *theirs)
         try:
             await asyncio.shield(spawning)
         except asyncio.CancelledError:
             await asyncio.wait([spawning])
             raise
-        except OSError as error:
-            return _refused(error)
         is_told = await readable(told, within_s=_START_PATIENCE_S)
         word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
-        return word or "it died while it started"
+        return word or f"it died while it started{_last_of(complaints)}"
+    except OSError as error:
+        return f"it cannot be started: {error}"
     finally:
-        os.close(told)
+        for fd in ours:
+            os.close(fd)
+
+
+def _new_pipes(ours: list[int]) -> list[int]:
+    """Return the ends to write to of two pipes; the others are added to ours."""
+    theirs: list[int] = []
+    try:
+        for _ in range(2):
+            end, other = _new_pipe()
+            ours.append(end)
+            theirs.append(other)
+    except OSError:
+        for fd in theirs:
+            os.close(fd)
+        raise
+    return theirs
 
 
 def _new_pipe() -> tuple[int, int]:
@@ -65,12 +80,18 @@ def _new_pipe() -> tuple[int, int]:
         os.close(tell)
 
 
-def _refused(error: OSError) -> str:
-    return f"it cannot be started: {error}"
+def _last_of(complaints: int) -> str:
+    """Return the last line that the shell or the interpreter has complained in, if any."""
+    os.set_blocking(complaints, False)
+    try:
+        lines = os.read(complaints, 65536).decode("utf-8", "replace").split("\n")
+    except BlockingIOError:
+        return ""
+    return next((f": {line.strip()}" for line in reversed(lines) if line.strip()), "")
 
 
-def _spawn(folder: Path, linger_s: float, tell: int) -> None:
-    """Spawn a shim with its end of the pipe, which is closed here. Waits for the shell only."""
+def _spawn(folder: Path, linger_s: float, tell: int, complain: int) -> None:
+    """Spawn a shim with its ends of the pipes, which are closed here. Waits for the shell only."""
     command = [
         *command_of(_BOOTSTRAP, interpreter()),
         *(os.fspath(folder), str(linger_s), str(tell)),
@@ -83,7 +104,7 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
             ["/bin/sh", "-c", '"$@" &', "anodejobs", *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=complain,
             cwd="/",
             env=env,
             pass_fds=(tell,),
@@ -92,6 +113,7 @@ def _spawn(folder: Path, linger_s: float, tell: int) -> None:
         )
     finally:
         os.close(tell)
+        os.close(complain)
 
 
 def command_of(code: str, python: str) -> list[str]:

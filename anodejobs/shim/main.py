@@ -1,7 +1,8 @@
 """What a shim does from its first instruction to its last.
 
 ``python -c … <folder> <seconds to linger> <descriptor>``: the descriptor is told how it went, in a
-word: ``ready``, ``taken`` where another shim works in the folder, or what kept it from starting.
+word: ``ready``, ``taken`` where another shim works in the folder, or what kept it from starting. To
+whoever starts it goes its stderr, too, until it is ready.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     except Exception as error:
         _tell(tell, f"the shim cannot start: {error}")
         raise
+    _complain_no_more()
     _tell(tell, "ready")
     with contextlib.suppress(OSError):  # the job that needs it is told
         helper()
@@ -79,6 +81,12 @@ def _be_ordinary() -> None:
         if signal.getsignal(signum) is signal.SIG_IGN and signum not in PYTHON_IGNORES:
             signal.signal(signum, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _complain_no_more() -> None:
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _tell(fd: int, word: str) -> None:
