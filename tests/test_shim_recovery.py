@@ -669,6 +669,21 @@ async def test_a_shim_that_can_have_no_thread_takes_on_what_runs_once_it_can(
 
 
 @pytest.mark.usefixtures("reaped")
+async def test_what_has_ended_is_told_by_a_shim_that_can_have_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a shim waited for a thread, and stayed for ever."""
+    async with reopened(tmp_path) as jobs:
+        await jobs.run(python(HELD), "held", cwd=tmp_path)
+        bootstrap = NO_THREADS_YET.format("/nowhere", "RuntimeError('no thread')")
+        monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap + shim_start._BOOTSTRAP)
+        kill_shim(tmp_path)
+        assert (await jobs.run("true", "other")).status is Status.failed_start
+        (tmp_path / "go").touch()
+        assert_code(await jobs.wait("held", timeout=10), 7)
+
+
+@pytest.mark.usefixtures("reaped")
 async def test_a_job_that_runs_on_over_the_death_of_its_shim_loses_no_byte(tmp_path: Path) -> None:
     async with reopened(tmp_path) as jobs:
         await jobs.run(python(COUNTED_WRITER), "writer", cwd=tmp_path)

@@ -330,7 +330,6 @@ class Processes(Executor):
         pid, started = attempt.pid, attempt.start_time
         if pid is None:
             return Lost(error=_DOUBTFUL)
-        self._pumping()  # there may be no thread for it, and then nothing is to be open
         # The pidfd before all else: with it, an end that comes now is seen.
         pidfd = None if started is None else tree.open_pidfd(pid, started)
         if pidfd is None and (
@@ -338,6 +337,7 @@ class Processes(Executor):
         ):
             return Lost(error=_UNSEEN)
         try:
+            self._pumping()  # there may be no thread for it, and then no pipe is to be open
             fds = open_again(pid, attempt)
         except BaseException:
             if pidfd is not None:
