@@ -936,8 +936,9 @@ async def test_an_older_shim_leaves_when_its_last_job_has_ended(
         await seen(lambda: not list((tmp_path / "job_db" / "shim").glob("draining-*")))
 
 
-async def test_an_older_shim_can_leave_while_there_are_no_descriptors(
-    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lacking", ["descriptors", "memory"])
+async def test_an_older_shim_can_leave_while_its_end_cannot_be_heard_of(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     old = await older_shim(tmp_path, monkeypatch, gate.wait)
     has_left, pidfd_open = asyncio.Event(), os.pidfd_open
@@ -948,9 +949,16 @@ async def test_an_older_shim_can_leave_while_there_are_no_descriptors(
         has_left.set()
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
+    async def unheard(fd: int, *, within_s: float) -> bool:
+        has_left.set()
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
     async with opened(tmp_path) as jobs:
         await jobs.run("exec sleep 600", "new")
-        monkeypatch.setattr(os, "pidfd_open", none_left)
+        if lacking == "descriptors":
+            monkeypatch.setattr(os, "pidfd_open", none_left)
+        else:
+            monkeypatch.setattr(shim, "readable", unheard)
         gate.open()
         await asyncio.wait_for(has_left.wait(), LIMIT_S)
         await ran(jobs, "true", "newer")
@@ -1308,6 +1316,22 @@ async def test_where_no_shim_can_be_started_a_job_cannot_and_its_error_says_why(
         assert list(await jobs.list_status()) == ["before", "a"]
         assert await jobs.job_logs("before") == ("out\n", "")
         assert (await jobs.wait("a")) == record
+
+
+async def test_where_a_shim_cannot_be_heard_to_come_up_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable, refusals = shim_start.readable, [OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))]
+
+    async def refused_once(fd: int, *, within_s: float) -> bool:
+        if refusals:
+            raise refusals.pop()
+        return await readable(fd, within_s=within_s)
+
+    monkeypatch.setattr(shim_start, "readable", refused_once)
+    async with opened(tmp_path) as jobs:
+        assert (await ran(jobs, "exit 3", "a")).exit_code == 3
+    assert not refusals
 
 
 async def test_what_is_installed_beside_us_does_not_take_the_place_of_the_standard_library(

@@ -70,7 +70,10 @@ def _deaths(members: list[tree.Process], on_all: Callable[[], None]) -> Iterator
 
 
 async def readable(fd: int, *, within_s: float) -> bool:
-    """Return whether the descriptor is readable in time: a pidfd is when its process is dead."""
+    """Return whether the descriptor is readable in time: a pidfd is when its process is dead.
+
+    Raises OSError where memory lacks to hear of that.
+    """
     loop, is_readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fd, is_readable.set)
     try:

@@ -676,11 +676,10 @@ async def _died(pid: int) -> None:
     """Return when a process that has hung up is dead: its lock is unlocked a moment later only."""
     if not tree.HAS_PIDFDS:
         return
-    try:
+    # It is, or descriptors or memory lack: the next shim looks again by itself.
+    with contextlib.suppress(OSError):
         fd = os.pidfd_open(pid)
-    except OSError:  # it is, or descriptors lack: the next shim looks again by itself
-        return
-    try:
-        await readable(fd, within_s=_DYING_S)
-    finally:
-        os.close(fd)
+        try:
+            await readable(fd, within_s=_DYING_S)
+        finally:
+            os.close(fd)
