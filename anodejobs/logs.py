@@ -7,6 +7,7 @@ file is rotated. Only the standard library is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -138,9 +139,14 @@ class LogFile:
         if self._replaces:
             remove_log(self.path)
             self._replaces = False
-        self._fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._size = os.fstat(self._fd).st_size
-        self.offset = (_rotated(self.path) or [0])[-1] + self._size
+        fd = open_regular(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            self._size = os.fstat(fd).st_size
+            self.offset = (_rotated(self.path) or [0])[-1] + self._size
+        except BaseException:  # without its offset it would be written to as if it had none
+            os.close(fd)
+            raise
+        self._fd = fd
 
     def write(self, data: memoryview) -> int:
         """Write some of the data, and return how much. Raises OSError where nothing could be."""
@@ -324,9 +330,10 @@ class LogTail:
                 self._reading.release()
 
     def _close_file(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):  # what was read has been read
+                os.close(fd)
 
 
 def read_text(path: Path, tail: int | None) -> str:

@@ -232,6 +232,41 @@ def test_a_log_whose_closing_fails_is_closed_all_the_same(
     assert (tmp_path / "other").read_bytes() == b"mine"
 
 
+def test_a_log_whose_rotated_files_cannot_be_listed_is_opened_again(
+    log: Callable[..., LogFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = log(max_bytes=4, backups=9)
+    write(first, b"1234", b"56")
+    first.close()
+    adopted = log(max_bytes=4, backups=9)
+
+    def none_left(folder: object) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", none_left)
+        with pytest.raises(OSError, match="Too many"):
+            write(adopted, b"78")
+    write(adopted, b"78", b"9")
+    assert all_bytes(first.path) == b"123456789"
+    assert adopted.offset == 9
+
+
+def test_a_reader_whose_file_cannot_be_closed_reads_on_and_closes_nobody_elses(
+    log: Callable[..., LogFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rotated = log(max_bytes=4)
+    write(rotated, b"1234", b"56")
+    with tail(rotated.path) as reader, monkeypatch.context() as patched:
+        patched.setattr(os, "close", failing(os.close))
+        assert read_all(reader) == b"123456"
+        reader.close()
+        patched.undo()
+        with (tmp_path / "other").open("wb", buffering=0) as other:  # under the number it had
+            reader.close()
+            other.write(b"mine")
+
+
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_what_a_reader_has_not_read_is_kept(log: Callable[..., LogFile], backups: int) -> None:
     rotating = log(max_bytes=4, backups=backups)
