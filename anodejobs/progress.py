@@ -191,15 +191,13 @@ def last_progress(path: str | Path) -> tuple[float, str] | None:
     try:
         # A job may have put anything there: a link elsewhere, or a pipe that nobody fills.
         fd = open_regular(path, os.O_RDONLY)
+        try:
+            begin = max(0, os.fstat(fd).st_size - _TAIL_BYTES)
+            data = os.pread(fd, _TAIL_BYTES, begin)
+        finally:
+            os.close(fd)
     except OSError:
         return None
-    try:
-        begin = max(0, os.fstat(fd).st_size - _TAIL_BYTES)
-        data = os.pread(fd, _TAIL_BYTES, begin)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     # The last one has no end yet, and of the first one the beginning may lie further back.
     lines = data.split(b"\n")[1 if begin else 0 : -1]
     return next(filter(None, map(parse_progress, reversed(lines))), None)

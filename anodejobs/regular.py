@@ -17,9 +17,12 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     A file that is made is its owner's alone. Raises OSError, also for what is no regular file.
     """
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        raise
     return fd
 
 

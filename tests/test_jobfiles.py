@@ -308,6 +308,14 @@ def test_progress_is_read_neither_through_a_link_nor_from_a_pipe(tmp_path):
     assert last_progress(tmp_path / "nowhere") is None
 
 
+def test_progress_that_cannot_be_read_to_the_end_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("0.5\n")
+    for name in ("fstat", "pread", "close"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, failing(getattr(os, name)))
+            assert last_progress(tmp_path / "file") is None
+
+
 # Progress, pushed.
 
 
@@ -433,6 +441,16 @@ async def test_of_a_flood_little_is_told_and_the_last_line_always(files, way):
             await asyncio.sleep(0)
         await ear.hears("job", 1, 0.5, "line 199")
     assert len(ear.told) < 20
+
+
+def failing(call):
+    """Return a ``call`` that does what it does, and fails, as on a file system that has gone."""
+
+    def failed(*args, **kwargs):
+        call(*args, **kwargs)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    return failed
 
 
 def overflow(files: JobFiles) -> None:
