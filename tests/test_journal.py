@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -397,6 +398,29 @@ def test_what_is_done_is_in_it_no_more(path):
         book.done(begun.attempt.token)
         book.flush()
         assert written(load(path)) == written([other])
+
+
+def test_what_comes_after_a_journal_that_could_not_be_closed_is_in_the_new_one(
+    path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(journal, "_COMPACT_ABOVE_BYTES", 0)
+    kept, close = [begun_entry("a")], os.close
+
+    def failing(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(path, kept) as book:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "close", failing)
+            for _ in range(100):
+                book.done(new_token())
+            book.flush()
+        with (tmp_path / "other").open("wb", buffering=0):  # under the number that it had
+            kept.append(entry("b"))
+            book.begin(kept[1])
+            assert written(load(path)) == written(kept)
+    assert (tmp_path / "other").read_bytes() == b""
 
 
 def test_what_happened_to_the_unknown_is_passed_over(path):

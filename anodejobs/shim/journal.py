@@ -8,6 +8,7 @@ is ever in it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -95,12 +96,13 @@ class Journal:
         except OSError:
             os.close(fd)
             raise
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = fd
+        old, self._fd = self._fd, fd
         self._pending.clear()
         self._size = self._kept = len(data)
         self._is_torn = False
+        if old >= 0:
+            with contextlib.suppress(OSError):  # nothing of it is kept
+                os.close(old)
 
     def begin(self, entry: Entry) -> None:
         """Say that the process is about to be spawned. Raises OSError where that cannot be kept."""
