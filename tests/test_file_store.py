@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -799,6 +800,24 @@ async def test_a_log_that_cannot_be_folded_goes_on(tmp_path, monkeypatch, caplog
         assert await put(store, "c") == [3]
     async with opened(tmp_path) as store:
         assert await ids_in(store) == ["a", "b", "c"]
+
+
+async def test_a_log_that_cannot_be_closed_is_followed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_folder, "_FOLD_ABOVE_BYTES", 1)
+    close = os.close
+
+    def failing(fd: int) -> None:
+        is_old_log = os.readlink(f"/proc/self/fd/{fd}").endswith("commits.jsonl (deleted)")
+        close(fd)
+        if is_old_log:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async with opened(tmp_path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "close", failing)
+            await put(store, "a")
+        assert await put(store, "b") == [2]
+        assert await ids_in(store) == ["a", "b"]
 
 
 async def test_a_job_whose_file_cannot_be_written_is_committed_and_its_file_follows(

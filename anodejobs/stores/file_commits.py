@@ -39,7 +39,8 @@ class CommitLog:
     def open(self) -> None:
         """Open the newest generation, of which nothing is read yet."""
         fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        self.close()
+        with contextlib.suppress(OSError):  # each commit in the one before was synced
+            self.close()
         self._fd, self.end = fd, 0
         header = next(self._lines(), None)
         if header is None:
