@@ -299,14 +299,15 @@ class LogTail:
                 if ends == _rotated(self.path):
                     return False
                 continue
-            if end is None and ends != _rotated(self.path):
-                os.close(fd)  # rotated between the look and the opening
-                continue
-            if end is not None:
-                base = end - os.fstat(fd).st_size
-            if base < self._least_base:
-                os.close(fd)
-                return False
+            with contextlib.ExitStack() as unless_it_is_read:
+                unless_it_is_read.callback(os.close, fd)
+                if end is None and ends != _rotated(self.path):
+                    continue  # rotated between the look and the opening
+                if end is not None:
+                    base = end - os.fstat(fd).st_size
+                if base < self._least_base:
+                    return False
+                unless_it_is_read.pop_all()
             self._fd, self._base = fd, base
             self.offset = max(self.offset, base)
             return True

@@ -239,10 +239,6 @@ def test_a_log_whose_rotated_files_cannot_be_listed_is_opened_again(
     write(first, b"1234", b"56")
     first.close()
     adopted = log(max_bytes=4, backups=9)
-
-    def none_left(folder: object) -> list[str]:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
     with monkeypatch.context() as patched:
         patched.setattr(os, "listdir", none_left)
         with pytest.raises(OSError, match="Too many"):
@@ -250,6 +246,21 @@ def test_a_log_whose_rotated_files_cannot_be_listed_is_opened_again(
     write(adopted, b"78", b"9")
     assert all_bytes(first.path) == b"123456789"
     assert adopted.offset == 9
+
+
+def test_a_reader_that_cannot_look_for_rotated_files_leaves_nothing_open(
+    log: Callable[..., LogFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, listdir = log(), os.listdir
+    write(written, b"123")
+    for good_looks in range(2):
+        looks = iter([listdir] * good_looks)
+        with tail(written.path) as reader:
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "listdir", lambda path: next(looks, none_left)(path))  # noqa: B023
+                with pytest.raises(OSError, match="Too many"):
+                    reader.read(10)
+            assert reader.read(10) == b"123"
 
 
 def test_a_reader_whose_file_cannot_be_closed_reads_on_and_closes_nobody_elses(
@@ -743,6 +754,11 @@ def failing(close: Callable[[int], None]) -> Callable[[int], None]:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     return closed
+
+
+def none_left(folder: object) -> list[str]:
+    """Be asked what is in a folder while there is no descriptor to look with."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def mode(path: Path) -> int:
