@@ -802,6 +802,29 @@ async def test_a_log_that_cannot_be_folded_goes_on(tmp_path, monkeypatch, caplog
         assert await ids_in(store) == ["a", "b", "c"]
 
 
+async def test_a_log_whose_first_line_cannot_be_read_now_is_not_damaged(
+    tmp_path, monkeypatch, caplog
+):
+    fstat = os.fstat
+
+    def failing(fd: int) -> os.stat_result:
+        status = fstat(fd)
+        is_log = os.readlink(f"/proc/self/fd/{fd}").endswith("commits.jsonl")
+        if is_log and status.st_size < 100:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return status
+
+    async with opened(tmp_path) as store:
+        await put(store, "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(file_folder, "_FOLD_ABOVE_BYTES", 1)
+            patched.setattr(os, "fstat", failing)
+            assert await put(store, "b") == [2]
+        assert "lag behind" in caplog.text
+        assert await ids_in(store) == ["a", "b"]
+        assert await put(store, "c") == [3]
+
+
 async def test_a_log_that_cannot_be_closed_is_followed_by_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(file_folder, "_FOLD_ABOVE_BYTES", 1)
     close = os.close

@@ -37,11 +37,18 @@ class CommitLog:
         self._make(generation=1, seq=0)
 
     def open(self) -> None:
-        """Open the newest generation, of which nothing is read yet."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with contextlib.suppress(OSError):  # each commit in the one before was synced
-            self.close()
-        self._fd, self.end = fd, 0
+        """Open the newest generation, unread; on an error the one before is still open."""
+        before = self._fd, self.end
+        self._fd, self.end = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), 0
+        try:
+            self._begin()
+        except BaseException:
+            _close(self._fd)
+            self._fd, self.end = before
+            raise
+        _close(before[0])
+
+    def _begin(self) -> None:
         header = next(self._lines(), None)
         if header is None:
             raise StoreError(f"{self.path} is damaged: it has no first line")
@@ -51,8 +58,7 @@ class CommitLog:
     def close(self) -> None:
         """Let go of it. Idempotent."""
         fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        _close(fd)
 
     def is_read(self) -> bool:
         """Return whether nothing has been committed since we read. A look, without the lock."""
@@ -118,6 +124,12 @@ class CommitLog:
             yield
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{self.path} is damaged at byte {self.end}: {error}") from error
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        with contextlib.suppress(OSError):  # each commit in it was synced
+            os.close(fd)
 
 
 def _line(text: str) -> bytes:
