@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from anodejobs import ExecutorError, Jobs, Status
-from anodejobs.executors import deaths, supervisors, tree
+from anodejobs.executors import deaths, pidfds, supervisors, tree
+from anodejobs.executors.pidfds import Reapings
 from tests.conftest import descriptors
 from tests.programs import application, ends_well
+from tests.test_recovery import KERNEL_TELLS
 from tests.test_shim_recovery import SHIM_WITH, killed_with_its_shim
 
 pytestmark = pytest.mark.smoke
@@ -231,3 +233,22 @@ async def test_a_wait_for_deaths_without_descriptors_ends_soon_and_is_to_be_repe
         if child.returncode is None:
             child.kill()
         await child.wait()
+
+
+async def test_an_end_is_heard_of_once_there_are_descriptors_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pidfds, "_RETRY_S", 0.01)
+    child = await asyncio.create_subprocess_exec("sleep", "600")
+    pidfd, reapings = os.pidfd_open(child.pid), Reapings()
+    try:
+        with no_descriptors_left():
+            waiting = asyncio.create_task(reapings.wait(pidfd))
+            await asyncio.sleep(0)  # so that it has begun
+        child.kill()
+        await child.wait()
+        async with asyncio.timeout(LIMIT_S):
+            assert await waiting == (-9 if KERNEL_TELLS else None)
+    finally:
+        reapings.close()
+        os.close(pidfd)

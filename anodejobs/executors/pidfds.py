@@ -19,6 +19,8 @@ _EXIT_STATUS_OFFSET = 60
 
 _REAP_PATIENCE_S = 5.0
 """How long a dead process may stay unreaped: an init that never reaps would hold us for ever."""
+_RETRY_S = 0.2
+"""After how long it is tried again to hear of an end."""
 
 
 def exit_code(fd: int) -> int | None:
@@ -41,34 +43,46 @@ class Reapings:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        self._epoll: select.epoll | None = None
         self._deaths: dict[int, asyncio.Future[None]] = {}
         self._reaps: dict[int, asyncio.Future[None]] = {}
-        self._loop.add_reader(self._epoll.fileno(), self._look)
 
     async def wait(self, fd: int) -> int | None:
         """Return the exit code once the process has died, None where it cannot be known.
 
         Waits for the reaping, which is when the kernel can tell, but not for ever.
         """
+        epoll = await self._registered(fd)
         died = self._deaths[fd] = self._loop.create_future()
         reaped = self._reaps[fd] = self._loop.create_future()
-        # Readable for as long as nobody reaps it: asked for once, or the loop would spin. The
-        # hang-up needs no asking.
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
         try:
             await died
             if not reaped.done():
-                self._epoll.modify(fd, select.EPOLLONESHOT)
+                epoll.modify(fd, select.EPOLLONESHOT)
                 await asyncio.wait((reaped,), timeout=_REAP_PATIENCE_S)
         finally:
             del self._deaths[fd], self._reaps[fd]
-            if not self._epoll.closed:
-                self._epoll.unregister(fd)
+            if not epoll.closed:
+                epoll.unregister(fd)
         return exit_code(fd)
 
-    def _look(self) -> None:
-        for fd, events in self._epoll.poll(0):
+    async def _registered(self, fd: int) -> select.epoll:
+        """Return the epoll once it looks at the pidfd, which forgets nothing until then."""
+        while True:
+            try:
+                if self._epoll is None:
+                    epoll = select.epoll()
+                    self._loop.add_reader(epoll.fileno(), self._look, epoll)
+                    self._epoll = epoll
+                # Readable for as long as nobody reaps it: asked for once, or the loop would spin.
+                # The hang-up needs no asking.
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+                return self._epoll
+            except OSError:  # descriptors lack, or memory
+                await asyncio.sleep(_RETRY_S)
+
+    def _look(self, epoll: select.epoll) -> None:
+        for fd, events in epoll.poll(0):
             futures = [self._deaths.get(fd)]
             if events & select.EPOLLHUP:
                 futures.append(self._reaps.get(fd))
@@ -78,7 +92,7 @@ class Reapings:
 
     def close(self) -> None:
         """Stop waiting. Idempotent."""
-        if not self._epoll.closed:
+        if self._epoll is not None and not self._epoll.closed:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
