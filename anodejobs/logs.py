@@ -115,6 +115,8 @@ class LogFile:
         self.readers: set[Reader] = set()
         self.offset = 0
         """How many bytes the stream has had; right once the file was open."""
+        self.unclosed: OSError | None = None
+        """Why a file could not be closed: some file systems say only then that they had no room."""
         self._max_bytes = max_bytes
         self._backups = backups
         self._replaces = replaces
@@ -213,10 +215,13 @@ class LogFile:
         self._is_retired = True
 
     def close(self) -> None:
-        """Close the file, also where this raises OSError; the next write opens it again."""
+        """Close the file; the next write opens it again."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.close(fd)
+            try:
+                os.close(fd)
+            except OSError as error:
+                self.unclosed = error
 
 
 class LogTail:

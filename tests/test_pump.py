@@ -361,6 +361,28 @@ async def test_a_log_whose_closing_fails_ends_no_other_one(
     assert uneasy.error == "the log uneasy is incomplete: Disk quota exceeded"
 
 
+async def test_a_log_says_that_it_is_incomplete_though_what_comes_later_is_written(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = pipe()
+    pumped = pump.add(reading, LogFile(tmp_path / "log", max_bytes=4))
+    writing.write(b"1234")
+    await has_grown(pump, pumped, 4)
+    close, failures = os.close, [OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))]
+
+    def closed(fd: int) -> None:
+        is_log = os.readlink(f"/proc/self/fd/{fd}").startswith(str(tmp_path))
+        close(fd)
+        if is_log and failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(os, "close", closed)
+    writing.write(b"56")
+    await has_grown(pump, pumped, 6)
+    assert not failures
+    assert pumped.error == "the log log is incomplete: Disk quota exceeded"
+
+
 async def test_a_log_whose_closing_fails_does_not_keep_its_pipe_open(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -509,7 +531,7 @@ class Uneasy(LogFile):
         was_open = self.fd is not None
         super().close()
         if was_open:
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            self.unclosed = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
 
 class Unspliceable(LogFile):

@@ -52,7 +52,7 @@ class Pipe:
         self.log = log
         self.on_growth: set[Callable[[], None]] = set()
         """Told of every growth at once; changed and called on the event loop."""
-        self.error: str | None = None
+        self.trouble: str | None = None
         """Why the log could not be written, the last time it was tried."""
         self.offset = 0
         """Where the log ended when last something was written to it."""
@@ -69,6 +69,17 @@ class Pipe:
         self.window_end = 0.0
         """The monotonic time until which ``window_bytes`` are counted."""
         self.window_bytes = 0
+
+    @property
+    def error(self) -> str | None:
+        """Why the log lacks bytes, as far as is known."""
+        if self.trouble is None and self.log.unclosed is not None:
+            return _incomplete(self.log, self.log.unclosed)
+        return self.trouble
+
+
+def _incomplete(log: LogFile, error: OSError) -> str:
+    return f"the log {log.path.name} is incomplete: {error.strerror}"
 
 
 class LogPump:
@@ -313,7 +324,7 @@ class LogPump:
                 yield
             except Exception as error:
                 LOG.exception("the log %s cannot be carried on", pipe.log.path)
-                pipe.error = f"the log {pipe.log.path.name} ends early: {error}"
+                pipe.trouble = f"the log {pipe.log.path.name} ends early: {error}"
                 self._end(pipe)
 
     def _drain(self, pipe: Pipe, most: int) -> int:
@@ -370,7 +381,7 @@ class LogPump:
                 data = data[written:]
         except OSError as error:
             pipe.pending = bytes(data)
-            pipe.error = f"the log {pipe.log.path.name} is incomplete: {error.strerror}"
+            pipe.trouble = _incomplete(pipe.log, error)
             self._stall(pipe)
             return False
         finally:
@@ -395,12 +406,8 @@ class LogPump:
         self._open_logs.move_to_end(pipe)
 
     def _close_log(self, pipe: Pipe) -> None:
-        """Close the log; some file systems say only now that they had no room for it."""
         self._open_logs.pop(pipe, None)
-        try:
-            pipe.log.close()
-        except OSError as error:
-            pipe.error = f"the log {pipe.log.path.name} is incomplete: {error.strerror}"
+        pipe.log.close()
 
     def _enlarge(self, fd: int, pipe: Pipe) -> None:
         if not hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -471,7 +478,7 @@ class LogPump:
             return True
         data, pipe.pending = pipe.pending, b""
         if self._write(pipe, memoryview(data)):
-            pipe.error = None
+            pipe.trouble = None
             return True
         return False
 
