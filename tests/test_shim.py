@@ -204,6 +204,18 @@ async def test_a_shim_is_known_by_the_identity_of_its_folder_and_not_by_the_path
     assert not supervisors.is_shim_of("boot:1:2.0:x", folder, name)
 
 
+async def test_an_identity_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            supervisors.identity(tmp_path / "id")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    assert supervisors.identity(tmp_path / "id") == supervisors.identity(tmp_path / "id")
+
+
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
     async with opened(tmp_path) as jobs:
         await ran(jobs, "echo out", "a")

@@ -48,10 +48,12 @@ def identity(path: Path, start: str = "") -> str:
     if not path.exists():
         beside = path.with_name(f"{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
         beside.touch(mode=0o600)
-        beside.write_text(f"{start}{os.urandom(8).hex()}")
-        with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
-            os.link(beside, path)
-        beside.unlink()
+        try:
+            beside.write_text(f"{start}{os.urandom(8).hex()}")
+            with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
+                os.link(beside, path)
+        finally:
+            beside.unlink()
     return _read_identity(path)
 
 
