@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import shutil
 import sqlite3
 import stat
@@ -242,6 +244,27 @@ async def test_a_closed_store_leaves_only_the_database(tmp_path):
         await put(store, "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs.db", "jobs.db-bells"]
     assert list((tmp_path / "jobs.db-bells").iterdir()) == []
+
+
+async def test_a_store_is_closed_whose_bell_could_not_be_hung_up_or_taken_down(
+    tmp_path, monkeypatch
+):
+    """Else its threads would keep the program from ending."""
+    store = SqliteJobStore(tmp_path / "jobs.db")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        with pytest.raises(StoreError, match="Input/output error"):
+            await store.open(lambda: None)
+    await store.close()
+    assert not list((tmp_path / "jobs.db-bells").iterdir())
+    await store.open(lambda: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refused)
+        await store.close()
+
+
+def refused(*args: object, **options: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 async def test_closing_twice_at_once_closes_once(tmp_path):

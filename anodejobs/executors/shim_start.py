@@ -47,7 +47,7 @@ async def start_shim(folder: Path, linger_s: float) -> str:
         word = os.read(told, 4096).decode("utf-8", "replace") if is_told else ""
         return word or f"it died while it started{_last_of(complaints)}"
     except OSError as error:
-        return _refused(error)
+        return f"it cannot be started: {error}"
     finally:
         for fd in ours:
             os.close(fd)

@@ -33,20 +33,24 @@ class Doorbell:
 
     def open(self, on_ring: Callable[[], None]) -> None:
         """Call ``on_ring`` on the running event loop whenever another process has rung."""
+        self._loop = asyncio.get_running_loop()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         hidden = self._own.with_name(f".{self._own.name}")
         os.mkfifo(hidden, 0o600)
-        # For writing too, so that it never reads end-of-file when a ringer has gone.
-        self._fd = fd = os.open(hidden, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        # Seen by others only now that it has a reader: without one they would clear it away.
-        hidden.rename(self._own)
+        try:
+            # For writing too, so that it never reads end-of-file when a ringer has gone.
+            self._fd = fd = os.open(hidden, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            # Seen by others only now that it has a reader: without one they would clear it away.
+            hidden.rename(self._own)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
 
         def answer() -> None:
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 65536)
             on_ring()
 
-        self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, answer)
 
     def ring(self) -> None:
@@ -86,12 +90,13 @@ class Doorbell:
             os.close(fd)
 
     def close(self) -> None:
-        """Take the bell down. Idempotent."""
-        if self._fd is None:
+        """Take the bell down, also where it could not be opened to the end. Idempotent."""
+        fd, self._fd = self._fd, None
+        if fd is None:
             return
         assert self._loop is not None
         if not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
-        self._own.unlink(missing_ok=True)
-        os.close(self._fd)
-        self._fd = None
+            self._loop.remove_reader(fd)
+        with contextlib.suppress(OSError):  # whoever rings it next clears it away
+            self._own.unlink(missing_ok=True)
+        os.close(fd)
