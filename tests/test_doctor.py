@@ -653,11 +653,9 @@ def test_a_folder_without_a_shim_is_well(tmp_path):
 async def test_a_shim_that_answers_is_well_and_not_disturbed(tmp_path, monkeypatch):
     heard = []
     tell = shim.Shim._told
-    monkeypatch.setattr(
-        shim.Shim, "_told", lambda self, message: (heard.append(message), tell(self, message))
-    )
+    monkeypatch.setattr(shim.Shim, "_told", lambda *said: (heard.append(said[-1]), tell(*said)))
     async with Jobs(tmp_path / "job_db", on_close="stop") as jobs:
-        await jobs.run(["cat", "/dev/zero"], job_id="runs", stop_grace=0)
+        await jobs.run("head -c 100M /dev/zero; sleep 60", job_id="runs", stop_grace=0)
         finding = doctor.check_shim(tmp_path / "job_db" / "shim", doctor_trials.held)
         assert finding.level == "ok", finding
         pid = locker(tmp_path / "job_db" / "shim" / "lock")
