@@ -822,9 +822,9 @@ class Namespaces:
             name, ours, theirs = self.name(n), f"o{self._mark}n{n}", f"t{self._mark}n{n}"
             _ip("netns", "add", name)
             _ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
-            _ip("addr", "add", f"{self.address(n)}/30", "dev", ours)
+            _ip("addr", "add", f"{self._net(n)}.1/30", "dev", ours)
             _ip("link", "set", ours, "up")
-            _ip("-n", name, "addr", "add", f"10.213.{n}.2/30", "dev", theirs)
+            _ip("-n", name, "addr", "add", f"{self._net(n)}.2/30", "dev", theirs)
             self.cut(n, "up")
         return self
 
@@ -837,7 +837,11 @@ class Namespaces:
 
     def address(self, n: int) -> str:
         """Return where this namespace is found from that one."""
-        return f"10.213.{n}.1"
+        return f"{self._net(n)}.1"
+
+    def _net(self, n: int) -> str:
+        # Of this process alone: what one leaves that is killed would be in the way of others.
+        return f"10.{100 + os.getpid() // 128 % 100}.{os.getpid() % 128 * 2 + n}"
 
     def cut(self, n: int, how: str = "down") -> None:
         """Cut one off, or have it back."""

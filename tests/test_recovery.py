@@ -234,7 +234,7 @@ async def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(
 DIE_BEFORE_START = """
 import os
 from anodejobs.executors.processes import Processes
-async def start(self, *args): os._exit(9)
+async def start(self, *args, **options): os._exit(9)
 Processes.start = start
 """
 DIE_AFTER_START = """
@@ -242,8 +242,8 @@ import os
 from anodejobs.executors.processes import Processes
 
 real = Processes.start
-async def start(self, *args):
-    await real(self, *args)
+async def start(self, *args, **options):
+    await real(self, *args, **options)
     os._exit(9)
 Processes.start = start
 """
