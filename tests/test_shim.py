@@ -1059,6 +1059,26 @@ async def test_a_shim_that_drains_twice_drains_once(tmp_path: Path, gate: Gate, 
     assert (await jobs.wait("a", timeout=LIMIT_S)).evidence == "observed"
 
 
+async def test_a_shim_that_cannot_put_its_journal_by_does_not_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_shims(
+        monkeypatch,
+        """
+        import os
+        def refused(old, new): raise OSError(5, os.strerror(5))
+        os.rename = refused
+        """,
+    )
+    async with opened(tmp_path) as jobs:
+        await jobs.run("exec sleep 600", "a")
+        async with connected(tmp_path) as one:
+            await one.hello()
+            assert await one.is_cut_off_by(b'{"do":"drain","id":2}\n')
+        record = await jobs.run("true", "b")
+        assert (record.status, record.error) == (Status.running, None)
+
+
 async def test_jobs_of_a_newer_shim_are_left_to_newer_applications(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

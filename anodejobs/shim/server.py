@@ -411,10 +411,11 @@ class Server:
     def _drain(self, client: Client, message: Message) -> None:
         """Start no more, and leave the place to another shim; what runs is seen through."""
         if not self._is_draining:
-            self._is_draining = True
             # The journal first: with the lock out of the way the next shim may begin.
-            old, self._journal.path = self._journal.path, draining(self._folder, "journal")
-            os.rename(old, self._journal.path)
+            put_by = draining(self._folder, "journal")
+            os.rename(self._journal.path, put_by)
+            self._journal.path = put_by
+            self._is_draining = True
             self._on_drain()
             for other in self._clients:
                 other.send({"draining": True})
