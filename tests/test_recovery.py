@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from anodejobs import JobRecord, Jobs, Status
+from anodejobs import JobRecord, Jobs, SqliteJobStore, Status
 from anodejobs.executors import pidfds, tree
 from anodejobs.executors.processes import Processes
+from anodejobs.testing import make_insert, make_record
 from tests.conftest import python
 from tests.programs import application, has_gone
 
@@ -316,6 +317,19 @@ async def test_a_paused_job_is_found_paused(tmp_path: Path) -> None:
         assert (await jobs.resume("still")).status is Status.running
         (tmp_path / "go").touch()
         assert (await jobs.wait("still", timeout=60)).is_done
+
+
+async def test_what_another_kind_of_executor_has_is_left_to_that_one(tmp_path: Path) -> None:
+    store = SqliteJobStore(tmp_path / "job_db" / "jobs.db")
+    await store.open(lambda: None)
+    await store.commit([make_insert(make_record("elsewhere", status="running"))])
+    await store.close()
+    async with reopened(tmp_path) as jobs:
+        assert (await jobs.run("exit 3", "here")).status is Status.running
+        assert (await jobs.wait("here", timeout=60)).exit_code == 3
+        record = await jobs.get_status("elsewhere")
+        assert record is not None
+        assert record.status is Status.running
 
 
 async def test_of_two_applications_that_open_at_once_one_adopts(tmp_path: Path) -> None:

@@ -67,12 +67,23 @@ def is_alive(supervisor: str) -> bool:
     try:
         if supervisor.startswith(_SHIM):
             return is_locked(Path(supervisor.split(":", 2)[2]) / "lock")
-        boot, pid, started, _ = supervisor.split(":")
-        if int(pid) == os.getpid():
+        process = _process_of(supervisor)
+        if process is None:  # another kind of executor has named it: that one can tell
+            return True
+        boot, pid, started = process
+        if pid == os.getpid():
             return supervisor in _LIVING
-        return boot == tree.boot_id() and tree.is_alive(int(pid), float(started))
+        return boot == tree.boot_id() and tree.is_alive(pid, started)
     except OSError:  # descriptors lack
         return True
+
+
+def _process_of(supervisor: str) -> tuple[str, int, float] | None:
+    """Return the boot, pid and start time of a process that is a supervisor; None: it is none."""
+    with contextlib.suppress(ValueError):
+        boot, pid, started, _ = supervisor.split(":")
+        return boot, int(pid), float(started)
+    return None
 
 
 def is_elsewhere(supervisor: str, folder: Path) -> bool:
@@ -97,13 +108,18 @@ def is_shim_of(supervisor: str, folder: Path, identity: str) -> bool:
 
 
 async def outlive(supervisor: str) -> None:
-    """Return when the supervisor has gone; for a shim never: another one takes its place."""
-    if supervisor.startswith(_SHIM):
+    """Return when the supervisor has gone, if it is a process.
+
+    For a shim never: another one takes its place.
+    """
+    named = None if supervisor.startswith(_SHIM) else _process_of(supervisor)
+    if named is None:
         await asyncio.get_running_loop().create_future()
-    _, pid, started, _ = supervisor.split(":")
+        return
+    _, pid, started = named
     while is_alive(supervisor):
         try:
-            process = tree.look_at(int(pid), float(started))
+            process = tree.look_at(pid, started)
         except OSError:  # descriptors lack
             await asyncio.sleep(POLL_S)
             continue
