@@ -1145,7 +1145,9 @@ async def test_an_application_stops_its_jobs_when_a_newer_version_has_come(
         async with newer_version(tmp_path):
             await older.pause("a")
             record = await asyncio.wait_for(older.stop("a"), LIMIT_S)
-            assert record is not None and record.status is Status.stopped
+            # The newer one may have seen the stop begun, and have been quicker to carry it out.
+            assert record is not None
+            assert (record.is_done, record.exit_code) == (True, -15)
 
 
 # Applications of all kinds.
