@@ -32,6 +32,7 @@ from anodejobs.events import (
 )
 from anodejobs.executors import looks, shim_start, tree
 from anodejobs.executors.base import Executor, Host, Launch, LogPlan, new_token
+from anodejobs.executors.inline import Inline
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.shim import Shim
 from anodejobs.logs import LogTail
@@ -782,6 +783,11 @@ class DurableExecutorContract(ExecutorContract):
 class TestProcesses(ExecutorContract):
     def make_executor(self, folder: Path) -> Executor:
         return Processes()
+
+
+class TestInline(ExecutorContract):
+    def make_executor(self, folder: Path) -> Executor:
+        return Inline(folder / "shim")
 
 
 class TestShim(DurableExecutorContract):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from anodejobs.events import Attempt, Exited, Lost, Started, StartFailed
 from anodejobs.executors.base import Host, Launch, OnGrowth, Stream, Tell
@@ -39,16 +40,11 @@ class Inline(Processes):
         return held
 
     async def start(
-        self,
-        launch: Launch,
-        attempt: Attempt,
-        number: int,
-        *,
-        about_to: Callable[[], None] | None = None,
+        self, launch: Launch, attempt: Attempt, number: int, **options: Any
     ) -> Started | StartFailed | Lost:
         if self._shim.is_mine(attempt.supervisor):  # it was to be started there
             return await self._shim.start(launch, attempt, number)
-        return await super().start(launch, attempt, number, about_to=about_to)
+        return await super().start(launch, attempt, number, **options)
 
     async def wait(self, token: str, tell: Tell) -> Exited | Lost:
         if self.holds(token):
