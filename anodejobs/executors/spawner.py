@@ -191,8 +191,8 @@ class Spawner:
         try:
             return self._tried(order, block)
         finally:
-            os.close(order.stdout)
-            os.close(order.stderr)
+            self._libc.close(order.stdout)
+            self._libc.close(order.stderr)
 
     def _tried(self, order: Order, block: EnvironmentBlock) -> int:
         argv = [os.fsencode(argument) for argument in order.argv]
@@ -268,8 +268,9 @@ class _LibC:
     def __init__(self) -> None:
         library = ctypes.CDLL(None)
         self.spawn = library.posix_spawn
-        # Of nothing that is quickly done the interpreter is let go.
-        held = ctypes.PyDLL(None)
+        # Of nothing that is quickly done the interpreter is let go: each time the event loop may
+        # take it, and keep it for longer than all of this lasts.
+        held = ctypes.PyDLL(None, use_errno=True)
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self.spawn.argtypes = (pointer, ctypes.c_char_p, pointer, pointer, pointer, pointer)
         self.init_actions = held.posix_spawn_file_actions_init
@@ -283,6 +284,18 @@ class _LibC:
         self.add_close_from = held.posix_spawn_file_actions_addclosefrom_np
         self.add_close_from.argtypes = (pointer, number)
         self._held = held
+
+    def reopen(self, fd: int) -> int:
+        """Return a descriptor of its own for the same file or pipe, to read and write."""
+        opened: int = self._held.open(b"/proc/self/fd/%d" % fd, os.O_RDWR | os.O_CLOEXEC)
+        if opened < 0:
+            _check(ctypes.get_errno())
+        return opened
+
+    def close(self, fd: int) -> None:
+        """As ``os.close``."""
+        if self._held.close(fd) < 0:
+            _check(ctypes.get_errno())
 
     def attributes(self, defaults: Collection[signal.Signals] | None) -> _Opaque:
         """Return those of a program in a session of its own, with the usual meaning of signals.
@@ -328,7 +341,7 @@ def _file_actions(libc: _LibC, order: Order) -> Iterator[_Opaque]:
     try:
         # Here: the child would have to be entered into /proc for it.
         for fd in (order.stdout, order.stderr):
-            opened.append(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+            opened.append(libc.reopen(fd))
         for place, fd in enumerate([order.stdin, *opened]):
             if fd <= 2:  # an application without descriptors of its own: one would end another
                 fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -340,7 +353,7 @@ def _file_actions(libc: _LibC, order: Order) -> Iterator[_Opaque]:
     finally:
         libc.destroy_actions(actions)
         for fd in opened:
-            os.close(fd)
+            libc.close(fd)
 
 
 def _check(code: int) -> None:
