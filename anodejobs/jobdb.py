@@ -175,7 +175,8 @@ class JobDB:
         allow it, or where the record has another ``revision`` than the one that is named.
         Cancelling may come too late: an event that is being written stays written.
         """
-        return (await self._changed(job_id, event, token=token, revision=revision)).record
+        stored, save = await self._changed(job_id, event, token=token, revision=revision)
+        return stored.record if save is None else save.record
 
     async def apply_both(
         self, job_id: str, first: Event, second: Event, *, token: str
@@ -215,7 +216,14 @@ class JobDB:
 
         ``bring`` gives what starts it here: the same where it was planned here.
         """
-        return await self._changed(job_id, admitted, revision=revision, bring=bring)
+        stored, save = await self._changed(job_id, admitted, revision=revision, bring=bring)
+        if save is None:
+            return stored
+        return Stored(
+            record=save.record,
+            launch=save.launch or stored.launch,
+            attempt=save.attempt or stored.attempt,
+        )
 
     async def _changed(
         self,
@@ -225,7 +233,8 @@ class JobDB:
         token: str | None = None,
         revision: int | None = None,
         bring: Callable[[Launch], Launch] = lambda launch: launch,
-    ) -> Stored:
+    ) -> tuple[Stored, Save | None]:
+        """Return the job as it was, and what was written of it; None where nothing happens."""
         waiting = self._at_hand.waiting(job_id)
         while True:
             at_hand = self._at_hand.alive(job_id) or waiting
@@ -234,7 +243,7 @@ class JobDB:
             is_known = at_hand is not None and token in (None, at_hand.attempt.token)
             stored = at_hand if at_hand and is_known else await self.stored(job_id, token)
             if token not in (None, stored.attempt.token):
-                return stored
+                return stored, None
             event: Event | None = None
             try:
                 event = asked if isinstance(asked, Event) else asked(stored.record)
@@ -247,14 +256,14 @@ class JobDB:
                 record = stored.record
             if event is not None and record is not stored.record:
                 launch = bring(stored.launch)
-                brought = None if launch is stored.launch else launch
-                save = _save(stored.record, event, record, brought)
+                save = _save(
+                    stored.record, event, record, None if launch is stored.launch else launch
+                )
                 if await self._write(save):
                     self._log(save)
-                    attempt = save.attempt or stored.attempt
-                    return Stored(record=record, launch=launch, attempt=attempt)
+                    return stored, save
             elif not is_known:
-                return stored
+                return stored, None
             waiting = None
             self._at_hand.forget(job_id)  # another writer was quicker, or may have been: look again
 

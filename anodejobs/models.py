@@ -8,7 +8,19 @@ knows no job.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -49,10 +61,15 @@ class Model(BaseModel, metaclass=_NamesFields):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     _all_fields: ClassVar[set[str]]
     """The names of all fields: one set, shared by all that ``trusted`` makes."""
+    _mutable_fields: ClassVar[tuple[str, ...]]
+    """The names of those that may hold a list or a dict."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls._all_fields = set(cls.model_fields)
+        cls._mutable_fields = tuple(
+            name for name, field in cls.model_fields.items() if not _is_plain(field.annotation)
+        )
 
     def __init__(self, data: Mapping[str, Any] | Model | None = None, /, **fields: Any) -> None:
         if isinstance(data, Model):
@@ -94,12 +111,11 @@ class Model(BaseModel, metaclass=_NamesFields):
 
         Models share theirs with those that they are made from, and with who keeps them.
         """
-        own = {
-            name: _copied(value)
-            for name, value in self.__dict__.items()
-            if type(value) is list or type(value) is dict
-        }
-        return self.changed(own)
+        values = self.__dict__.copy()
+        for name in self._mutable_fields:
+            if values[name] is not None:
+                values[name] = _copied(values[name])
+        return self.trusted(values)
 
     @classmethod
     def trusted(cls, values: dict[str, Any]) -> Self:
@@ -110,6 +126,21 @@ class Model(BaseModel, metaclass=_NamesFields):
         _set(made, "__pydantic_extra__", None)
         _set(made, "__pydantic_private__", None)
         return made
+
+
+_PLAIN = (str, int, float, datetime, NoneType)
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Return whether nothing of the type can be changed."""
+    kind = get_origin(annotation)
+    if kind is Literal:
+        return True
+    if kind is Annotated:
+        return _is_plain(get_args(annotation)[0])
+    if kind in (Union, UnionType):
+        return all(map(_is_plain, get_args(annotation)))
+    return isinstance(annotation, type) and issubclass(annotation, _PLAIN)
 
 
 def _copied(value: Any) -> Any:

@@ -845,3 +845,26 @@ def test_a_model_is_made_from_a_mapping_and_nothing_else(model, data):
     with pytest.raises(InvalidJob, match="is made from a mapping of its fields") as caught:
         model(data)
     assert caught.value.field == model.__name__
+
+
+def test_a_detached_record_shares_no_list_and_no_dict() -> None:
+    schema = JobRecord.model_json_schema()["properties"]
+
+    def may_be_shared(field: str) -> bool:
+        kinds = [schema[field], *schema[field].get("anyOf", ())]
+        return any(
+            kind.get("type") in ("array", "object") or "JsonValue" in kind.get("$ref", "")
+            for kind in kinds
+        )
+
+    fields = [field for field in schema if may_be_shared(field)]
+    assert {"command", "metadata", "result", "reached"} <= set(fields)
+    for value in (["a", {"b": ["c"]}], {"a": [{"b": "c"}]}):
+        record = JobRecord(self_id="job", status="running").changed(dict.fromkeys(fields, value))
+        detached = record.detached()
+        assert detached == record
+        for field in fields:
+            mine, theirs = detached[field], record[field]
+            assert mine is not theirs
+            inner = 1 if isinstance(value, list) else "a"
+            assert mine[inner] is not theirs[inner]

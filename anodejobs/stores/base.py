@@ -132,8 +132,9 @@ def as_one(first: Save, second: Save) -> Save:
 
 def steps_of(change: Change) -> tuple[Change | Save, ...]:
     """Return the change after those that it has with it, each of which the history tells of."""
-    before = change.before if isinstance(change, Save) else None
-    return (change,) if before is None else (*steps_of(before), change)
+    if isinstance(change, Save) and change.before is not None:
+        return (*steps_of(change.before), change)
+    return (change,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ _BLANK: Final[dict[str, Any]] = {
 _NAMED_OTHERWISE: Final = {"job_id": "self_id", "number": "attempt"}
 _FIELDS: Final = tuple(_NAMED_OTHERWISE.get(name, name) for name in RECORD_COLUMNS.split(", "))
 """The fields of a record that are columns, in their order."""
-_IN_COLUMNS: Final = frozenset(_FIELDS)
+_IN_NO_COLUMN: Final = tuple((name, _BLANK[name]) for name in _BLANK if name not in _FIELDS)
+"""The other fields, each with what it is where it was not asked for."""
 
 
 def key_columns(record: JobRecord) -> Row:
@@ -71,11 +72,8 @@ def fact_columns(record: JobRecord) -> Row:
 
 def spec_of(record: JobRecord) -> str:
     """Return what is in no column, as JSON."""
-    spec = {
-        name: value
-        for name, value in record.__dict__.items()
-        if name not in _IN_COLUMNS and value != _BLANK[name]
-    }
+    values = record.__dict__
+    spec = {name: values[name] for name, blank in _IN_NO_COLUMN if values[name] != blank}
     if record.run_at is not None:
         spec["run_at"] = micros(record.run_at)
     return json.dumps(spec)
