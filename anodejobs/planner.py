@@ -5,11 +5,13 @@ Nothing is stored or started here, and whatever is wrong is said here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,7 +173,13 @@ class Planner:
             on_host_death=spec.on_host_death,
             # What ran here may have been deleted, or run anew, on another host since.
             earlier=1 if self._is_shared else 0,
+            umask=self._umask,
         )
+
+    @cached_property
+    def _umask(self) -> int | None:
+        """The application's when it first asks for a job: to look each time would be slow."""
+        return _present_umask()
 
     def _present_environment(self) -> dict[str, str]:
         """Return the application's environment; the same object for as long as it is the same."""
@@ -184,6 +192,15 @@ class Planner:
             if present != self._environment:
                 self._environment = present
         return self._environment
+
+
+def _present_umask() -> int | None:
+    """Return this process's umask, None where it can only be learnt by changing it."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return None
 
 
 _PLAIN = {

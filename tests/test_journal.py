@@ -91,6 +91,7 @@ NOT_KEPT: dict[str, Any] = {
     "envs": {},
     "files": "",
     "limits": None,
+    "umask": None,
 }
 
 text = st.one_of(st.text(), st.binary().map(os.fsdecode))

@@ -685,6 +685,24 @@ async def test_files_that_jobs_make_have_the_modes_that_the_application_would_gi
     assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640
 
 
+async def test_each_application_gives_its_jobs_its_own_umask(jobs: Jobs, tmp_path: Path) -> None:
+    """Whoever has started the shim."""
+    before = os.umask(0o022)
+    try:
+        await ran(jobs, "umask", "first")
+        os.umask(0o027)
+        async with opened(tmp_path) as other:
+            await ran(other, "umask", "second")
+            await ran(jobs, "umask", "third")
+    finally:
+        os.umask(before)
+    logs = [(await jobs.job_logs(job_id))[0] for job_id in ("first", "second", "third")]
+    assert logs == ["0022\n", "0027\n", "0022\n"]
+    await jobs.start("second")
+    await jobs.wait("second", timeout=LIMIT_S)
+    assert (await jobs.job_logs("second"))[0] == "0027\n"
+
+
 async def test_jobs_have_no_descriptor_but_the_three(jobs: Jobs) -> None:
     await jobs.run("exec sleep 600", "other")
     await asyncio.gather(

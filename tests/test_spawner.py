@@ -54,6 +54,36 @@ async def test_a_program_gets_its_arguments_environment_directory_and_session(
     assert code == 0
 
 
+async def test_where_it_marks_a_program_has_the_umask_that_is_ordered(tmp_path: Path) -> None:
+    """And where none is, that of this process, which it leaves alone."""
+    ours = os.umask(0o022)
+    marking = Marking()
+    spawner, children = Spawner(marking), Children()
+    try:
+        for ordered, expected in ((0o027, "0027"), (None, "0022"), (0, "0000")):
+            out = os.open(tmp_path / expected, os.O_RDWR | os.O_CREAT)
+            order = Order(
+                argv=["/bin/sh", "-c", "umask"],
+                cwd="/",
+                base_env={},
+                own_env={},
+                stdin=out,
+                stdout=os.dup(out),
+                stderr=os.dup(out),
+                token=new_token(),
+                umask=ordered,
+            )
+            assert await children.watch(await spawner.spawn(order)).wait() == 0
+            os.close(out)
+            assert (tmp_path / expected).read_text() == f"{expected}\n"
+            assert os.umask(0o022) == 0o022
+    finally:
+        await spawner.close()
+        children.close()
+        marking.close()
+        os.umask(ours)
+
+
 @pytest.mark.parametrize(
     ("exit_as", "code"), [("exit 7", 7), ("kill -9 $$", -9), ("exit 255", 255)]
 )

@@ -102,6 +102,8 @@ class Launch:
     """The fields of ``AttemptLimits`` that are set, if any is."""
     earlier: int = 0
     """Of how many attempts of earlier runs there may be files here, which go before the first."""
+    umask: int | None = None
+    """The application's when the job was asked for; None: unknown. A child of it has it anyway."""
     _texts: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def of_attempt(self, number: int) -> Launch:
@@ -154,7 +156,8 @@ class Launch:
                 f'"envs":{json.dumps(self.envs) if self.envs else "{}"},'
                 f'"files":{_quoted(self.files)},'
                 f'"limits":{json.dumps(self.limits) if self.limits else "null"}'
-                + (f',"earlier":{self.earlier}' if self.earlier else ""),
+                + (f',"earlier":{self.earlier}' if self.earlier else "")
+                + (f',"umask":{self.umask}' if self.umask is not None else ""),
             )
         lasting, passing = self._texts
         return lasting, passing
@@ -183,6 +186,7 @@ class Launch:
             files=fields.get("files", ""),
             limits=fields.get("limits"),
             earlier=fields.get("earlier", 0),
+            umask=fields.get("umask"),
         )
 
 

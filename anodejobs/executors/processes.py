@@ -245,6 +245,7 @@ class Processes(Executor):
                 stdout=fds.pop("stdout"),
                 stderr=fds.pop("stderr"),
                 token=marks["ANODEJOBS_TOKEN"],
+                umask=launch.umask,
                 about_to=about_to,
             )
         )
@@ -261,10 +262,12 @@ class Processes(Executor):
         fds: dict[Stream, int],
         argv: Sequence[str],
     ) -> Child:
+        umask = -1  # as ours is
         if self._marking is not None:
             self._marking.mark(marks["ANODEJOBS_TOKEN"])
             # It spawns before it waits for anything.
             asyncio.get_running_loop().call_soon(self._marking.unmark)
+            umask = -1 if launch.umask is None else launch.umask
         with open_for_both(fds) as own_fds:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -274,6 +277,7 @@ class Processes(Executor):
                 cwd=launch.cwd,
                 env={**launch.base_env, **launch.envs, **marks},
                 start_new_session=True,
+                umask=umask,
             )
         return AsyncioChild(process)
 

@@ -31,6 +31,8 @@ from anodejobs.threads import start
 # From <spawn.h>.
 _SETSIGDEF = 0x04
 _SETSID = 0x80
+# From <sched.h>.
+_CLONE_FS = 0x200
 _OPAQUE_BYTES = 1024
 """More than any C library's posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t have."""
 PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -65,6 +67,8 @@ class Order:
     """
     token: str
     """What it is marked with, where that is done."""
+    umask: int | None = None
+    """None: that of this process. Heeded where there is marking; else it has that anyway."""
     about_to: Callable[[], None] | None = None
     """Called right before it is started, in the thread; an OSError keeps it from that."""
 
@@ -82,6 +86,8 @@ class Spawner:
         self._libc = libc
         self._marking = marking
         self._attributes = libc.attributes(PYTHON_IGNORES if marking is None else None)
+        self._umask: int | None = None
+        """This process's, where that of the thread is its own."""
         self._loop = asyncio.get_running_loop()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
         self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
@@ -147,6 +153,8 @@ class Spawner:
 
     def _work(self) -> None:
         block = EnvironmentBlock()
+        if self._marking is not None and self._libc.unshare_umask():
+            self._umask = os.umask(0o077)
         while (ordered := self._next()) is not None:
             order, future = ordered
             outcome: int | Exception
@@ -202,6 +210,8 @@ class Spawner:
         environment = block.holding(order.base_env, order.own_env)
         if self._marking is not None:
             self._marking.mark(order.token)
+        if self._umask is not None:
+            os.umask(self._umask if order.umask is None else order.umask)
         refusal, code = 0, errno.ENOENT
         libc, pid = self._libc, ctypes.c_int()
         with _file_actions(libc, order) as actions:
@@ -296,6 +306,10 @@ class _LibC:
         """As ``os.close``."""
         if self._held.close(fd) < 0:
             _check(ctypes.get_errno())
+
+    def unshare_umask(self) -> bool:
+        """Give the thread an umask of its own, if that is allowed; return whether it is."""
+        return bool(self._held.unshare(_CLONE_FS) == 0)
 
     def attributes(self, defaults: Collection[signal.Signals] | None) -> _Opaque:
         """Return those of a program in a session of its own, with the usual meaning of signals.
