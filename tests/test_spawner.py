@@ -55,7 +55,7 @@ async def test_a_program_gets_its_arguments_environment_directory_and_session(
 
 
 async def test_where_it_marks_a_program_has_the_umask_that_is_ordered(tmp_path: Path) -> None:
-    """And where none is, that of this process, which it leaves alone."""
+    """And where none is, that of this process, which has it again when it is closed."""
     ours = os.umask(0o022)
     marking = Marking()
     spawner, children = Spawner(marking), Children()
@@ -76,12 +76,11 @@ async def test_where_it_marks_a_program_has_the_umask_that_is_ordered(tmp_path: 
             assert await children.watch(await spawner.spawn(order)).wait() == 0
             os.close(out)
             assert (tmp_path / expected).read_text() == f"{expected}\n"
-            assert os.umask(0o022) == 0o022
     finally:
         await spawner.close()
         children.close()
         marking.close()
-        os.umask(ours)
+        assert os.umask(ours) == 0o022
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,6 @@ from anodejobs.threads import start
 # From <spawn.h>.
 _SETSIGDEF = 0x04
 _SETSID = 0x80
-# From <sched.h>.
-_CLONE_FS = 0x200
 _OPAQUE_BYTES = 1024
 """More than any C library's posix_spawnattr_t, posix_spawn_file_actions_t and sigset_t have."""
 PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -87,7 +85,7 @@ class Spawner:
         self._marking = marking
         self._attributes = libc.attributes(PYTHON_IGNORES if marking is None else None)
         self._umask: int | None = None
-        """This process's, where that of the thread is its own."""
+        """This process's, where it is changed: to what each program is to have, as the mark is."""
         self._loop = asyncio.get_running_loop()
         self._orders: SimpleQueue[tuple[Order, asyncio.Future[int]] | None] = SimpleQueue()
         self._outcomes: deque[tuple[asyncio.Future[int], int | Exception]] = deque()
@@ -134,6 +132,9 @@ class Spawner:
             self._orders.put(None)
         for thread in threads:
             thread.join()  # it has nothing else to do
+        if self._umask is not None:
+            os.umask(self._umask)
+            self._umask = None
 
     def _deliver(self) -> None:
         self._has_rung = False
@@ -153,7 +154,7 @@ class Spawner:
 
     def _work(self) -> None:
         block = EnvironmentBlock()
-        if self._marking is not None and self._libc.unshare_umask():
+        if self._marking is not None:
             self._umask = os.umask(0o077)
         while (ordered := self._next()) is not None:
             order, future = ordered
@@ -306,10 +307,6 @@ class _LibC:
         """As ``os.close``."""
         if self._held.close(fd) < 0:
             _check(ctypes.get_errno())
-
-    def unshare_umask(self) -> bool:
-        """Give the thread an umask of its own, if that is allowed; return whether it is."""
-        return bool(self._held.unshare(_CLONE_FS) == 0)
 
     def attributes(self, defaults: Collection[signal.Signals] | None) -> _Opaque:
         """Return those of a program in a session of its own, with the usual meaning of signals.
