@@ -525,6 +525,7 @@ async def test_who_does_not_listen_is_not_told_again_and_again(
 ) -> None:
     """The shim would grow for as long as two applications are frozen."""
     in_shims(monkeypatch, "import anodejobs.shim.server as s; s._TELL_ALL_AFTER_S = 0.001")
+    monkeypatch.setattr(shim, "LINGER_S", LIMIT_S)  # until somebody is connected again
     async with opened(tmp_path) as jobs:
         await ran(jobs, "true", "a")
     async with (
