@@ -594,6 +594,32 @@ async def test_an_attempt_that_makes_no_sense_is_a_store_error(tmp_path, attempt
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        "specs SET spec = ''",
+        "specs SET spec = 'null'",
+        "specs SET spec = '[]'",
+        "jobs SET last_update = 'noon'",
+        "jobs SET due_at = 9223372036854775807",
+    ],
+)
+async def test_a_turn_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        await put(store, "a", status="pending")
+        _damage(tmp_path / "jobs.db", damage)
+        with pytest.raises(StoreError, match="cannot read"):
+            await anext(store.turns())
+
+
+@pytest.mark.parametrize("damage", ["value = 'many'", "name = 'unheard of'"])
+async def test_a_length_of_the_history_that_makes_no_sense_is_a_store_error(tmp_path, damage):
+    async with opened(tmp_path / "jobs.db") as store:
+        _damage(tmp_path / "jobs.db", f"counters SET {damage} WHERE name = 'seq'")
+        with pytest.raises(StoreError, match="cannot read"):
+            await store.last_seq()
+
+
+@pytest.mark.parametrize(
     "damage", ["status = 'unheard of'", "previous = 5", "at = 'noon'", "attempt = 'first'"]
 )
 async def test_a_history_that_makes_no_sense_is_a_store_error(tmp_path, damage):

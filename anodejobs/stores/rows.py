@@ -83,7 +83,7 @@ def turn_of(row: Sequence[Any]) -> Turn:
     """Return the turn of a row of ``TURN``, and of what may follow. Raises ValueError."""
     job_id, status, queue, priority, number, revision, last_update, submitted_at, *more = row
     due_at, deadline, tags, spec = more
-    asked = json.loads(spec) if spec else {}
+    asked = _asked(spec) if spec is not None else {}
     return Turn(
         job_id,
         _STATUSES[status],
@@ -107,9 +107,7 @@ _STATUSES: Final = {status.value: status for status in Status}
 def record_of(row: Sequence[Any]) -> JobRecord:
     """Return the record of a row of ``RECORD_COLUMNS`` and the spec. Raises ValueError."""
     *columns, spec = row
-    asked = json.loads(spec)
-    if not isinstance(asked, dict):
-        raise ValueError("a spec is an object")
+    asked = _asked(spec)
     if unknown := asked.keys() - _BLANK.keys():
         raise ValueError(f"a record has unknown fields: {sorted(unknown)}")
     if "run_at" in asked:
@@ -125,6 +123,13 @@ def record_of(row: Sequence[Any]) -> JobRecord:
     # Lists and dicts of its own: who holds it can change them.
     own: dict[str, Any] = {"tags": [], "metadata": {}, "depends_on": []}
     return JobRecord.trusted({**_BLANK, **own, **asked, **values})
+
+
+def _asked(spec: str) -> dict[str, Any]:
+    asked = json.loads(spec)
+    if not isinstance(asked, dict):
+        raise ValueError("a spec is an object")
+    return asked
 
 
 def _moment(value: int | None) -> datetime | None:

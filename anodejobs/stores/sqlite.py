@@ -165,7 +165,9 @@ class SqliteJobStore(JobStore):
         while True:
             query = Query(filter=filter, limit=_TURNS, after=after)
             rows = list(await self._read(*page(query, last, TURN)))
-            yield [turn_of(row[:-1]) for row in rows]
+            async with self._translated("read"):
+                turns = [turn_of(row[:-1]) for row in rows]
+            yield turns
             if len(rows) < _TURNS:
                 return
             after, last = rows[-1][0], rows[-1][-1]
@@ -224,8 +226,10 @@ class SqliteJobStore(JobStore):
             return events_of(rows)
 
     async def last_seq(self) -> int:
-        ((seq,),) = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
-        return int(seq)
+        rows = await self._read("SELECT value FROM counters WHERE name = 'seq'", ())
+        async with self._translated("read"):
+            ((seq,),) = rows
+            return int(seq)
 
     async def dependents(self, job_id: str) -> list[str]:
         sql = "SELECT job_id FROM dependencies WHERE depends_on = ? ORDER BY job_id"
