@@ -63,6 +63,8 @@ LOG = logging.getLogger("anodejobs")
 _MOST_WRITES = 500
 """The most writes in one commit: more gains nothing, and makes the first of them wait."""
 _PAGE = 500
+_LOOKED_AT = 100
+"""For how many waits the records are read at once: more would hold up the event loop."""
 _RETRY_S = 0.2
 """How long a store that could not be read is left alone."""
 
@@ -644,6 +646,23 @@ class JobDB:
         if record is None:
             raise JobNotFound(waiter.job_id)
         waiter.consider(record)
+
+    async def look_for_each(self, waiters: Sequence[Waiter]) -> None:
+        """As ``look``, for waits for different jobs."""
+        for start in range(0, len(waiters), _LOOKED_AT):
+            some = waiters[start : start + _LOOKED_AT]
+            known = {waiter.job_id: self._at_hand.record(waiter.job_id) for waiter in some}
+            read: list[JobRecord] = []
+            if unknown := [job_id for job_id, record in known.items() if record is None]:
+                filter = JobFilter(self_id=unknown)
+                read = await self._store.page(Query(filter=filter, sort_by="self_id"))
+                known.update((record.self_id, record) for record in read)
+            for waiter in some:
+                record = known[waiter.job_id]
+                if record is None:
+                    raise JobNotFound(waiter.job_id)
+                waiter.consider(record)
+            await self._meet(read)
 
 
 def unstarted() -> Attempt:

@@ -699,11 +699,7 @@ class Jobs:
         """Give a queue into which the end of each job comes; first those that have ended."""
         ends: asyncio.Queue[asyncio.Future[JobRecord]] = asyncio.Queue()
         with self._jobdb.waits.wait_for_each(job_ids) as waiters:
-            for waiter in waiters:
-                record = await self._jobdb.get(waiter.job_id)
-                if record is None:
-                    raise JobNotFound(waiter.job_id)
-                waiter.consider(record)
+            await self._jobdb.look_for_each(waiters)
             for waiter in waiters:
                 if waiter.future.done():
                     ends.put_nowait(waiter.future)

@@ -105,11 +105,11 @@ async def test_very_many_jobs_are_waited_for_piece_by_piece(
 ) -> None:
     ended = {str(n): JobRecord(self_id=str(n), status=Status.finished) for n in range(MANY)}
 
-    async def get(job_id: str) -> JobRecord:
+    async def page(query: Query) -> list[JobRecord]:
         await asyncio.sleep(0)
-        return ended[job_id]
+        return [ended[job_id] for job_id in query.filter.self_id or ()]
 
-    monkeypatch.setattr(jobs._jobdb, "get", get)
+    monkeypatch.setattr(jobs._jobdb._own_store, "page", page)
     async with turns_taken():
         assert list(await jobs.wait_all(list(ended))) == list(ended)
 

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -537,3 +538,31 @@ async def test_the_jobs_of_a_listing_are_waited_for(jobs: Jobs) -> None:
     records = await jobs.wait_all(await jobs.list_status({"tags": ["mine"]}), timeout=LIMIT_S)
     assert [record.exit_code for record in records.values()] == [3]
     assert await jobs.wait_all(await jobs.list_status({"tags": ["none"]}), timeout=LIMIT_S) == {}
+
+
+async def test_who_waits_for_very_many_jobs_does_not_read_them_one_by_one(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the longer the more they are, before the time to wait for them begins."""
+    _, batch = await jobs.create_batch([{"command": "true"}] * 1000)
+    store, asked = jobs._jobdb._own_store, list[str]()
+
+    def noted(name: str) -> Callable[..., Any]:
+        read = getattr(store, name)
+
+        def reading(*args: object) -> Any:
+            asked.append(name)
+            return read(*args)
+
+        return reading
+
+    for name in ("get", "get_all", "page"):
+        monkeypatch.setattr(store, name, noted(name))
+    with pytest.raises(WaitTimeout):
+        await jobs.wait_all(list(batch), timeout=0)
+    assert 0 < len(asked) <= 20
+    asked.clear()
+    with pytest.raises(JobNotFound) as unknown:
+        await jobs.wait_all([*batch, "nobody"])
+    assert unknown.value.args and "nobody" in str(unknown.value)
+    assert 0 < len(asked) <= 20
