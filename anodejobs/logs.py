@@ -185,7 +185,9 @@ class LogFile:
 
     def _rotate(self) -> None:
         folder = rotated_folder(self.path)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            folder.chmod(0o700)  # the umask is that of any job, where these are spawned meanwhile
         try:
             self.path.rename(folder / str(self.offset))
         except FileNotFoundError:  # removed, but where the next one begins is to be known

@@ -18,8 +18,11 @@ def open_regular(path: str | os.PathLike[str], flags: int) -> int:
     """
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        if flags & os.O_CREAT and mode & 0o600 != 0o600:
+            os.fchmod(fd, 0o600)  # the umask is that of any job, where these are spawned meanwhile
     except BaseException:
         os.close(fd)
         raise

@@ -345,8 +345,9 @@ def test_a_log_is_replaced_once_only(log: Callable[..., LogFile]) -> None:
     assert new.path.read_bytes() == b"one two"
 
 
-def test_log_files_are_the_owners_alone(log: Callable[..., LogFile]) -> None:
-    old_mask = os.umask(0)
+@pytest.mark.parametrize("mask", [0, 0o177, 0o777])
+def test_log_files_are_the_owners_alone(log: Callable[..., LogFile], mask: int) -> None:
+    old_mask = os.umask(mask)
     try:
         rotating = log(max_bytes=4, backups=9)
         write(rotating, b"0123456789")
