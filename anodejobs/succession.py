@@ -11,11 +11,14 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from weakref import WeakSet
 
 from anodejobs.executors import supervisors
 
 _SETTLING_S = 0.1
 """How long a holder may take to say who it is."""
+_HOLDERS: WeakSet[Succession] = WeakSet()
+"""Those of this process that have their lock."""
 
 
 class Succession:
@@ -56,6 +59,7 @@ class Succession:
             os.close(fd)
             raise
         self._fd = fd
+        _HOLDERS.add(self)
         return None
 
     async def _parting(self, holder: str) -> None:
@@ -84,9 +88,27 @@ class Succession:
         # Before the lock goes: who sees the name sees the lock held.
         with contextlib.suppress(OSError):
             os.truncate(self._fd, 0)
-        os.close(self._fd)
-        self._fd = None
+        self.forget()
         return True
+
+    def forget(self) -> None:
+        """Close the lock; whoever else has it open, as the process that we are a fork of, keeps it.
+
+        Idempotent.
+        """
+        _HOLDERS.discard(self)
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
+def _forget_all() -> None:
+    for holder in list(_HOLDERS):
+        holder.forget()
+
+
+# A fork has the locks, too, and keeps them from all others for as long as it outlives us.
+os.register_at_fork(after_in_child=_forget_all)
 
 
 async def _waited(event: asyncio.Event) -> None:

@@ -176,10 +176,11 @@ async def test_a_nudge_while_the_turn_is_taken_changes_nothing(tmp_path: Path) -
 
 
 def holder(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Run a process that has the turn."""
-    code = "import asyncio, sys; from pathlib import Path"
+    """Run a process that has the turn, and a fork of it that outlives it."""
+    code = "import asyncio, os, sys; from pathlib import Path"
     code += "; from anodejobs.succession import Succession; one = Succession(Path('lock'))"
-    code += "; asyncio.run(one.succeed()); print('ready', flush=True); sys.stdin.read()"
+    code += "; asyncio.run(one.succeed()); os.fork() and print('ready', flush=True)"
+    code += "; sys.stdin.read()"
     return application(code, folder)
 
 
