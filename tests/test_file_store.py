@@ -24,7 +24,7 @@ from anodejobs.logs import log_name
 from anodejobs.stores import file_folder
 from anodejobs.stores.base import Delete, Insert, Query
 from anodejobs.testing import make_insert, make_launch, make_record, make_save
-from tests.programs import ends_well, process
+from tests.programs import application, ends_well, process
 from tests.test_sqlite import FILL_AND_GO_ON, IS_LINUX, PATIENCE_S
 
 CHILD = """
@@ -896,6 +896,34 @@ async def test_a_commit_that_waited_in_vain_is_never_applied(tmp_path, monkeypat
             assert ends_well(holder)
         assert await put(store, "b") == [1]
         assert await ids_in(store) == ["b"]
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from anodejobs.stores.file_lock import FolderLock
+from anodejobs.stores.sqlite_schema import _alone
+
+with {lock}:
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("lock", ["FolderLock(Path('lock')).held()", "_alone(Path('lock'))"])
+def test_a_lock_that_was_let_go_of_is_not_a_forks(lock, tmp_path):
+    path = tmp_path / "lock"
+    if lock.startswith("_alone"):  # it is of a folder
+        path.mkdir()
+    with application(FORKS.format(lock=lock), tmp_path):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
 
 
 async def test_a_store_can_be_closed_while_another_process_holds_the_lock(tmp_path):

@@ -31,7 +31,7 @@ class FolderLock:
         try:
             yield fd
         finally:
-            os.close(fd)
+            _let_go(fd)
 
     def _take(self, kind: int, may_wait: bool) -> int:
         while True:
@@ -77,7 +77,7 @@ class _Wait(threading.Thread):
         fcntl.flock(self._fd, self._kind)
         with self._parting:
             if self._is_given_up:
-                os.close(self._fd)
+                _let_go(self._fd)
             else:
                 self._has_lock.set()
 
@@ -88,3 +88,11 @@ class _Wait(threading.Thread):
         with self._parting:
             self._is_given_up = not self._has_lock.is_set()
             return not self._is_given_up
+
+
+def _let_go(fd: int) -> None:
+    """Unlock the file and close it: closing alone would leave the lock to a fork made meanwhile."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)

@@ -209,4 +209,5 @@ def _alone(folder: Path) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it to a fork made meanwhile
         os.close(fd)
