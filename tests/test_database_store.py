@@ -27,7 +27,15 @@ import pytest
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from anodejobs import DatabaseJobStore, JobFilter, JobRecord, Jobs, Status, StoreError
+from anodejobs import (
+    AnodeJobsError,
+    DatabaseJobStore,
+    JobFilter,
+    JobRecord,
+    Jobs,
+    Status,
+    StoreError,
+)
 from anodejobs.stores import database_schema, database_server, from_url
 from anodejobs.stores.base import Delete, InsertAll, JobStore, Query
 from anodejobs.stores.database_sql import Session
@@ -664,7 +672,7 @@ async def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_others_f
     with monkeypatch.context() as patched:
         patched.setattr(database_server, "ATTEMPT_S", 2.0)
         stopped = database_server.Server(make_url(database.url), 1)
-        await stopped.open(database_schema.prepare)
+        await stopped.open(database_schema.prepare, database_schema.is_outdated)
     try:
         connection = await stopped._engine(stopped._writers).connect()
         await connection.exec_driver_sql("SELECT * FROM anodejobs_counters FOR UPDATE")
@@ -868,6 +876,31 @@ async def test_jobs_are_queued_and_followed(database, tmp_path):
         chunks = [chunk.text async for chunk in jobs.follow("job-3")]
         assert "".join(chunks) == "job-3\n"
         assert (await jobs.metrics()).by_tag == {"mine": 6}
+
+
+async def test_an_application_under_which_the_database_was_migrated_says_so_and_ends(
+    database, tmp_path
+):
+    await empty(database)
+    async with Jobs(tmp_path / "db", store=database.url) as jobs:
+        await jobs.run("exec sleep 600", "a")
+        waiting = asyncio.create_task(jobs.wait("a"))
+        await asyncio.sleep(0)
+        await database.ado(
+            "ALTER TABLE anodejobs_history RENAME TO anodejobs_later",
+            f"UPDATE anodejobs_version SET version = {VERSION + 1}",
+        )
+        try:
+            for call in (jobs.submit("true", "b"), waiting, jobs.get_status("a")):
+                with pytest.raises(AnodeJobsError, match="migrated by a newer anodejobs: end this"):
+                    await asyncio.wait_for(call, PATIENCE_S)
+        finally:
+            await database.ado(
+                "ALTER TABLE anodejobs_later RENAME TO anodejobs_history",
+                f"UPDATE anodejobs_version SET version = {VERSION}",
+            )
+    async with Jobs(tmp_path / "db", store=database.url) as jobs:
+        assert (await jobs.stop("a")).status is Status.stopped
 
 
 async def test_a_job_runs_on_while_its_program_is_started_anew(database, tmp_path):

@@ -27,7 +27,7 @@ from anodejobs.stores.base import (
 )
 from anodejobs.stores.database_leases import Member, expired, lease_of
 from anodejobs.stores.database_queries import HISTORY, STORED, TALLY, page, where
-from anodejobs.stores.database_schema import prepare
+from anodejobs.stores.database_schema import is_outdated, prepare
 from anodejobs.stores.database_sql import Postgres
 from anodejobs.stores.database_writes import (
     Batch,
@@ -97,7 +97,7 @@ class DatabaseJobStore(SharedJobStore):
         from anodejobs.stores.database_news import Notifications, Polling
 
         try:
-            await self._server.open(prepare)
+            await self._server.open(prepare, is_outdated)
             kind = Notifications if isinstance(self._server.dialect, Postgres) else Polling
             self._news = kind(self._server, self._token, self._turn, on_foreign_commit)
             await self._news.open()

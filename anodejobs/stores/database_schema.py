@@ -288,6 +288,12 @@ def prepare(session: Session, place: str) -> None:
         dialect.unlock(session)
 
 
+def is_outdated(session: Session) -> bool:
+    """Return whether a newer anodejobs has changed the tables since they were prepared."""
+    rows = session.rows("SELECT version FROM anodejobs_version")
+    return bool(rows) and int(rows[0][0]) > len(_scripts(session))
+
+
 def _migrate(session: Session, place: str) -> None:
     scripts = _scripts(session)
     version = _version(session)

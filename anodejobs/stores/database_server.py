@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from anodejobs.errors import StoreError
+from anodejobs.stores.base import Outdated
 from anodejobs.stores.database_sql import Dialect, Mysql, Postgres, Session, Statement
 from anodejobs.stores.database_writes import Batch, Work
 from anodejobs.stores.rows import Row
@@ -101,12 +103,18 @@ class Server:
         )
         self._readers: AsyncEngine | None = None
         self._writers: AsyncEngine | None = None
+        self._is_outdated: Callable[[Session], bool] = lambda session: False
 
     def __repr__(self) -> str:
         return f"Server({self.place!r})"
 
-    async def open(self, prepare: Callable[[Session, str], None]) -> None:
-        """Connect, and have the database prepared in a transaction. Nothing is waited for."""
+    async def open(
+        self, prepare: Callable[[Session, str], None], is_outdated: Callable[[Session], bool]
+    ) -> None:
+        """Connect, and have the database prepared in a transaction. Nothing is waited for.
+
+        ``is_outdated`` tells later whether what was prepared is that of a newer version by now.
+        """
 
         async def attempt() -> None:
             self._readers = self._make_engine("AUTOCOMMIT", self._readers_count)
@@ -122,6 +130,7 @@ class Server:
                 await connection.run_sync(self._in_session(lambda s: prepare(s, self.place)))
 
         await self._attempt("open", attempt, until=0.0)
+        self._is_outdated = is_outdated
 
     async def close(self) -> None:
         """Let go of all connections. Idempotent."""
@@ -194,6 +203,7 @@ class Server:
                     # aiomysql makes an error of its own of it.
                     raise asyncio.CancelledError from error
                 if not self._passes(error) or time.monotonic() + pause > deadline:
+                    await self._check_version(error)
                     raise StoreError(
                         f"cannot {what} {self.place}: {told(error)}{known()}"
                     ) from _driver_error(error)
@@ -205,11 +215,24 @@ class Server:
         """Return whether the same may well work in a moment."""
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             return True
-        cause = _driver_error(error)
-        codes = {getattr(cause, "sqlstate", None), *cause.args[:1]}
-        if not self.dialect.lost.isdisjoint(codes):
+        if not self.dialect.lost.isdisjoint(_codes(error)):
             return True
+        cause = _driver_error(error)
         return isinstance(cause, self._losses) or "closed" in str(cause)
+
+    async def _check_version(self, error: BaseException) -> None:
+        """Raise Outdated where what is wrong is that the tables are those of a newer version."""
+        if self.dialect.unknown.isdisjoint(_codes(error)):
+            return
+        is_outdated = False
+        with suppress(StoreError, *self._faults):
+            async with asyncio.timeout(_CONNECT_S), self._engine(self._readers).connect() as reader:
+                is_outdated = await reader.run_sync(self._in_session(self._is_outdated))
+        if is_outdated:
+            raise Outdated(
+                f"{self.place} was migrated by a newer anodejobs: end this application, and"
+                " upgrade it"
+            ) from _driver_error(error)
 
     def _in_session(
         self, do: Callable[[Session], T], ring: Statement = ("", ())
@@ -277,6 +300,12 @@ def _driver_error(error: BaseException) -> BaseException:
     """Return the driver's own error: SQLAlchemy's has the statement in it."""
     original = getattr(error, "orig", None) or error
     return getattr(original, "__cause__", None) or original
+
+
+def _codes(error: BaseException) -> set[Any]:
+    """Return what the server calls the error, one or the other way."""
+    cause = _driver_error(error)
+    return {getattr(cause, "sqlstate", None), *cause.args[:1]}
 
 
 def _dialect_of(url: URL) -> Dialect:

@@ -53,6 +53,8 @@ class Dialect(ABC):
     """Whether a batch of changes of status can be one statement."""
     lost: frozenset[str | int]
     """The codes of errors that pass, so that the same may well work in a moment."""
+    unknown: frozenset[str | int]
+    """The codes of errors that say that there is no such table, or no such column."""
     now: str
     """What gives the server's clock, as microseconds since 1970."""
 
@@ -157,6 +159,7 @@ class Postgres(Dialect):
             *("40001", "40P01", "55P03", "57014", "25P03", "57P05"),
         }
     )
+    unknown = frozenset({"42P01", "42703"})
 
     def marked(self, sql: str) -> str:
         return _numbered(sql)
@@ -228,6 +231,7 @@ class Mysql(Dialect):
             *(1205, 1213, 1020, 1317, 1969, 3024),  # deadlocks, and what took too long
         }
     )
+    unknown = frozenset({1146, 1054})
 
     def __init__(self, *, is_mariadb: bool = True, most_bytes: int = 16 * 1024 * 1024) -> None:
         self._is_mariadb = is_mariadb
