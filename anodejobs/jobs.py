@@ -252,7 +252,8 @@ class Jobs:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave()
+        if not self._root.is_of_parent:  # in a fork there is not even an event loop
+            await self._leave()
 
     async def _leave(self) -> None:
         # A scope of anyio that is cancelled would cut short every wait in it, this one too.

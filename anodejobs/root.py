@@ -101,8 +101,8 @@ class Root:
         self._links = links
         self._duties = duties
         self._task: asyncio.Task[None] | None = None
-        self._pid = 0
-        """The process that opened it: a fork of that has the memory, and nothing that works."""
+        self._pid: int | None = None
+        """The process that opened it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Where all of it lives: what another one awaits here nobody would wake."""
         self._opened: asyncio.Future[Parts] | None = None
@@ -116,6 +116,11 @@ class Root:
         return self._closing.is_set()
 
     @property
+    def is_of_parent(self) -> bool:
+        """Whether we are a fork of who opened it: we have the memory, and nothing that works."""
+        return self._pid not in (None, os.getpid())
+
+    @property
     def host(self) -> str | None:
         """The name of this host, None where no other one can have jobs on record."""
         return self._planner.place.host if self._jobdb.is_shared_by_hosts else None
@@ -125,7 +130,7 @@ class Root:
 
         Raises ExecutorError once it is closed or has failed, and what opening failed of.
         """
-        if self._task is not None and self._pid != os.getpid():
+        if self.is_of_parent:
             raise ExecutorError("this Jobs was opened before a fork; make one in each process")
         if self._failure is not None:
             raise ExecutorError(f"this Jobs has failed: {self._failure!r}") from self._failure
@@ -147,7 +152,7 @@ class Root:
     async def close(self) -> None:
         """Return once all is let go of. Idempotent; cancelling does not take it back."""
         task, loop = self._task, self._loop
-        is_over = task is None or task.done() or self._pid != os.getpid()
+        is_over = task is None or task.done() or self.is_of_parent
         if is_over or loop is None or loop.is_closed():  # closed under it: there is no waiting
             self._closing.set()
             return
@@ -176,19 +181,23 @@ class Root:
                 LOG.critical("no job of %s is watched any more", self._db_path, exc_info=cause)
         finally:
             self._closing.set()
-            self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
-            if self._parts is not None:
-                self._parts.progress.close()
-            try:
-                if executor is not None:
-                    await executor.close()
-            finally:
+            if not self.is_of_parent:  # a fork that ends has nothing to end here: no job is its own
                 try:
-                    await self._jobdb.close()
+                    await self._let_go(executor)
                 finally:
                     if refusal is not None:  # told last: the program may end right after
                         opened.set_exception(refusal)
                         opened.exception()  # looked at: who opened may have been cancelled
+
+    async def _let_go(self, executor: Executor | None) -> None:
+        self._jobdb.fail(self._failure or ExecutorError("this Jobs was closed"))
+        if self._parts is not None:
+            self._parts.progress.close()
+        try:
+            if executor is not None:
+                await executor.close()
+        finally:
+            await self._jobdb.close()
 
     def _executor(self) -> Executor:
         match self._terms.executor:

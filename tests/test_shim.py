@@ -1296,6 +1296,29 @@ async def test_after_a_fork_the_child_is_told_to_make_its_own_and_the_parent_goe
     ]
 
 
+@pytest.mark.parametrize("kind", ["inline", "shim"])
+async def test_a_fork_that_leaves_a_jobs_ends_nothing_of_its_parent(
+    tmp_path: Path, kind: str
+) -> None:
+    """Its parent's event loop it breaks, as it would any: they look at the same descriptors."""
+    application = await application_that(
+        tmp_path,
+        f"""
+        async with Jobs("another_db", executor={kind!r}) as another:
+            pid = (await another.run("exec sleep 600", "a")).last_pid
+            child = os.fork()
+            if not child:
+                sys.exit(5)
+            _, status = os.waitpid(child, 0)
+            with open(f"/proc/{{pid}}/stat") as stat:
+                print(os.waitstatus_to_exitcode(status), stat.read().split()[2], flush=True)
+            os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        """,
+    )
+    assert application.stdout == "5 S\n"
+
+
 async def test_a_fork_may_open_its_own(tmp_path: Path) -> None:
     application = await application_that(
         tmp_path,
