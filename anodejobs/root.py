@@ -239,7 +239,8 @@ class Root:
         # asyncio's own group: anyio's costs a tenth of the application's time at full load.
         tasks = asyncio.TaskGroup()
         parts = self._made(executor, Owner(tasks))
-        # Whose turn it was may have died, and nobody else have heard of its jobs.
+        # Whose turn it was may have died, and nobody else have heard of its jobs; or have put on
+        # record what it could not start itself.
         duties = [*self._duties, parts.reconciler.reconcile_soon]
         if (hosts := parts.hosts) is not None:
             duties += [hosts.serve_lease, hosts.serve_losses]

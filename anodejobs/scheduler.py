@@ -78,12 +78,10 @@ class Scheduler:
     async def serve(self, *duties: Callable[[], Coroutine[None, None, None]]) -> None:
         """Schedule while it is our turn, and do what else is to be done then; until cancelled."""
         while True:
-            has_taken_over = await self._succeed()
+            await self._succeed()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._starter.watch_for_newer())
-                    if has_taken_over:
-                        tasks.create_task(self._starter.finish_for_others())
                     for duty in duties:
                         tasks.create_task(duty())
                     await self._schedule()
@@ -93,15 +91,15 @@ class Scheduler:
                 self._jobdb.on_record = None
             await self._step_back()
 
-    async def _succeed(self) -> bool:
-        """Return when it is our turn, and whether that was another one's until now."""
+    async def _succeed(self) -> None:
+        """Return when it is our turn."""
         while self._succession is not None:
             try:
-                return await self._succession.succeed()
+                await self._succession.succeed()
+                return
             except OSError as error:
                 LOG.error("the queue waits: whose turn it is cannot be said: %s", error)
             await asyncio.sleep(_RETRY_S)
-        return False
 
     async def _step_back(self) -> None:
         """Let another one have its turn, if there is one."""

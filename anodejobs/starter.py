@@ -180,10 +180,6 @@ class Starter:
         """Raise Superseded once what is to start is for a newer anodejobs to start."""
         await self._executor.watch_for_newer()
 
-    async def finish_for_others(self) -> None:
-        """See to what another application has put on record, and cannot have started itself."""
-        await self._reconciler.reconcile_soon()
-
     async def settle(self) -> None:
         """Return when every admitted job is on record as started, or is not to be started.
 

@@ -30,18 +30,13 @@ class Succession:
         self._supervisor = ""
         self._nudged = asyncio.Event()
 
-    async def succeed(self) -> bool:
-        """Return when it is our turn, and whether that was another one's until now.
-
-        Raises OSError where there can be no lock.
-        """
-        has_waited = False
+    async def succeed(self) -> None:
+        """Return when it is our turn. Raises OSError where there can be no lock."""
         while True:
             self._nudged.clear()
             holder = self._take()
             if holder is None:
-                return has_waited
-            has_waited = True
+                return
             await self._parting(holder)
 
     def _take(self) -> str | None:
