@@ -42,11 +42,6 @@ class AtHand:
         """Return the record of a job that has ended."""
         return self._ended.get(job_id)
 
-    def record(self, job_id: str) -> JobRecord | None:
-        """Return the record of a job that has an attempt under way, or has ended."""
-        alive = self._alive.get(job_id)
-        return self._ended.get(job_id) if alive is None else alive.record
-
     def remember(self, write: Insert | Save) -> None:
         """Take note of a write that is on disk."""
         record = write.record

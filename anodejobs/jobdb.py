@@ -648,20 +648,20 @@ class JobDB:
         waiter.consider(record)
 
     async def look_for_each(self, waiters: Sequence[Waiter]) -> None:
-        """As ``look``, for waits for different jobs."""
+        """As ``look``, for waits for different jobs; of what has ended the store is asked."""
         for start in range(0, len(waiters), _LOOKED_AT):
             some = waiters[start : start + _LOOKED_AT]
-            known = {waiter.job_id: self._at_hand.record(waiter.job_id) for waiter in some}
+            alive = [self._at_hand.alive(waiter.job_id) for waiter in some]
+            known = {stored.record.self_id: stored.record for stored in alive if stored}
             read: list[JobRecord] = []
-            if unknown := [job_id for job_id, record in known.items() if record is None]:
+            if unknown := [waiter.job_id for waiter in some if waiter.job_id not in known]:
                 filter = JobFilter(self_id=unknown)
                 read = await self._store.page(Query(filter=filter, sort_by="self_id"))
                 known.update((record.self_id, record) for record in read)
             for waiter in some:
-                record = known[waiter.job_id]
-                if record is None:
+                if waiter.job_id not in known:
                     raise JobNotFound(waiter.job_id)
-                waiter.consider(record)
+                waiter.consider(known[waiter.job_id])
             await self._meet(read)
 
 

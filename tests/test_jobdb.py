@@ -763,6 +763,24 @@ async def test_what_changes_nothing_of_what_is_at_hand_may_change_what_is_on_dis
         ]
 
 
+async def test_a_run_that_another_process_has_begun_is_waited_for_with_others(
+    tmp_path: Path,
+) -> None:
+    """Though nothing was heard of it yet, and of the run before it the end is at hand."""
+    stores = [SqliteJobStore(tmp_path / "jobs.db") for _ in "ab"]
+    async with served(stores[0]) as one, behind(stores[1]) as other:
+        await create(other, status="running")
+        ended = await other.apply("a-job", exited())
+        again = make_record("a-job", status="running")
+        assert await one.create(again, make_launch("a-job"), make_attempt(pid=2), replace=ended)
+        with other.waits.wait_for_each(["a-job"]) as waiters:
+            await other.look_for_each(waiters)
+            assert not waiters[0].future.done()
+            await one.apply("a-job", exited(3))
+            await other._catch_up()
+            assert (await waiters[0].future).exit_code == 3
+
+
 @pytest.mark.parametrize("is_last", [True, False], ids=["last", "not last"])
 async def test_a_wait_for_what_another_process_deletes_before_its_end_was_heard_of_is_over(
     tmp_path: Path, is_last: bool

@@ -62,16 +62,8 @@ async def test_where_it_marks_a_program_has_the_umask_that_is_ordered(tmp_path: 
     try:
         for ordered, expected in ((0o027, "0027"), (None, "0022"), (0, "0000")):
             out = os.open(tmp_path / expected, os.O_RDWR | os.O_CREAT)
-            order = Order(
-                argv=["/bin/sh", "-c", "umask"],
-                cwd="/",
-                base_env={},
-                own_env={},
-                stdin=out,
-                stdout=os.dup(out),
-                stderr=os.dup(out),
-                token=new_token(),
-                umask=ordered,
+            order = dataclasses.replace(
+                sleeping(out), argv=["/bin/sh", "-c", "umask"], token=new_token(), umask=ordered
             )
             assert await children.watch(await spawner.spawn(order)).wait() == 0
             os.close(out)
