@@ -1,13 +1,16 @@
-"""How often all processes are looked at."""
+"""How often all processes are looked at, and by what one is recognised."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 
 import pytest
 
 from anodejobs.executors import looks, tree
+from anodejobs.executors.base import new_token
 
 
 async def test_a_look_that_others_made_late_puts_off_the_next_one_no_longer(
@@ -25,3 +28,34 @@ async def test_a_look_that_others_made_late_puts_off_the_next_one_no_longer(
         shared = looks.Looks()
         await shared.take_soon()
         await shared.take_soon()
+
+
+@pytest.mark.skipif(not tree.IS_LINUX, reason="elsewhere an environment is there with the process")
+def test_a_process_is_recognised_from_when_it_has_been_spawned() -> None:
+    """Its application may be killed at that moment: it would be lost, and run on."""
+    for _ in range(20):
+        token = new_token()
+        pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], {"ANODEJOBS_TOKEN": token})
+        try:
+            assert tree.read_token(pid) == token
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_what_has_no_environment_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause(seconds: float) -> None:
+        raise AssertionError("it was taken for one that is being executed")
+
+    pid = os.posix_spawn("/bin/sleep", ["sleep", "600"], {})
+    try:
+        assert tree.read_token(pid) is None
+        monkeypatch.setattr("time.sleep", pause)
+        assert tree.read_token(pid) is None
+        assert tree.read_token(2) is None  # of the kernel, where it is to be seen
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert tree.read_token(pid) is None
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

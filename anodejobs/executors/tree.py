@@ -31,6 +31,10 @@ from anodejobs.executors.marks import read_tag, tag_of
 
 IS_LINUX = sys.platform == "linux"
 _TOKEN = b"ANODEJOBS_TOKEN="
+_EXECUTING_LOOKS = 50
+_EXECUTING_PAUSE_S = 0.001
+"""How often, and how far apart, a process is looked at that is being executed: as a rule it takes a
+tenth of that, and longer where the program has to be read from the disk."""
 
 
 def _has_pidfds() -> bool:
@@ -112,7 +116,7 @@ def read_token(pid: int) -> str | None:
     if not IS_LINUX:
         return _token_with_psutil(pid)
     try:
-        environ = _environ(f"/proc/{pid}") or _environ_of_threads(pid)
+        environ = _whole_environ(pid)
     except OSError as error:
         raise_lack(error)
         return None
@@ -120,6 +124,30 @@ def read_token(pid: int) -> str | None:
         if variable.startswith(_TOKEN):
             return variable[len(_TOKEN) :].decode("ascii", "replace")
     return None
+
+
+def _whole_environ(pid: int) -> bytes:
+    """Return the environment of a process; of one that is being executed, as it will be.
+
+    Who has spawned that goes on before the kernel has laid out what it gives to the program.
+    """
+    for _ in range(_EXECUTING_LOOKS):
+        environ = _environ(f"/proc/{pid}") or _environ_of_threads(pid)
+        if environ or not _is_being_executed(pid):
+            return environ
+        time.sleep(_EXECUTING_PAUSE_S)
+    return b""
+
+
+def _is_being_executed(pid: int) -> bool:
+    """Return whether the process has its program, and no arguments yet."""
+    try:
+        os.readlink(f"/proc/{pid}/exe")  # which a thread of the kernel, or a dead process, has not
+    except OSError as error:
+        raise_lack(error)
+        return False
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return not file.read(1)
 
 
 def _environ_of_threads(pid: int) -> bytes:
