@@ -36,6 +36,10 @@ settings.load_profile("any time")
 os.environ["PYTEST_RUN"] = uuid.uuid4().hex
 
 
+STANDARD = {*sys.stdlib_module_names, "_missing_stdlib_info"}
+"""The modules of Python's own library; the last, of 3.15, is not among the names that it tells."""
+
+
 def python(code: str) -> list[str]:
     """Return the command that runs a line of Python, quickly."""
     return [sys.executable, "-I", "-S", "-c", code]

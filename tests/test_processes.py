@@ -1280,19 +1280,24 @@ asyncio.run(main())
 
 
 OWN_CHILDREN = """
-import asyncio, json
+import asyncio, json, warnings
 from anodejobs import Jobs
 
 
+def policy_now():
+    with warnings.catch_warnings(action="ignore"):  # deprecated from Python 3.14 on
+        return asyncio.get_event_loop_policy()
+
+
 async def main():
-    policy = asyncio.get_event_loop_policy()
+    policy = policy_now()
     async with Jobs("job_db", stop_grace=1, executor="inline") as jobs:
         own = await asyncio.create_subprocess_exec("/bin/sh", "-c", "read _; exit 7", stdin=-1)
         await jobs.run("exit 3", job_id="a")
         later = await asyncio.create_subprocess_exec("/bin/sh", "-c", "exit 8")
         own.stdin.close()
         codes = [(await jobs.wait("a", timeout=60)).exit_code, await own.wait(), await later.wait()]
-        print(json.dumps([codes, asyncio.get_event_loop_policy() is policy]))
+        print(json.dumps([codes, policy_now() is policy]))
 """
 
 

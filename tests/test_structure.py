@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import anodejobs
+from tests.conftest import STANDARD
 
 ROOT = Path(anodejobs.__file__).parent
 
@@ -247,7 +248,7 @@ def test_the_smallest_modules_import_the_standard_library_only(module):
     imported = imported_by(f"import anodejobs.{module}".rstrip("."))
     strangers = {name.partition(".")[0] for name in imported}
     bare = {name.partition(".")[0] for name in imported_by("pass")}
-    assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
+    assert strangers - bare - STANDARD == {"anodejobs"}
 
 
 @pytest.mark.parametrize("module", ["executors.processes", "executors.shim", "shim.main"])
@@ -261,9 +262,9 @@ def test_executors_import_no_models_and_no_database(module):
 def test_the_shim_imports_the_standard_library_only():
     strangers = {name.partition(".")[0] for name in imported_by("import anodejobs.shim.main")}
     bare = {name.partition(".")[0] for name in imported_by("pass")}
-    assert strangers - bare - sys.stdlib_module_names == {"anodejobs"}
+    assert strangers - bare - STANDARD == {"anodejobs"}
     for module in _modules("shim"):
-        assert _foreign(module) <= sys.stdlib_module_names, module
+        assert _foreign(module) <= STANDARD, module
 
 
 def test_a_record_by_its_public_name_imports_no_database():

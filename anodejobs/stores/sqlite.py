@@ -24,6 +24,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -357,7 +358,8 @@ class _Writer(sqlite3.Connection):
 
 def _existing(path: Path) -> str:
     """Return the URI by which the file is opened where there is one, and never made."""
-    return f"{path.as_uri()}?mode=rw"
+    # From Python 3.14 on Path.as_uri() imports a client of HTTP.
+    return f"file://{quote(os.fsencode(path))}?mode=rw"
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
