@@ -263,22 +263,24 @@ def _start_postgres(
     return subprocess.Popen(command, cwd="/", **quiet, **user)
 
 
-def _start_mariadb(
+def _start_mysql(
     folder: Path, port: int, address: str, options: Sequence[str]
 ) -> subprocess.Popen[bytes] | None:
-    server = _find("mariadbd")
-    install = _find("mariadb-install-db")
-    if server is None or install is None:
+    data = folder / "data"
+    where = ["--no-defaults", f"--datadir={data}"]
+    if (server := _find("mariadbd")) and (install := _find("mariadb-install-db")):
+        making = [install, *where, "--auth-root-authentication-method=normal"]
+    elif server := _find("mysqld"):
+        making = [server, *where, "--initialize-insecure"]
+        options = ["--secure-file-priv=NULL", "--mysqlx=OFF", *options]
+    else:
         return None
     user = _another_user(folder)
-    data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    making = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
     if not data.exists():
-        subprocess.run([install, *making], check=True, cwd=folder, **quiet, **user)
+        subprocess.run(making, check=True, cwd=folder, **quiet, **user)
     listening = [f"--port={port}", f"--bind-address={address}", f"--socket={folder}/socket"]
-    command = [server, "--no-defaults", f"--datadir={data}", *listening, *options]
-    return subprocess.Popen(command, cwd=folder, **quiet, **user)
+    return subprocess.Popen([server, *where, *listening, *options], cwd=folder, **quiet, **user)
 
 
 POSTGRES = Kind(
@@ -295,5 +297,5 @@ MYSQL = Kind(
     usual=("mysql://root@127.0.0.1/test", "mysql://root@127.0.0.1/mysql"),
     driver="aiomysql",
     quoted="`{}`",
-    start=_start_mariadb,
+    start=_start_mysql,
 )
