@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from subprocess import Popen
 
 import pytest
 
@@ -41,6 +42,23 @@ def test_a_process_is_recognised_from_when_it_has_been_spawned() -> None:
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(not tree.IS_LINUX, reason="elsewhere an environment is there with the process")
+def test_a_process_whose_environment_comes_while_it_is_looked_at_is_recognised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = new_token()
+    process = Popen(["/bin/sleep", "600"], env={"ANODEJOBS_TOKEN": token})
+    try:
+        assert tree.read_token(process.pid) == token
+        early, environ = [b"", b""], tree._environ
+        monkeypatch.setattr(tree, "_environ", lambda at: early.pop() if early else environ(at))
+        assert tree.read_token(process.pid) == token
+        assert not early
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_has_no_environment_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

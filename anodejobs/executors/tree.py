@@ -131,11 +131,14 @@ def _whole_environ(pid: int) -> bytes:
 
     Who has spawned that goes on before the kernel has laid out what it gives to the program.
     """
+    is_laid_out = False
     for _ in range(_EXECUTING_LOOKS):
         environ = _environ(f"/proc/{pid}") or _environ_of_threads(pid)
-        if environ or not _is_being_executed(pid):
+        if environ or is_laid_out:
             return environ
-        time.sleep(_EXECUTING_PAUSE_S)
+        is_laid_out = not _is_being_executed(pid)  # by now: it may not have been a moment ago
+        if not is_laid_out:
+            time.sleep(_EXECUTING_PAUSE_S)
     return b""
 
 
