@@ -76,8 +76,8 @@ class Watcher:
         """By token too: set when it is on record that the attempt is about to start, or is not."""
         self._inherited: set[str] = set()
         """Tokens of what other applications have started and is watched here."""
-        self._lives = 0
-        """How many attempts have a task here, those that are being cleaned up after included."""
+        self._own: set[str] = set()
+        """Tokens of what closing may have to end, what is being cleaned up after included."""
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -290,7 +290,7 @@ class Watcher:
 
     async def _adopted_life(self, stored: Stored, attempt: Attempt) -> None:
         job_id, launch = stored.record.self_id, stored.launch
-        self._take_on(launch, attempt)
+        self._take_on(launch, attempt, is_own=not self._executor.outlives_host)
         try:
             if stored.record.status is Status.stopping:  # its stop was cut short
                 await self._control.finish(job_id, attempt, launch.stop_grace)
@@ -330,15 +330,16 @@ class Watcher:
         self._watched.pop(token, None)
         await self._executor.clean(token)
 
-    def _take_on(self, launch: Launch, attempt: Attempt) -> None:
+    def _take_on(self, launch: Launch, attempt: Attempt, *, is_own: bool = True) -> None:
         self._watched[attempt.token] = launch
-        self._lives += 1
-        self._is_idle.clear()
+        if is_own:
+            self._own.add(attempt.token)
+            self._is_idle.clear()
 
     def _let_go(self, attempt: Attempt) -> None:
         self._watched.pop(attempt.token, None)
-        self._lives -= 1
-        if not self._lives:
+        self._own.discard(attempt.token)
+        if not self._own:
             self._is_idle.set()
 
     # The end of the application.
@@ -346,14 +347,15 @@ class Watcher:
     async def end_all(self, reason: str) -> None:
         """Stop every job that is watched here, and return when none is.
 
-        Not waited for: what neither dies nor lets itself be recorded within the time that SIGKILL
-        takes after the longest grace.
+        What was adopted is left to an executor that outlives us. Not waited for: what neither dies
+        nor lets itself be recorded within the time that SIGKILL takes after the longest grace.
         """
         self._executor.wind_down()
-        graces = (launch.stop_grace for launch in self._watched.values())
+        own = [(token, launch) for token, launch in self._watched.items() if token in self._own]
+        graces = (launch.stop_grace for _, launch in own)
         with anyio.move_on_after(max(graces, default=0.0) + _CLOSING_S):
             async with anyio.create_task_group() as stops:
-                for token, launch in self._watched.items():
+                for token, launch in own:
                     stops.start_soon(self._stop_quietly, token, launch, reason)
             await self._is_idle.wait()
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from contextlib import AbstractContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -387,6 +388,29 @@ async def test_a_job_started_by_a_later_application_is_adopted_when_that_is_kill
             (tmp_path / "go").touch()
             assert (await waiting).is_done
             assert (await jobs.job_logs("orphan"))[0] == NUMBERED
+
+
+async def test_closing_with_stop_leaves_what_was_adopted_to_the_shim(tmp_path: Path) -> None:
+    killed_host(tmp_path, started("orphan", WRITER))
+    options: dict[str, Any] = {"db_path": tmp_path / "job_db", "stop_grace": 1}
+    async with Jobs(**options, on_close="stop") as jobs:
+        await adoption(jobs, "orphan")
+        await jobs.run(python(f"import os, time\n{WAIT_FOR_GO}"), "its own", cwd=tmp_path)
+    async with Jobs(**options) as jobs:
+        records = await jobs.list_status()
+        assert records["its own"].status is Status.stopped
+        assert records["orphan"].status is Status.running
+        (tmp_path / "go").touch()
+        assert (await jobs.wait("orphan", timeout=60)).attempt == 1
+        assert (await jobs.job_logs("orphan"))[0] == NUMBERED
+
+
+async def test_closing_without_a_shim_stops_what_was_adopted_too(tmp_path: Path) -> None:
+    killed_host(tmp_path, started("orphan", WRITER))
+    async with reopened(tmp_path) as jobs:
+        await adoption(jobs, "orphan")
+    async with reopened(tmp_path) as jobs:
+        assert (await jobs.wait("orphan", timeout=60)).status is Status.stopped
 
 
 START_LATE = """
