@@ -122,6 +122,7 @@ def _runs(record: JobRecord, event: End, events: Sequence[JobEvent]) -> list[Run
 def attempts_of(record: JobRecord, events: Sequence[JobEvent]) -> list[AttemptRecord]:
     """Return the attempts of the job's last run, oldest first, from its record and history."""
     ended = [entry.ended for entry in events if entry.ended and _is_of(record, entry.at)]
+    del ended[record.attempt - 1 :]  # the history may have been read later than the record
     if record.status in WAITING or record.status is Status.cancelled:
         return ended  # the next one had not been started
     return [*ended, attempt_record(record)]

@@ -40,6 +40,7 @@ from anodejobs.executors.processes import Processes
 from anodejobs.jobdb import JobDB
 from anodejobs.retries import ExponentialBackoff, FixedDelay, RestartPolicy
 from anodejobs.stores.base import Save, Stored, Turn, Write
+from tests.programs import Gate
 
 LIMIT_S = 60.0
 
@@ -1228,6 +1229,22 @@ async def test_a_job_that_fails_too_often_has_failed(jobs: Jobs) -> None:
     (record,) = await ended(jobs, "job")
     assert (record.status, record.attempt, record.exit_code) == (Status.failed, 3, 4)
     assert [attempt.exit_code for attempt in await jobs.attempts("job")] == [4, 4, 4]
+
+
+async def test_an_attempt_that_ends_while_it_is_asked_for_is_told_once(
+    jobs: Jobs, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = JobDB.history
+
+    async def reads_late(self: JobDB, job_id: str) -> list[JobEvent]:
+        gate.open(times=2)
+        await ended(jobs, job_id)
+        return await read(self, job_id)
+
+    await jobs.submit(f"{gate.wait}; exit 4", "job", max_retries=1)
+    await jobs.wait("job", "running")
+    monkeypatch.setattr(JobDB, "history", reads_late)
+    assert [(a.attempt, a.status) for a in await jobs.attempts("job")] == [(1, Status.running)]
 
 
 async def test_each_attempt_keeps_its_logs(jobs: Jobs) -> None:

@@ -514,6 +514,28 @@ def test_the_attempts_are_those_of_the_last_run():
     assert numbers(life) == [(1, "failed"), (2, "running")]
 
 
+def test_an_attempt_that_ends_after_its_record_was_read_is_told_once():
+    life = Life(max_retries=3)
+    for begun in ([1], [1, 2]):
+        life.begin()
+        running = life.record
+        life.end(CODE_3)
+        assert [a.attempt for a in attempts_of(running, life.events)] == begun
+
+
+def test_what_is_run_anew_after_its_record_was_read_is_told_as_it_was():
+    life = Life(max_retries=1)
+    life.begin()
+    life.end(CODE_3)
+    life.begin()
+    life.end(CODE_3)
+    failed = life.record
+    life.renew()
+    life.begin()
+    life.end(CODE_3)
+    assert [a.attempt for a in attempts_of(failed, life.events)] == [1, 2]
+
+
 ENDS: st.SearchStrategy[Sequence[Exited | Lost]] = st.lists(
     st.sampled_from([CODE_0, CODE_3, KILLED, LOST]), min_size=1, max_size=12
 )
