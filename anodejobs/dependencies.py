@@ -8,7 +8,7 @@ has an id. It does not know who exists or has ended: whoever adds a job says aft
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -18,7 +18,6 @@ from anodejobs.errors import DependencyCycle, InvalidJob
 __all__ = [
     "Consequence",
     "Dependencies",
-    "Dependent",
     "Fate",
     "OnDependencyFailure",
     "resolve_batch",
@@ -39,15 +38,6 @@ class Fate(StrEnum):
     """It waits for a dependency that has failed."""
     cancelled = "cancelled"
     """It is to be cancelled, and is not known here any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dependent:
-    """A job that has not started, and the jobs whose end it waits for."""
-
-    job_id: str
-    depends_on: Collection[str] = ()
-    on_dependency_failure: OnDependencyFailure = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,36 +105,30 @@ class Dependencies:
         """Return the jobs that any others wait for."""
         return self._dependents.keys()
 
-    def add(self, *jobs: Dependent) -> list[Consequence]:
-        """Add jobs, all or none, in place of what was said of them before; each is ready or waits.
+    def add(
+        self,
+        job_id: str,
+        depends_on: Iterable[str] = (),
+        on_dependency_failure: OnDependencyFailure = "cancel",
+    ) -> Consequence:
+        """Add a job, in place of what was said of it before; it is ready or waits.
 
-        Given together they may come in any order, and all that they wait for is looked at once.
-
-        Raises DependencyCycle if any of them would wait for itself.
+        Raises DependencyCycle if it would wait for itself.
         """
-        nodes = {
-            job.job_id: _Node(job.job_id, job.on_dependency_failure, dict.fromkeys(job.depends_on))
-            for job in jobs
-        }
-        self._refuse_cycle(nodes)
-        for node in nodes.values():
-            self.started(node.job_id)
-            self._nodes[node.job_id] = node
-            for dependency in node.unmet:
-                self._dependents.setdefault(dependency, {})[node.job_id] = None
-        return [node.consequence() for node in nodes.values()]
+        node = _Node(job_id, on_dependency_failure, dict.fromkeys(depends_on))
+        # One that nobody waits for closes no cycle through others.
+        known = self._nodes if job_id in self._dependents else {}
 
-    def _refuse_cycle(self, nodes: dict[str, _Node]) -> None:
-        # A cycle passes through jobs that are here already only if one of them awaits a new one.
-        is_awaited = any(
-            not self._dependents.get(job_id, {}).keys() <= nodes.keys() for job_id in nodes
-        )
+        def dependencies_of(other: str) -> Iterable[str]:
+            awaited = node if other == job_id else known.get(other)
+            return awaited.unmet if awaited else ()
 
-        def dependencies_of(job_id: str) -> Iterable[str]:
-            node = nodes.get(job_id) or (self._nodes.get(job_id) if is_awaited else None)
-            return node.unmet if node else ()
-
-        _refuse_cycle(nodes, dependencies_of)
+        _refuse_cycle([job_id], dependencies_of)
+        self.started(job_id)
+        self._nodes[job_id] = node
+        for dependency in node.unmet:
+            self._dependents.setdefault(dependency, {})[job_id] = None
+        return node.consequence()
 
     def started(self, job_id: str) -> None:
         """Forget what a job waits for, if it is known here; who waits for it waits on."""

@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
 
-from anodejobs.dependencies import Consequence, Dependencies, Dependent, Fate
+from anodejobs.dependencies import Consequence, Dependencies, Fate
 from anodejobs.errors import DependencyCycle
 from anodejobs.events import Event, Readied, Withdrawn
 from anodejobs.jobqueue import JobQueue, Waiting
@@ -208,13 +208,8 @@ class Stock:
         self._pending[job_id] = _Pending(job_id, record.attempt, due_at, record.revision)
         # A later attempt is not kept waiting by what its first has waited for.
         depends_on = record.depends_on if record.attempt == 1 else ()
-        dependent = Dependent(
-            job_id=job_id,
-            depends_on=depends_on,
-            on_dependency_failure=record.on_dependency_failure,
-        )
         try:
-            self._conclude(self._graph.add(dependent))
+            self._conclude([self._graph.add(job_id, depends_on, record.on_dependency_failure)])
         except DependencyCycle as cycle:  # two processes have each made half of it
             self._graph.started(job_id)
             self._withdraw_pending(job_id, str(cycle))
