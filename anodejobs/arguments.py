@@ -137,8 +137,12 @@ def check_choice(field: str, value: object, *choices: str) -> None:
 
 def check_count(field: str, value: int | None, *, least: int) -> None:
     """Raise InvalidJob where the value is neither None nor a whole number of at least so much."""
-    if value is None:
-        return
+    if value is not None:
+        check_whole(field, value, least=least)
+
+
+def check_whole(field: str, value: int, *, least: int) -> None:
+    """Raise InvalidJob where the value is no whole number of at least so much."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise InvalidJob(field, f"must be a whole number, {least} or more, below 2 ** 63")
 
@@ -150,9 +154,7 @@ def checked_offsets(offset: int | Mapping[Stream, int], wanted: list[Stream]) ->
     for stream, value in offset.items():
         if stream not in STREAMS:
             raise InvalidJob("offset", f"{stream!r} is neither stdout nor stderr")
-        if value is None:
-            raise InvalidJob("offset", "must be a whole number")
-        check_count("offset", value, least=0)
+        check_whole("offset", value, least=0)
     return {stream: offset.get(stream, 0) for stream in wanted}
 
 
@@ -181,7 +183,7 @@ def check_limits(
         raise InvalidJob("queues", "must be a mapping of names to numbers of slots")
     for queue, slots in (queues or {}).items():
         check_name("queues", queue)
-        check_count("queues", slots, least=1)
+        check_whole("queues", slots, least=1)
     if aging is not None and not check_seconds("aging", aging):
         raise InvalidJob("aging", "must be above 0, or None for strict priorities")
 

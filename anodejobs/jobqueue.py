@@ -10,7 +10,6 @@ priority, and nothing that is queued later than that can overtake it for being o
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
-
-from anodejobs.errors import InvalidJob
 
 __all__ = ["AGING_S", "DEFAULT_QUEUE", "JobQueue", "Priority", "Waiting"]
 
@@ -64,8 +61,9 @@ class JobQueue:
     are strict, and a job may wait for ever behind higher ones. In any case those of the same
     priority start in the order of ``queued_at``, and then in the order in which they were added.
 
-    Whatever is said twice counts once. To find who is next costs a look at each queue in which jobs
-    wait, and else the logarithm of their number.
+    Each limit is 1 or more, and ``aging_s`` above 0: whoever names them sees to that. Whatever is
+    said twice counts once. To find who is next costs a look at each queue in which jobs wait, and
+    else the logarithm of their number.
     """
 
     def __init__(
@@ -75,16 +73,8 @@ class JobQueue:
         queues: Mapping[str, int] | None = None,
         aging_s: float | None = AGING_S,
     ) -> None:
-        """Make an empty queue. Raises InvalidJob for a limit below 1, or an ``aging_s`` of 0."""
-        self._limits = dict(queues or {})
-        for queue, slots in self._limits.items():
-            if slots < 1:
-                raise InvalidJob("queues", f"{queue!r} would start nothing: must be 1 or more")
-        if max_concurrent_jobs is not None and max_concurrent_jobs < 1:
-            raise InvalidJob("max_concurrent_jobs", "must be 1 or more, or None for no limit")
         self._limit = max_concurrent_jobs
-        if aging_s is not None and not 0 < aging_s < math.inf:
-            raise InvalidJob("aging_s", "must be above 0 s, or None for strict priorities")
+        self._limits = dict(queues or {})
         self._aging_s = aging_s
         self._paused: set[str] = set()
         self._waiting: dict[str, Waiting] = {}

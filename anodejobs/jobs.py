@@ -34,6 +34,7 @@ from anodejobs.arguments import (
     check_count,
     check_limits,
     check_timeout,
+    check_whole,
     checked_days,
     checked_filter,
     checked_folder,
@@ -163,7 +164,7 @@ class Jobs:
         check_choice("on_close", on_close, "leave", "stop")
         check_choice("recovery", recovery, "lost", "fail", "pending")
         check_count("log_max_bytes", log_max_bytes, least=1)
-        check_count("log_backups", log_backups, least=0)
+        check_whole("log_backups", log_backups, least=0)
         check_limits(max_concurrent_jobs, queues, aging)
         self.db_path = checked_folder("db_path", db_path)
         stop_grace = check_seconds("stop_grace", stop_grace)

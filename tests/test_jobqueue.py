@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,7 +17,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from anodejobs.errors import InvalidJob
 from anodejobs.jobqueue import AGING_S, JobQueue, Priority, Waiting
 from tests.steps import steps_in
 
@@ -294,20 +292,6 @@ def test_a_start_that_did_not_come_off_can_wait_again_in_its_old_place():
     queue.release("a")
     queue.add(first)
     assert admitted(queue, NOW + 3) == ["a"]
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_that_would_start_nothing_is_refused(limit):
-    with pytest.raises(InvalidJob, match="max_concurrent_jobs: must be 1 or more, or None"):
-        JobQueue(max_concurrent_jobs=limit)
-    with pytest.raises(InvalidJob, match="queues: 'gpu' would start nothing: must be 1 or more"):
-        JobQueue(max_concurrent_jobs=None, queues={"gpu": limit})
-
-
-@pytest.mark.parametrize("aging_s", [0, -1.0, float("inf"), float("nan")])
-def test_an_aging_of_no_time_is_refused(aging_s):
-    with pytest.raises(InvalidJob, match="aging_s: must be above 0 s, or None"):
-        JobQueue(max_concurrent_jobs=None, aging_s=aging_s)
 
 
 # Who waits.
