@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+from collections.abc import Sequence
 
 from anodejobs.errands import Errand, Errands
-from anodejobs.errors import ExecutorError, InvalidTransition, StatusUnreachable
+from anodejobs.errors import ExecutorError, InvalidTransition, JobNotFound, StatusUnreachable
 from anodejobs.events import (
     Attempt,
     Event,
@@ -29,6 +30,9 @@ from anodejobs.stores.base import Stored
 from anodejobs.transitions import SIGNALLABLE, transition
 
 LOG = logging.getLogger("anodejobs")
+
+_MOST_AT_ONCE = 200
+"""How many jobs are withdrawn in one commit: more would hold up the event loop."""
 
 
 class Control:
@@ -86,6 +90,24 @@ class Control:
                 await self._jobdb.wait_for(job_id, SIGNALLABLE)
             except StatusUnreachable as ended:
                 return ended.record
+
+    async def withdraw(self, job_ids: Sequence[str]) -> list[str]:
+        """Withdraw the jobs that wait for their start; return those that have been started."""
+        started: list[str] = []
+
+        async def withdraw(job_id: str) -> None:
+            try:
+                await self._jobdb.apply(job_id, Withdrawn())
+            except InvalidTransition:
+                started.append(job_id)
+            except JobNotFound:
+                pass
+
+        for begin in range(0, len(job_ids), _MOST_AT_ONCE):
+            some = job_ids[begin : begin + _MOST_AT_ONCE]
+            await self._jobdb.bring(some)
+            await asyncio.gather(*map(withdraw, some))
+        return started
 
     async def _stop_attempt(
         self, stored: Stored, grace: float | None, reason: str | None

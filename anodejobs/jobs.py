@@ -50,6 +50,7 @@ from anodejobs.arguments import (
 )
 from anodejobs.callbacks import OnStatus, serve_callback
 from anodejobs.catalogue import Catalogue
+from anodejobs.control import Control
 from anodejobs.dependencies import resolve_batch
 from anodejobs.errors import InvalidJob, JobActive, JobNotFound, StatusUnreachable
 from anodejobs.events import Event, Submitted
@@ -520,15 +521,15 @@ class Jobs:
         Raises JobNotFound.
         """
         check_text("batch_id", batch_id)
-        owner = (await self._root.open()).owner
-        return await owner.owned(self._cancel_batch, batch_id)
+        parts = await self._root.open()
+        return await parts.owner.owned(self._cancel_batch, parts.control, batch_id)
 
-    async def _cancel_batch(self, batch_id: str) -> JobRecordDict:
-        records = await self.get_batch(batch_id)
+    async def _cancel_batch(self, control: Control, batch_id: str) -> JobRecordDict:
+        left = [r for r in (await self.get_batch(batch_id)).values() if not r.is_done]
         # Those that wait first: the end of one that runs is not to start them.
-        for waits in (True, False):
-            job_ids = (i for i, record in records.items() if (record.status in WAITING) is waits)
-            await do_for_each(self.cancel, job_ids)
+        started = await control.withdraw([r.self_id for r in left if r.status in WAITING])
+        running = (r.self_id for r in left if r.status not in WAITING)
+        await do_for_each(self.cancel, chain(started, running))
         return await self.get_batch(batch_id)
 
     async def batch_progress(self, batch_id: str) -> BatchProgress:

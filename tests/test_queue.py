@@ -33,6 +33,7 @@ from anodejobs import (
 )
 from anodejobs import scheduler as scheduler_module
 from anodejobs import starter as starter_module
+from anodejobs.control import Control
 from anodejobs.dependencies import OnDependencyFailure
 from anodejobs.events import Exited, Lost, utc_now
 from anodejobs.executors.base import Tell
@@ -1197,6 +1198,45 @@ async def test_cancelling_a_batch_starts_nothing(one_slot: Jobs, tmp_path: Path)
     assert {record.status for record in records.values()} == {Status.cancelled}
     assert order(tmp_path) == []
     assert (await one_slot.batch_progress(batch_id)).counts[Status.cancelled] == 6
+
+
+async def test_the_jobs_of_a_large_batch_are_withdrawn_part_by_part(tmp_path: Path) -> None:
+    commits: list[int] = []
+
+    class Counting(SqliteJobStore):
+        async def commit(self, writes: Sequence[Write]) -> list[int | None]:
+            commits.append(len(writes))
+            return await super().commit(writes)
+
+        async def get(self, job_id: str) -> Stored | None:
+            raise AssertionError("one by one")
+
+    async with opened(tmp_path, store=Counting(tmp_path / "jobs.db")) as jobs:
+        batch_id, _ = await jobs.create_batch([{"command": "true"}] * 450)
+        commits.clear()
+        records = await jobs.cancel_batch(batch_id)
+    assert commits == [200, 200, 50]
+    assert {record.status for record in records.values()} == {Status.cancelled}
+
+
+async def test_of_a_batch_that_is_cancelled_what_is_started_meanwhile_is_stopped(
+    one_slot: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdraw = Control.withdraw
+
+    async def withdraws_late(self: Control, job_ids: Sequence[str]) -> list[str]:
+        started, deleted, _ = job_ids
+        await one_slot.cancel(deleted)
+        await one_slot.delete(deleted)
+        await one_slot.resume_queue()
+        await one_slot.wait(started, "running")
+        return await withdraw(self, job_ids)
+
+    await one_slot.pause_queue()
+    batch_id, _ = await one_slot.create_batch([{"command": "sleep 1000"}] * 3, auto_start=True)
+    monkeypatch.setattr(Control, "withdraw", withdraws_late)
+    records = await one_slot.cancel_batch(batch_id)
+    assert [record.status for record in records.values()] == [Status.stopped, Status.cancelled]
 
 
 # Retries.

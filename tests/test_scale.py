@@ -88,8 +88,8 @@ async def test_a_large_batch_becomes_rows_in_a_thread(tmp_path: Path) -> None:
 async def test_a_large_batch_is_cancelled_piece_by_piece(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits = JobRecord(self_id="x", status=Status.queued)
-    batch = JobRecordDict((str(number), waits) for number in range(MANY))
+    each = [JobRecord(self_id="x", status=status) for status in (Status.queued, Status.running)]
+    batch = JobRecordDict((str(number), each[number % 2]) for number in range(MANY))
 
     async def get_batch(batch_id: str) -> JobRecordDict:
         return batch
