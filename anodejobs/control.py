@@ -86,8 +86,10 @@ class Control:
                 if stopped is not None:
                     return stopped
                 continue
-            try:
-                await self._jobdb.wait_for(job_id, SIGNALLABLE)
+            try:  # it is about to run, or to fail to, and may wait for its next attempt then
+                with self._jobdb.waits.wait_for_attempt(stored.record, SIGNALLABLE) as start:
+                    await self._jobdb.look(start)
+                    await start.future
             except StatusUnreachable as ended:
                 return ended.record
 

@@ -14,8 +14,8 @@ from anodejobs.transitions import has_reached
 class Waiter:
     """One wait for one job: a future, resolved by the record that ends the wait.
 
-    It listens while it is open, as a context. With ``of`` it waits for the end of the attempt that
-    this record tells of.
+    It listens while it is open, as a context. With ``of`` it ends with the attempt that this record
+    tells of.
     """
 
     __slots__ = ("_waits", "future", "job_id", "of", "wanted")
@@ -77,9 +77,11 @@ class Waits:
         """Return a wait for the job to be in one of the statuses; None: for its end."""
         return Waiter(self, job_id, wanted)
 
-    def wait_for_attempt(self, record: JobRecord) -> Waiter:
-        """Return a wait for the end of this attempt of the job, which another one may follow."""
-        return Waiter(self, record.self_id, of=record)
+    def wait_for_attempt(
+        self, record: JobRecord, wanted: frozenset[Status] | None = None
+    ) -> Waiter:
+        """As ``wait``, but the end of this attempt of the job ends it, which another may follow."""
+        return Waiter(self, record.self_id, wanted, of=record)
 
     @contextmanager
     def wait_for_each(self, job_ids: Iterable[str]) -> Iterator[list[Waiter]]:

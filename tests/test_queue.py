@@ -1429,6 +1429,25 @@ async def test_a_wait_for_a_status_counts_the_attempt_that_there_is(
     (tmp_path / "go").touch()
 
 
+async def test_a_job_that_is_stopped_while_its_start_fails_is_not_tried_again(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, stops = Processes.start, []
+
+    async def starts(self: Processes, *args: Any, **options: Any) -> Any:
+        stops.append(asyncio.create_task(jobs.stop("job")))
+        while not jobs._jobdb.waits.awaits("job"):  # noqa: ASYNC110  # nobody is told
+            await asyncio.sleep(0)
+        return await start(self, *args, **options)
+
+    monkeypatch.setattr(Processes, "start", starts)
+    await jobs.submit(["/no/such/program"], "job", max_retries=1, retry_delay=1000)
+    await has_happened(jobs, "job", lambda record: record.attempt == 2)
+    async with asyncio.timeout(LIMIT_S):
+        record = await stops[0]
+    assert record is not None and record.status is Status.cancelled
+
+
 async def test_a_retry_that_waits_gives_its_slot_to_others(one_slot: Jobs) -> None:
     await one_slot.submit("false", "flaky", max_retries=1, retry_delay=1000)
     await one_slot.submit("true", "next")
