@@ -369,9 +369,9 @@ async def test_mysql_is_spoken_to_in_private_where_the_url_says_so(private):
 
 @pytest.fixture
 def careful_url() -> Iterator[str]:
-    careful = ("SET GLOBAL sql_safe_updates = 1", "SET GLOBAL sql_select_limit = 1")
+    careful = [f"SET GLOBAL {name} = 1" for name in ("sql_safe_updates", "sql_select_limit")]
     with private_server(MYSQL) as server:
-        Database(MYSQL, server.url).do(*careful)
+        Database(MYSQL, server.url).do(*careful, "SET GLOBAL max_join_size = 1")
         yield server.url
 
 

@@ -366,7 +366,7 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         # from writing: those in the pool are made anew before, and who waits for a lock waits
         # longer. What keeps people who type from asking for too much is not for us.
         "init_command": "SET sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
-        " sql_safe_updates = 0, sql_select_limit = 18446744073709551615,"
+        " sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615,"
         f" wait_timeout = {ATTEMPT_S / 2:.0f}, innodb_lock_wait_timeout = {ATTEMPT_S * 3 / 4:.0f}",
     }
 
