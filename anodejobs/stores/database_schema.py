@@ -312,7 +312,10 @@ def _migrate(session: Session, place: str) -> None:
 def _scripts(session: Session) -> tuple[str, ...]:
     dialect = session.dialect
     if isinstance(dialect, Mysql):
-        options = f"ENGINE InnoDB CHARACTER SET utf8mb4 COLLATE {dialect.collation}"
+        # Mostly the default; the older formats have no room for an id in an index.
+        options = (
+            f"ENGINE InnoDB ROW_FORMAT DYNAMIC CHARACTER SET utf8mb4 COLLATE {dialect.collation}"
+        )
         return tuple(script.format(options=options) for script in MYSQL_MIGRATIONS)
     return POSTGRES_MIGRATIONS
 
