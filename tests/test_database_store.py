@@ -384,6 +384,12 @@ async def test_a_mysql_that_is_careful_with_people_gives_all_the_same(careful_ur
         await store.close()
 
 
+async def test_a_mysql_whose_default_row_format_is_an_old_one_is_opened(careful_url):
+    database = Database(MYSQL, careful_url)
+    await database.ado("SET GLOBAL innodb_default_row_format = compact")
+    await (await opened(DatabaseJobStore(careful_url))).close()
+
+
 async def test_writes_of_one_batch_may_build_on_each_other(store):
     insert = make_insert(make_record(tags=["old"]))
     save = make_save(insert.record, error="saved")
@@ -939,6 +945,7 @@ async def test_jobs_in_two_programs_wait_for_each_other(database, tmp_path):
         ("postgresql://me:hunter2@db.example:5433/jobs", "postgresql://db.example:5433/jobs"),
         ("postgres://me:hunter2@db.example/jobs?sslmode=require", "postgres://db.example/jobs"),
         ("postgresql+asyncpg://me@/jobs", "postgresql://localhost/jobs"),
+        ("postgresql://me:hunter2%40@[::1]:5433/jobs", "postgresql://[::1]:5433/jobs"),
         ("mysql://me:hunter2@db.example/jobs", "mysql://db.example/jobs"),
         ("mariadb://me:hunter2@db.example/jobs", "mariadb://db.example/jobs"),
     ],
@@ -968,6 +975,8 @@ def test_a_database_can_be_named_by_its_parts():
         {"host": "db.example"},
         {"url": "postgresql://host/db", "password": "hunter2"},
         {"url": "postgresql://me:hunter2@host:port/db"},
+        {"url": "postgresql://me:p@hunter2@host/db"},
+        {"url": "postgresql://me:p@ss/hunter2@host/db"},
         {"url": "postgresql+psycopg2://me:hunter2@host/db"},
         {"url": "oracle://me:hunter2@host/db"},
         {"url": "hunter2"},

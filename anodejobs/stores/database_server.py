@@ -49,13 +49,17 @@ _DIALECTS: Final[Mapping[str, type[Dialect]]] = {
 def read_url(url: str) -> URL:
     """Return a URL with its parts. Raises StoreError, which does not repeat it."""
     try:
-        return make_url(url)
+        read = make_url(url)
     except (ArgumentError, ValueError):
         # Not as its cause either: that has the URL in it, with its password.
         raise StoreError(
             "the URL of the database cannot be read; "
             "it should look like postgresql://user:password@host:5432/database"
         ) from None
+    if "@" in f"{read.host} {read.database}":
+        # That was of the password, whose end would be in all that is said of the place.
+        raise StoreError("the URL of the database has more than one @: that of a password is %40")
+    return read
 
 
 def make_address(
@@ -89,6 +93,8 @@ class Server:
         self.dialect = _dialect_of(url)
         self._url = _drivers_own(url, self.dialect)
         host, port = url.host or "localhost", f":{url.port}" if url.port else ""
+        if ":" in host:
+            host = f"[{host}]"
         self.place = f"{url.drivername.partition('+')[0]}://{host}{port}/{url.database or ''}"
         """What may be said of it."""
         driver_faults, driver_losses = _driver_faults(self.dialect)
