@@ -672,6 +672,52 @@ async def test_a_restart_of_the_server_is_waited_for(own_server):
         await store.close()
 
 
+async def test_a_connection_to_a_server_that_only_reads_is_not_kept(postgres, monkeypatch):
+    """It was the primary, and its name may lead to another one in a moment."""
+    store = await opened(DatabaseJobStore(postgres.url))
+    here = f'ALTER DATABASE "{make_url(postgres.url).database}"'
+    reset = f"{here} RESET default_transaction_read_only"
+    insert = make_insert(make_record(secrets.token_hex(4)))
+    try:
+        await postgres.ado(f"{here} SET default_transaction_read_only = on")
+        await kill_connections(postgres)
+        with monkeypatch.context() as patched:
+            patched.setattr(database_server, "PATIENCE_S", 0.0)
+            for call in (store.get("a-job"), store.commit([insert])):
+                with pytest.raises(StoreError):
+                    await call
+        await postgres.ado("SET default_transaction_read_only = off", reset)
+        assert await store.commit([insert]) != [None]
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def lent() -> Iterator[tuple[Database, str]]:
+    """A server of our own, and the URL of a user who has no other right than to use it."""
+    with private_server(MYSQL) as server:
+        database = Database(MYSQL, server.url)
+        make = "CREATE USER me@localhost IDENTIFIED BY 'it'"
+        database.do("CREATE DATABASE jobs", make, "GRANT ALL ON jobs.* TO me@localhost")
+        url = make_url(server.url).set(username="me", password="it", database="jobs")
+        yield database, url.render_as_string(hide_password=False)
+
+
+async def test_a_mysql_that_only_reads_for_a_moment_is_waited_for(lent, caplog):
+    server, url = lent
+    store = await opened(DatabaseJobStore(url))
+    try:
+        await server.ado("SET GLOBAL read_only = 1")
+        commit = asyncio.create_task(store.commit([make_insert(make_record())]))
+        async with asyncio.timeout(PATIENCE_S):
+            while "tried again" not in caplog.text and not commit.done():
+                await store.get("a-job")
+        await server.ado("SET GLOBAL read_only = 0")
+        assert await commit == [1]
+    finally:
+        await store.close()
+
+
 async def test_a_process_that_is_stopped_in_a_transaction_does_not_keep_others_from_writing(
     database, store, monkeypatch
 ):

@@ -359,6 +359,8 @@ def _connect_arguments(dialect: Dialect) -> dict[str, Any]:
         return {
             "connection_class": Connection,
             "timeout": _CONNECT_S,
+            # Else a connection to what was the primary once is kept for good.
+            "target_session_attrs": "read-write",
             "server_settings": settings,
         }
     from anodejobs.stores.database_aiomysql import connected

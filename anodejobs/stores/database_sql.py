@@ -228,6 +228,7 @@ class Mysql(Dialect):
         {
             *(2002, 2003, 2006, 2013, 2014, 2045, 2055, 4031, 1927),  # connections
             *(1040, 1041, 1053, 1203, 1226),  # a server that stops, or has no room
+            *(1290, 1836),  # one that only reads, while another takes its place
             *(1205, 1213, 1020, 1317, 1969, 3024),  # deadlocks, and what took too long
         }
     )
