@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from anodejobs import FileJobStore, JobFilter, Jobs, Status, StoreError
+from anodejobs import AnodeJobsError, FileJobStore, JobFilter, Jobs, Status, StoreError
 from anodejobs.logs import log_name
 from anodejobs.stores import file_folder
 from anodejobs.stores.base import Delete, Insert, Query
@@ -299,6 +299,27 @@ async def test_a_newer_store_is_left_as_it_is(tmp_path):
     marker["version"] = file_folder.VERSION + 1
     (tmp_path / "anodejobs.json").write_text(json.dumps(marker))
     await _assert_refused_unharmed(tmp_path, match="newer anodejobs.*upgrade")
+
+
+async def test_an_application_under_which_the_folder_was_migrated_says_so_and_ends(
+    tmp_path, monkeypatch
+):
+    async with (
+        opened(tmp_path / "store") as newer,
+        Jobs(tmp_path / "db", store=_url(tmp_path), executor="inline") as jobs,
+    ):
+        await jobs.create("true", "a")
+        waiting = asyncio.create_task(jobs.wait("a"))
+        await asyncio.sleep(0)
+        marker = tmp_path / "store" / "anodejobs.json"
+        marker.write_text(marker.read_text().replace(": 1", ": 2"))
+        monkeypatch.setattr(file_folder, "_FOLD_ABOVE_BYTES", 1)
+        await put(newer, "b")
+        before = files_in(tmp_path / "store")
+        for call in (lambda: waiting, lambda: jobs.submit("true", "c"), lambda: jobs.count()):
+            with pytest.raises(AnodeJobsError, match="newer anodejobs.*upgrade"):
+                await asyncio.wait_for(call(), PATIENCE_S)
+    assert files_in(tmp_path / "store") == before
 
 
 @pytest.mark.parametrize("name", ["letter.txt", "jobs/a.json", ".git/HEAD", "jobs.db"])

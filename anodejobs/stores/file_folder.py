@@ -27,7 +27,7 @@ from urllib.parse import quote
 from anodejobs.errors import StoreError
 from anodejobs.logs import log_name
 from anodejobs.records import JobEvent
-from anodejobs.stores.base import Stored, Write
+from anodejobs.stores.base import Outdated, Stored, Write
 from anodejobs.stores.contents import Change, Contents, Document, Gone, Kept, Told
 from anodejobs.stores.file_commits import CommitLog
 from anodejobs.stores.file_lock import FolderLock
@@ -45,7 +45,8 @@ from anodejobs.stores.file_texts import (
 LOG = logging.getLogger("anodejobs")
 
 VERSION = 1
-"""Of the format. Whoever changes what is in the files counts it up, and reads the older ones."""
+"""Of the format. Whoever changes what is in the files counts it up, and reads the older ones; and
+begins the log anew, by which applications of an older version learn of it."""
 
 _FOLD_ABOVE_BYTES = 4 * 1024 * 1024
 """A log longer than that is folded: all that it says is synced elsewhere, and it begins anew."""
@@ -108,9 +109,8 @@ class JobFolder:
 
         Raises StoreError where it is of something else, or of a newer version.
         """
-        path = self.path / _MARKER
         try:
-            content = read(path)
+            self._check_version()
         except FileNotFoundError:
             if strangers := set(os.listdir(self.path)) - _FIRST:
                 raise StoreError(
@@ -118,14 +118,18 @@ class JobFolder:
                     "choose a folder for the jobs alone"
                 ) from None
             return False
+        return True
+
+    def _check_version(self) -> None:
+        path = self.path / _MARKER
+        content = read(path)
         with _damage(path):
             version = int(json.loads(content)["version"])
         if version > VERSION:
-            raise StoreError(
+            raise Outdated(
                 f"{self.path} has version {version} of a newer anodejobs, this one knows "
                 f"{VERSION}; it was left as it is: upgrade anodejobs"
             )
-        return True
 
     def _claim(self) -> None:
         if not self._log.path.exists():
@@ -162,7 +166,7 @@ class JobFolder:
         commits = self._log.read()
         if self._log.is_replaced():
             generation = self._log.generation
-            self._log.open()
+            self._open_log()
             if self._log.generation != generation + 1:
                 self._reload()  # another fold may have removed what these commits refer to
                 return
@@ -172,13 +176,18 @@ class JobFolder:
         self._take(commits)
         self._is_stale = False
 
+    def _open_log(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._check_version()  # it may be a newer one that has begun it
+        self._log.open()
+
     def _take(self, commits: list[dict[str, Any]]) -> None:
         self._note_touched(commits)
         self._contents.apply(self._changes(commits))
 
     def _reload(self) -> None:
         self._forget()
-        self._log.open()
+        self._open_log()
         commits = self._log.read()
         self._note_touched(commits)
         # What the log tells of may be torn elsewhere; what it does not tell of was synced before.
