@@ -68,7 +68,7 @@ async def migrate(
     Raises StoreError where the target has something else, where the source has changed meanwhile,
     or where, after all, the two are not equal: it names the first job or document that differs.
     """
-    if source is target:
+    if source == target:
         raise StoreError("source and target are the same store")
     async with AsyncExitStack() as stack:
         before = await stack.enter_async_context(_opened(source, is_source=True))

@@ -317,7 +317,7 @@ async def test_an_application_under_which_the_folder_was_migrated_says_so_and_en
         await put(newer, "b")
         before = files_in(tmp_path / "store")
         for call in (lambda: waiting, lambda: jobs.submit("true", "c"), lambda: jobs.count()):
-            with pytest.raises(AnodeJobsError, match="newer anodejobs.*upgrade"):
+            with pytest.raises(AnodeJobsError, match=r"newer anodejobs.*upgrade"):
                 await asyncio.wait_for(call(), PATIENCE_S)
     assert files_in(tmp_path / "store") == before
 
