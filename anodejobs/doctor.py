@@ -25,6 +25,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Literal, ParamSpec
 
+from anodejobs import command
 from anodejobs import doctor_trials as trials
 from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
@@ -483,4 +484,4 @@ def check_shim(folder: Path, held: Callable[[Path], int]) -> Verdict:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main)

@@ -99,8 +99,13 @@ def _job_id(text: str) -> str:
 def _command(command: str | list[str]) -> str | list[str]:
     if not command or not (command if isinstance(command, str) else command[0]).strip():
         raise ValueError("is empty")
-    for part in (command,) if isinstance(command, str) else command:
-        no_nul(part)
+    if isinstance(command, str):
+        return no_nul(command)
+    for place, part in enumerate(command):
+        try:
+            no_nul(part)
+        except ValueError as error:
+            raise ValueError(f"part {place}: {error}") from None
     return command
 
 

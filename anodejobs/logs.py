@@ -226,6 +226,10 @@ class LogFile:
                 self.unclosed = error
 
 
+_LAST_OFFSET = 2**63 - 1
+"""Beyond which the system lets nobody read."""
+
+
 class LogTail:
     """Reads a log from an offset on, while it grows and is rotated.
 
@@ -258,7 +262,8 @@ class LogTail:
             assert self._fd is not None
             # Before the read: a file that was set aside by now has all that it will ever have.
             may_grow = self._may_grow()
-            data = os.pread(self._fd, limit, self.offset - self._base)
+            place = self.offset - self._base
+            data = os.pread(self._fd, min(limit, _LAST_OFFSET - place), place)
             if data or may_grow:
                 self.offset += len(data)
                 return data

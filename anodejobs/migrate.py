@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from anodejobs import command
 from anodejobs.errors import AnodeJobsError
 from anodejobs.migration import migrate
 
@@ -81,4 +82,4 @@ class _Bar:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main)

@@ -7,8 +7,9 @@ knows no job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -79,11 +80,11 @@ class Model(BaseModel, metaclass=_NamesFields):
         fields = {**(data or {}), **fields}
         for name in fields:
             if not isinstance(name, str):
-                raise InvalidJob(repr(name), "there is no such field")
+                raise InvalidJob(repr(name), _NO_FIELD)
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _named(error) from None
+            raise _named(error, type(self).model_fields) from None
 
     def __getitem__(self, key: object) -> Any:  # to a checker ``Model.field`` is a field's value
         field = key.removeprefix("f_") if isinstance(key, str) else key
@@ -98,6 +99,13 @@ class Model(BaseModel, metaclass=_NamesFields):
             if field != name and field in type(self).model_fields:
                 return getattr(self, field)
             return super().__getattr__(name)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is as it would be unsaid is left out: of a record, that is most."""
+        fields = type(self).model_fields
+        for name, value in super().__repr_args__():
+            if name is None or value != fields[name].get_default(call_default_factory=True):
+                yield name, value
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with the changes, which are trusted to be right.
@@ -128,6 +136,7 @@ class Model(BaseModel, metaclass=_NamesFields):
         return made
 
 
+_NO_FIELD = "there is no such field"
 _PLAIN = (str, int, float, datetime, NoneType)
 
 
@@ -152,11 +161,12 @@ def _copied(value: Any) -> Any:
     return value
 
 
-def _named(error: ValidationError) -> InvalidJob:
+def _named(error: ValidationError, known: Iterable[str]) -> InvalidJob:
     """Name the first wrong field, without repeating values: they may be secrets."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # What follows the field is a place inside it, or the name of a union's member.
     field = str(first["loc"][0]) if first["loc"] else "job"
     if first["type"] == "extra_forbidden":
-        return InvalidJob(field, "there is no such field")
+        meant = get_close_matches(field, known, n=1)
+        return InvalidJob(field, f"{_NO_FIELD}; did you mean {meant[0]!r}?" if meant else _NO_FIELD)
     return InvalidJob(field, first["msg"].removeprefix("Value error, "))

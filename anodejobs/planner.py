@@ -271,9 +271,8 @@ def _retry(spec: JobSpec, restart: RestartPolicy) -> dict[str, Any] | None:
     if spec.retry is None and spec.retry_delay is None and not spec.max_retries:
         return None
     if not spec.max_retries:
-        raise InvalidJob(
-            "max_retries", "must say how often, 1 or more, where retries are described"
-        )
+        said = "retry_delay" if spec.retry is None else "retry"
+        raise InvalidJob("max_retries", f"must be 1 or more where {said} says how they are made")
     if restart.when != "never":
         raise InvalidJob("restart", "cannot be combined with max_retries: it has limits of its own")
     if spec.retry is None:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import AsyncIterator
 from typing import Annotated
+from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anodejobs import InvalidJob, JobActive, JobNotFound, JobRecord, Jobs, WaitTimeout
 
@@ -44,7 +45,7 @@ class WaitQuery(BaseModel):
 
 
 class LogQuery(BaseModel):
-    offset: NonNegativeInt = 0
+    offset: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 def create_app(db_path: str = "./job_db") -> web.Application:
@@ -107,7 +108,7 @@ async def run(request: web.Request) -> web.Response:
     new = NewJob.model_validate_json(await request.read())
     record = await request.app[JOBS].run(command=new.command, job_id=new.job_id)
     response = answer(record, code=201)
-    response.headers["Location"] = f"/jobs/{record.self_id}"
+    response.headers["Location"] = f"/jobs/{quote(record.self_id, safe='')}"
     return response
 
 

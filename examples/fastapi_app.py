@@ -17,6 +17,7 @@ import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
@@ -104,7 +105,8 @@ Found = Annotated[JobRecord, Depends(found)]
 @router.post("/jobs", status_code=201, dependencies=[Depends(only_json)])
 async def run(new: NewJob, jobs: OpenedJobs, request: Request, response: Response) -> JobRecord:
     record = await jobs.run(command=new.command, job_id=new.job_id)
-    response.headers["Location"] = request.app.url_path_for("status", job_id=record.self_id)
+    path = request.app.url_path_for("status", job_id=record.self_id)
+    response.headers["Location"] = quote(path)
     return record
 
 
@@ -120,7 +122,7 @@ async def wait(job_id: str, jobs: OpenedJobs, timeout: float = 60.0) -> JobRecor
 
 @router.get("/jobs/{job_id}/log")
 async def log(
-    record: Found, jobs: OpenedJobs, offset: Annotated[int, Query(ge=0)] = 0
+    record: Found, jobs: OpenedJobs, offset: Annotated[int, Query(ge=0, lt=2**63)] = 0
 ) -> StreamingResponse:
     """Stream stdout as it is written; to resume, give as offset how many bytes you have."""
     chunks = jobs.follow(job_id=record.self_id, stderr=False, offset=offset)

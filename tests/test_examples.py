@@ -395,6 +395,15 @@ async def test_a_job_is_started_and_found_where_the_answer_says(client: httpx.As
     assert (await answered(client, f"/jobs/{record.self_id}/wait")).status is Status.finished
 
 
+async def test_a_job_with_any_letters_is_found_where_the_answer_says(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.post("/jobs", json={"command": "true", "job_id": "任务-é"})
+    assert response.status_code == 201
+    assert (await answered(client, response.headers["Location"])).self_id == "任务-é"
+    assert (await answered(client, "/jobs/任务-é/wait")).status is Status.finished
+
+
 async def test_a_wait_is_answered_when_the_job_ends(client: httpx.AsyncClient, gate: Gate) -> None:
     await started(client, f"{gate.wait}; exit 3", "held")
     async with asyncio.TaskGroup() as tasks:
@@ -472,7 +481,9 @@ async def test_what_cannot_be_a_job_is_refused(client: httpx.AsyncClient, body: 
     assert response.json()["detail"]
 
 
-@pytest.mark.parametrize("query", ["wait?timeout=-1", "wait?timeout=soon", "log?offset=-1"])
+@pytest.mark.parametrize(
+    "query", ["wait?timeout=-1", "wait?timeout=soon", "log?offset=-1", f"log?offset={2**63}"]
+)
 async def test_a_wrong_number_is_refused(client: httpx.AsyncClient, query: str) -> None:
     await started(client, "true", "short")
     assert (await client.get(f"/jobs/short/{query}")).status_code == 422

@@ -254,8 +254,9 @@ async def test_one_offset_goes_for_both_streams(jobs: Jobs) -> None:
 async def test_at_the_end_of_an_ended_job_there_is_nothing_more(jobs: Jobs) -> None:
     await jobs.run("printf 0123456789", job_id="a")
     await jobs.wait("a")
-    async with following(jobs, "a", offset=10) as chunks:
-        assert not [chunk async for chunk in chunks]
+    for offset in (10, 2**63 - 1):
+        async with following(jobs, "a", offset=offset) as chunks:
+            assert not [chunk async for chunk in chunks]
 
 
 @pytest.mark.parametrize(

@@ -733,7 +733,26 @@ def test_a_spec_without_a_command_is_refused():
 def test_a_keyword_that_is_no_field_is_refused_by_its_name(key):
     with pytest.raises(InvalidJob) as caught:
         spec(**{key: "x"}) if isinstance(key, str) else JobSpec({"command": "true", key: "x"})
-    assert (caught.value.field, caught.value.problem) == (str(key), "there is no such field")
+    assert caught.value.field == str(key)
+    assert caught.value.problem.startswith("there is no such field")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("env", "envs"), ("comand", "command"), ("dependson", "depends_on")]
+)
+def test_a_keyword_that_is_nearly_a_field_is_told_what_it_might_be(key, meant):
+    with pytest.raises(InvalidJob, match=f"{key}: there is no such field; did you mean '{meant}'"):
+        spec(**{key: "x"})
+
+
+def test_what_has_nothing_to_say_is_left_out_of_what_is_shown():
+    shown = repr(JobSpec(command=["echo", "hi"], name=None, tags=["a"]))
+    assert shown == "JobSpec(command=['echo', 'hi'], tags=['a'])"
+
+
+def test_the_part_of_a_command_that_cannot_be_one_is_told():
+    with pytest.raises(InvalidJob, match="command: part 1: contains a NUL byte"):
+        spec(command=["echo", "a\0b"])
 
 
 @pytest.mark.parametrize(

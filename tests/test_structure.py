@@ -65,7 +65,7 @@ PUBLIC = [
 
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
-    ["errors", "events", "faults", "threads"],
+    ["command", "errors", "events", "faults", "threads"],
     ["dependencies", "jobqueue", "folderwatch", "regular", "this_job", "executors.descriptors"],
     ["executors.cgroups", "executors.limited", "executors.limits"],
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
