@@ -222,6 +222,8 @@ def check_file_system(place: Path, mountinfo: Path) -> Verdict:
 def _mount_of(path: str, mountinfo: Path) -> _Mount:
     mounts = [_mount(line) for line in os.fsdecode(mountinfo.read_bytes()).split("\n") if line]
     over = [m for m in mounts if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+    if not over:  # in a chroot whose root is a mere folder
+        raise LookupError(f"no mount in {os.fspath(mountinfo)!r} holds {path!r}")
     # The last of those that were mounted at the same place is the one that is seen.
     return sorted(over, key=lambda mount: len(mount.point))[-1]
 
