@@ -30,7 +30,7 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors import looks, shim_start, tree
+from anodejobs.executors import looks, processes, shim_start, tree
 from anodejobs.executors.base import Executor, Host, Launch, LogPlan, new_token
 from anodejobs.executors.inline import Inline
 from anodejobs.executors.processes import Processes
@@ -783,6 +783,21 @@ class DurableExecutorContract(ExecutorContract):
 class TestProcesses(ExecutorContract):
     def make_executor(self, folder: Path) -> Executor:
         return Processes()
+
+    @pytest.mark.parametrize("fields", [{}, {"earlier": 1}])
+    @pytest.mark.parametrize("by", ["the C library", "asyncio"])
+    async def test_what_is_being_started_when_it_closes_does_not_go_on(
+        self, app: Application, monkeypatch: pytest.MonkeyPatch, by: str, fields: dict[str, int]
+    ) -> None:
+        """Nothing can have been started, says the error."""
+        if by == "asyncio":
+            monkeypatch.setattr(processes, "is_possible", lambda: False)
+        launch = app.launch("exec sleep 600", **fields)
+        starting = asyncio.create_task(app.executor.start(launch, app.attempt(), 1))
+        await asyncio.sleep(0)  # it waits for a thread now, or for asyncio
+        await app.executor.close()
+        with pytest.raises(ExecutorError):
+            await starting
 
 
 class TestInline(ExecutorContract):

@@ -169,8 +169,6 @@ class Processes(Executor):
 
         That may be in another thread. Where it raises OSError nothing is spawned.
         """
-        if self._is_closed:
-            raise ExecutorError("the executor is closed")
         at, started_monotonic = utc_now(), time.monotonic()
         ours: dict[Stream, int] = {}
         theirs: dict[Stream, int] = {}
@@ -181,13 +179,14 @@ class Processes(Executor):
             tree.boot_id()
             if launch.earlier:
                 await in_thread(_remove_earlier, launch, number)
+                self._refuse_if_closed()
             cgroup = new_cgroup(launch, attempt)
             for stream in STREAMS:
                 ours[stream], theirs[stream] = new_pipe()
             marks = launch.marks(number, attempt.token)
             argv = argv_of(launch, cgroup)
             child = await self._started(launch, marks, theirs, argv=argv, about_to=about_to)
-            start_time = await _start_time(child)
+            start_time = await self._start_time(child)
         except BaseException as error:
             for fd in ours.values():
                 os.close(fd)
@@ -250,8 +249,10 @@ class Processes(Executor):
             )
         )
         try:
+            self._refuse_if_closed()
             return self._children.watch(pid)
-        except OSError:  # it is to be said that it did not start, so it must not go on
+        except (OSError, ExecutorError):
+            # It is to be said that it did not start, so it must not go on.
             kill_and_reap(pid)
             raise
 
@@ -280,6 +281,21 @@ class Processes(Executor):
                 umask=umask,
             )
         return AsyncioChild(process)
+
+    async def _start_time(self, child: Child) -> float | None:
+        """Return when the child began; None where it has ended, and nothing could be signalled.
+
+        Where that cannot be known it is killed, as it could be neither signalled nor found again,
+        and OSError is raised. So it is where nobody would have it: ExecutorError.
+        """
+        try:
+            self._refuse_if_closed()
+            return tree.start_time(child.pid) if child.is_alive else None
+        except (OSError, ExecutorError):
+            child.kill()
+            await child.wait()
+            child.let_go()
+            raise
 
     def _hold(
         self,
@@ -587,9 +603,12 @@ class Processes(Executor):
         except KeyError:
             raise ExecutorError("this attempt is not in the executor's hands") from None
 
-    def _pumping(self) -> LogPump:
+    def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise ExecutorError("the executor is closed")
+
+    def _pumping(self) -> LogPump:
+        self._refuse_if_closed()
         if self._pump is None:
             self._pump = LogPump(asyncio.get_running_loop(), self._tell)
         return self._pump
@@ -613,20 +632,6 @@ def _lack_told(what: str) -> Iterator[None]:
         yield
     except (OSError, MemoryError) as error:
         raise ExecutorError(f"{what}: {one_line(error)}") from error
-
-
-async def _start_time(child: Child) -> float | None:
-    """Return when the child began; None where it has ended, and nothing could be signalled.
-
-    Where that cannot be known it is killed, as it could be neither signalled nor found again, and
-    OSError is raised.
-    """
-    try:
-        return tree.start_time(child.pid) if child.is_alive else None
-    except OSError:
-        child.kill()
-        await child.wait()
-        raise
 
 
 _TAKEN = "the application, or something in it, took the exit code before it could be read"
