@@ -168,6 +168,14 @@ async def test_a_folder_that_was_there_keeps_its_mode(tmp_path):
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
+async def test_the_folder_may_be_a_link_to_where_there_is_room(tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "store").symlink_to("room")
+    async with opened(tmp_path / "store") as store, opened(tmp_path / "room") as other:
+        await put(store, "a")
+        assert await ids_in(other) == ["a"]
+
+
 async def test_what_is_left_of_a_closed_store_are_the_files_alone(tmp_path):
     async with opened(tmp_path) as store:
         await put(store, "a")

@@ -31,7 +31,7 @@ class FileJobStore(JobStore):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.realpath(path))
         self.lock_path = self.path / "anodejobs-scheduler"
         self._folder = JobFolder(self.path)
         self._bell = Doorbell(self.path / "anodejobs-bells")
