@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import subprocess
@@ -35,11 +36,23 @@ def test_the_first_snippet_runs_as_a_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS[1:], ids=lambda s: re.findall(r"def (\w+)", s)[0])
 async def test_the_snippet_runs(snippet: str, jobs: Jobs, tmp_path: Path) -> None:
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "snippet"}
     exec(snippet, names)
-    (function,) = [f for f in names.values() if inspect.iscoroutinefunction(f)]
-    given = {"jobs": jobs, "db_path": str(tmp_path / "another")}
-    await function(**{name: given[name] for name in inspect.signature(function).parameters})
+    (function,) = [f for f in names.values() if inspect.isfunction(f) and f.__module__ == "snippet"]
+    known = {"jobs": jobs, "db_path": str(tmp_path / "another")}
+    given = {name: known[name] for name in inspect.signature(function).parameters}
+    if inspect.iscoroutinefunction(function):
+        await function(**given)
+    else:
+        await asyncio.to_thread(function, **given)
+
+
+def test_every_link_leads_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.M)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]*)\)", README)
+    assert links
+    assert not {link for link in links if link.removeprefix("#") not in anchors}
 
 
 def test_ci_passes_the_tests_by_the_command_of_the_readme() -> None:
