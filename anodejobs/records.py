@@ -10,7 +10,7 @@ module knows neither stores nor processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
@@ -294,19 +294,16 @@ class JobFilter(Model):
     def matches(self, record: JobRecord) -> bool:
         """Return whether the record is one of those asked for."""
         return (
-            all(
-                allowed is None or getattr(record, field) in allowed
-                for field, allowed in self.choices()
-            )
+            all(getattr(record, field) in allowed for field, allowed in self.choices())
             and set(self.tags or ()) <= set(record.tags)
             and (self.created_after is None or _created(record) >= self.created_after)
             and (self.created_before is None or _created(record) < self.created_before)
         )
 
-    def choices(self) -> Iterator[tuple[str, list[str] | list[Status] | None]]:
-        """Give each field that takes one of several values, with these values."""
-        for field in _CHOOSABLE:
-            yield field, getattr(self, field)
+    def choices(self) -> list[tuple[str, list[str] | list[Status]]]:
+        """Return each field that is to have one of several values, with these values."""
+        fields = self.__dict__
+        return [(field, fields[field]) for field in _CHOOSABLE if fields[field] is not None]
 
 
 class FilterOptions(TypedDict, total=False):

@@ -10,6 +10,8 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest, nsmallest
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -72,7 +74,7 @@ class Contents:
         self.history: list[JobEvent] = []
         """In the order of their ``seq``."""
         self.last_seq = 0
-        self._by_status: Counter[Status] = Counter()
+        self._by_status: dict[Status, dict[str, Stored]] = {status: {} for status in Status}
         self._documents: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     # Writing.
@@ -95,9 +97,9 @@ class Contents:
         for change in changes:
             match change:
                 case Kept(stored):
-                    self._note_gone(self.jobs.get(stored.record.self_id))
-                    self.jobs[stored.record.self_id] = stored
-                    self._by_status[stored.record.status] += 1
+                    job_id = stored.record.self_id
+                    self._note_gone(self.jobs.get(job_id))
+                    self.jobs[job_id] = self._by_status[stored.record.status][job_id] = stored
                 case Told(event):
                     self.history.append(event)
                     self.last_seq = event.seq
@@ -112,7 +114,7 @@ class Contents:
 
     def _note_gone(self, stored: Stored | None) -> None:
         if stored is not None:
-            self._by_status[stored.record.status] -= 1
+            del self._by_status[stored.record.status][stored.record.self_id]
 
     def _put(self, document: Document) -> None:
         if document.body is None:
@@ -126,8 +128,7 @@ class Contents:
         """Return every job that is in one of the statuses."""
         return [
             Unfinished(stored.record.self_id, stored.record.status, stored.attempt)
-            for stored in self.jobs.values()
-            if stored.record.status in statuses
+            for stored in self._of(statuses)
         ]
 
     def page(self, query: Query) -> list[JobRecord]:
@@ -138,21 +139,22 @@ class Contents:
             # As SQL has it here: what is missing sorts before everything else.
             return (value is not None, value, record.self_id)
 
-        records = list(self._matching(query.filter))
-        records.sort(key=key, reverse=query.descending)
+        records = self._matching(query.filter)
         if query.after is not None:
             if query.after not in self.jobs:
                 raise JobNotFound(query.after)
             last = key(self.jobs[query.after].record)
-            records = [r for r in records if (key(r) < last if query.descending else key(r) > last)]
-        end = None if query.limit is None else query.offset + query.limit
-        return records[query.offset : end]
+            records = (r for r in records if (key(r) < last if query.descending else key(r) > last))
+        if query.limit is None:
+            return sorted(records, key=key, reverse=query.descending)[query.offset :]
+        first = nlargest if query.descending else nsmallest
+        return first(query.offset + query.limit, records, key=key)[query.offset :]
 
     def count(self, filter: JobFilter) -> Mapping[Status, int]:
         """Return how many records match, by status."""
         if not any(wanted is not None for name, wanted in filter if name != "status"):
             statuses = Status if filter.status is None else filter.status
-            return {status: n for status in statuses if (n := self._by_status[status])}
+            return {status: n for status in statuses if (n := len(self._by_status[status]))}
         return Counter(record.status for record in self._matching(filter))
 
     def _matching(self, filter: JobFilter) -> Iterator[JobRecord]:
@@ -161,7 +163,15 @@ class Contents:
         if filter.self_id is not None:
             found = (self.jobs[i] for i in dict.fromkeys(filter.self_id) if i in self.jobs)
             filter = filter.model_copy(update={"self_id": None})
+        elif filter.status is not None:
+            found = self._of(filter.status)
+            filter = filter.model_copy(update={"status": None})
+        if filter == JobFilter():
+            return (stored.record for stored in found)
         return (stored.record for stored in found if filter.matches(stored.record))
+
+    def _of(self, statuses: Collection[Status]) -> Iterator[Stored]:
+        return chain.from_iterable(self._by_status[status].values() for status in set(statuses))
 
     def tally(self) -> Metrics:
         """Return how many jobs there are of what."""

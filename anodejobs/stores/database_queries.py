@@ -48,8 +48,6 @@ def where(filter: JobFilter, dialect: Dialect) -> Statement:
         parameters.extend(values)
 
     for field, allowed in filter.choices():
-        if allowed is None:
-            continue
         name = "job_id" if field == "self_id" else field
         if not allowed:
             demand("1 = 0")

@@ -33,15 +33,14 @@ def where(filter: JobFilter) -> tuple[str, tuple[Any, ...]]:
     clauses: list[str] = []
     parameters: list[Any] = []
     for field, allowed in filter.choices():
-        if allowed is not None:
-            name = "job_id" if field == "self_id" else field
-            if len(allowed) == 1:  # which keeps the order of the index
-                clauses.append(f"{name} = ?")
-                parameters.append(allowed[0])
-            else:
-                clause, values = among(name, allowed)
-                clauses.append(clause)
-                parameters += values
+        name = "job_id" if field == "self_id" else field
+        if len(allowed) == 1:  # which keeps the order of the index
+            clauses.append(f"{name} = ?")
+            parameters.append(allowed[0])
+        else:
+            clause, values = among(name, allowed)
+            clauses.append(clause)
+            parameters += values
     for tag in filter.tags or ():
         clauses.append("job_id IN (SELECT job_id FROM tags WHERE tag = ?)")
         parameters.append(tag)
