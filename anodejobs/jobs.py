@@ -379,16 +379,15 @@ class Jobs:
             await self._links.check(job_id, plan.record.depends_on)
             with contextlib.suppress(Overtaken):
                 return await starter.enlist(plan, lambda old: True)
-        record = stored.record
 
-        def submitted(record: JobRecord) -> Event:
+        def submitted(record: JobRecord) -> Event | None:
             if record.status not in WAITING:
                 raise JobActive(job_id, record.status)
+            if record.submitted_at is not None:
+                return None
             return Submitted(is_ready=not record.depends_on and record.due_at is None)
 
-        if record.status not in WAITING or record.submitted_at is None:
-            record = await self._jobdb.apply(job_id, submitted)
-        return record
+        return await self._jobdb.apply(job_id, submitted)
 
     async def cancel(self, job_id: str) -> JobRecord | None:
         """Withdraw a job that has not started: it is ``cancelled``. Otherwise as ``stop``.

@@ -243,6 +243,14 @@ async def test_run_refuses_what_only_makes_sense_in_a_queue(
         await jobs.run("true", "job", **spec)
 
 
+async def test_a_job_that_is_started_twice_at_once_is_submitted_once(one_slot: Jobs) -> None:
+    await one_slot.create("sleep 1000", "first")
+    await one_slot.create("true", "job", depends_on=["first"])
+    one, other = await asyncio.gather(one_slot.start("job"), one_slot.start("job"))
+    assert one == other
+    assert len(await one_slot.history("job")) == 2
+
+
 @pytest.mark.parametrize("open_job", ["create", "submit"])
 async def test_a_job_that_has_not_started_is_cancelled(one_slot: Jobs, open_job: str) -> None:
     await one_slot.run("sleep 1000", "blocker")
