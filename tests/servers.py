@@ -232,8 +232,8 @@ def _find(program: str) -> str | None:
     return str(installed[-1]) if installed else None
 
 
-def _another_user(folder: Path) -> dict[str, Any]:
-    """Return how to start what refuses to run as root."""
+def another_user(folder: Path) -> dict[str, Any]:
+    """Give the file to whom what refuses to run as root is run as; return how to start it."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -249,7 +249,7 @@ def _start_postgres(
     initdb, postgres = _find("initdb"), _find("postgres")
     if initdb is None or postgres is None:
         return None
-    user = _another_user(folder)
+    user = another_user(folder)
     data = folder / "data"
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     making = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
@@ -275,7 +275,7 @@ def _start_mysql(
         options = ["--secure-file-priv=NULL", "--mysqlx=OFF", *options]
     else:
         return None
-    user = _another_user(folder)
+    user = another_user(folder)
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if not data.exists():
         subprocess.run(making, check=True, cwd=folder, **quiet, **user)

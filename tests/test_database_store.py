@@ -55,6 +55,7 @@ from tests.servers import (
     TABLES,
     Database,
     PrivateServer,
+    another_user,
     empty,
     own_database,
     private_server,
@@ -365,6 +366,31 @@ async def test_mysql_is_spoken_to_in_private_where_the_url_says_so(private):
     for query, problem in (("", "Access denied"), ("?ssl_ca=/etc/passwd", "certificate")):
         with pytest.raises(StoreError, match=problem):
             await opened(DatabaseJobStore(f"{url}{query}"))
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[tuple[Database, Path]]:
+    """A server that can be spoken to in private, and its certificate."""
+    with certificate() as path:
+        another_user(Path(f"{path}.key"))
+        settings = ("ssl=on", f"ssl_cert_file={path}", f"ssl_key_file={path}.key")
+        options = [word for setting in settings for word in ("-c", setting)]
+        with private_server(POSTGRES, options=options) as server:
+            yield Database(POSTGRES, server.url), path
+
+
+async def test_postgresql_is_spoken_to_in_private_where_the_url_says_so(private_postgres):
+    server, path = private_postgres
+    verified = "sslmode=verify-full&sslrootcert"
+    for query in ("sslmode=require", f"{verified}={path}&ssl_min_protocol_version=TLSv1.2"):
+        store = await opened(DatabaseJobStore(f"{server.url}?{query}"))
+        try:
+            sql = "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+            assert await server.ado(f"{sql} WHERE application_name = 'anodejobs'") == [(True,)]
+        finally:
+            await store.close()
+    with pytest.raises(StoreError, match=r"no certificate|CERTIFICATE_VERIFY_FAILED"):
+        await opened(DatabaseJobStore(f"{server.url}?{verified}=/etc/passwd"))
 
 
 @pytest.fixture

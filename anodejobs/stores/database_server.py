@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
@@ -37,6 +38,11 @@ ATTEMPT_S: Final = 60.0
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 _CONNECT_S: Final = 10.0
+
+_LIBPQ_TLS: Final = frozenset(
+    {"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"}
+    | {"ssl_min_protocol_version", "ssl_max_protocol_version"}
+)
 
 _DIALECTS: Final[Mapping[str, type[Dialect]]] = {
     "postgresql": Postgres,
@@ -328,10 +334,12 @@ def _dialect_of(url: URL) -> Dialect:
 
 
 def _drivers_own(url: URL, dialect: Dialect) -> URL:
-    if isinstance(dialect, Postgres) and "sslmode" in url.query:
-        # As all other programs have it in the URL; this driver knows it by another name.
-        mode = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    if isinstance(dialect, Postgres):
+        # As all other programs have it in the URL, which this driver reads itself then.
+        asked = {name: value for name, value in url.query.items() if name in _LIBPQ_TLS}
+        if asked:
+            url = url.difference_update_query(asked)
+            url = url.update_query_dict({"dsn": f"postgresql://?{urlencode(asked)}"})
     return url.set(drivername=dialect.scheme)
 
 
