@@ -374,20 +374,22 @@ class Jobs:
         return (await parts.owner.owned(self._start, parts.starter, job_id)).detached()
 
     async def _start(self, starter: Starter, job_id: str) -> JobRecord:
-        while (stored := await self._jobdb.stored(job_id)).record.is_done:
-            plan = Plan.again(stored, "submit")
-            await self._links.check(job_id, plan.record.depends_on)
-            with contextlib.suppress(Overtaken):
-                return await starter.enlist(plan, lambda old: True)
-
         def submitted(record: JobRecord) -> Event | None:
-            if record.status not in WAITING:
+            if record.status in ALIVE:
                 raise JobActive(job_id, record.status)
-            if record.submitted_at is not None:
+            if record.is_done or record.submitted_at is not None:
                 return None
             return Submitted(is_ready=not record.depends_on and record.due_at is None)
 
-        return await self._jobdb.apply(job_id, submitted)
+        while True:
+            stored = await self._jobdb.stored(job_id)
+            if stored.record.is_done:
+                plan = Plan.again(stored, "submit")
+                await self._links.check(job_id, plan.record.depends_on)
+                with contextlib.suppress(Overtaken):
+                    return await starter.enlist(plan, lambda old: True)
+            elif not (record := await self._jobdb.apply(job_id, submitted)).is_done:
+                return record
 
     async def cancel(self, job_id: str) -> JobRecord | None:
         """Withdraw a job that has not started: it is ``cancelled``. Otherwise as ``stop``.

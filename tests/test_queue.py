@@ -251,6 +251,14 @@ async def test_a_job_that_is_started_twice_at_once_is_submitted_once(one_slot: J
     assert len(await one_slot.history("job")) == 2
 
 
+async def test_a_job_that_is_cancelled_just_before_it_is_started_is_run_anew(jobs: Jobs) -> None:
+    await jobs.create("true", "job")
+    cancelled, started = await asyncio.gather(jobs.cancel("job"), jobs.start("job"))
+    assert cancelled is not None and cancelled.status is Status.cancelled
+    assert started.created_at and cancelled.created_at and started.created_at > cancelled.created_at
+    assert (await ended(jobs, "job"))[0].status is Status.finished
+
+
 @pytest.mark.parametrize("open_job", ["create", "submit"])
 async def test_a_job_that_has_not_started_is_cancelled(one_slot: Jobs, open_job: str) -> None:
     await one_slot.run("sleep 1000", "blocker")
