@@ -94,22 +94,20 @@ class Control:
                 return ended.record
 
     async def withdraw(self, job_ids: Sequence[str]) -> list[str]:
-        """Withdraw the jobs that wait for their start; return those that have been started."""
-        started: list[str] = []
+        """Withdraw the jobs that wait for their start; return those that do not any more."""
+        others: list[str] = []
 
         async def withdraw(job_id: str) -> None:
             try:
                 await self._jobdb.apply(job_id, Withdrawn())
-            except InvalidTransition:
-                started.append(job_id)
-            except JobNotFound:
-                pass
+            except (InvalidTransition, JobNotFound):
+                others.append(job_id)
 
         for begin in range(0, len(job_ids), _MOST_AT_ONCE):
             some = job_ids[begin : begin + _MOST_AT_ONCE]
             await self._jobdb.bring(some)
             await asyncio.gather(*map(withdraw, some))
-        return started
+        return others
 
     async def _stop_attempt(
         self, stored: Stored, grace: float | None, reason: str | None

@@ -528,9 +528,9 @@ class Jobs:
     async def _cancel_batch(self, control: Control, batch_id: str) -> JobRecordDict:
         left = [r for r in (await self.get_batch(batch_id)).values() if not r.is_done]
         # Those that wait first: the end of one that runs is not to start them.
-        started = await control.withdraw([r.self_id for r in left if r.status in WAITING])
+        others = await control.withdraw([r.self_id for r in left if r.status in WAITING])
         running = (r.self_id for r in left if r.status not in WAITING)
-        await do_for_each(self.cancel, chain(started, running))
+        await do_for_each(self.cancel, chain(others, running))
         return await self.get_batch(batch_id)
 
     async def batch_progress(self, batch_id: str) -> BatchProgress:

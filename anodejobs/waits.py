@@ -14,8 +14,7 @@ from anodejobs.transitions import has_reached
 class Waiter:
     """One wait for one job: a future, resolved by the record that ends the wait.
 
-    It listens while it is open, as a context. With ``of`` it ends with the attempt that this record
-    tells of.
+    It listens while it is open, as a context. With ``of`` it ends with that attempt.
     """
 
     __slots__ = ("_waits", "future", "job_id", "of", "wanted")
