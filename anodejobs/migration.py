@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ OnProgress = Callable[[int, int], object]
 
 _PAGE: Final = 500
 """Events, and at most so many jobs, that are in memory at once."""
+_SCHEME: Final = re.compile(r"(file|memory|sqlite|postgres(ql)?|mysql|mariadb)(\+\w+)?:")
 _MARK: Final = "migration"
 """The kind of the document that a target has until everything is there and was checked."""
 
@@ -269,7 +271,8 @@ def _store(given: AnyStore) -> JobStore:
 
 
 def _is_url(text: str) -> bool:
-    return "://" in text or text.startswith("file:/")
+    # One that is mistyped, too: as a path it would be told, or made, with the password in it.
+    return "://" in text or bool(_SCHEME.match(text))
 
 
 def _ignored(*_: object) -> None:

@@ -237,6 +237,16 @@ async def test_a_source_that_is_not_there_is_not_made(tmp_path, source):
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_url_that_is_mistyped_is_not_made_a_folder_nor_repeated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mistyped = "postgresql:/me:hunter2@host/jobs"
+    for source, target in ((mistyped, MemoryJobStore()), (MemoryJobStore(), mistyped)):
+        with pytest.raises(StoreError, match="URL") as caught:
+            await migrate(source, target)
+        assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_an_empty_history_is_one_too(tmp_path):
     told: list[tuple[int, int]] = []
     done = await migrate(MemoryJobStore(), tmp_path, on_progress=lambda *s: told.append(s))
