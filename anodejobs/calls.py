@@ -33,6 +33,8 @@ def call_argv(call: str, path: Sequence[str] | None = None) -> list[str]:
     if module in ("__main__", "__mp_main__"):
         problem = "is in the program's main module: move it to one that can be imported"
         raise InvalidJob("call", f"{function} {problem}")
+    if getattr(sys, "frozen", False):
+        raise InvalidJob("call", "needs a Python, and the application is frozen: run a command")
     if not sys.executable:
         raise InvalidJob("call", "the application does not know where its Python is")
     entries = [os.path.abspath(entry) for entry in (sys.path if path is None else path)]

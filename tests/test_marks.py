@@ -272,6 +272,20 @@ async def test_what_has_a_limit_already_is_not_marked() -> None:
     await ran(code)
 
 
+async def test_where_the_kernel_knows_no_such_limit_nothing_is_marked() -> None:
+    code = f"""
+    import os, resource
+    from anodejobs.executors import marks
+    marks._LIMIT = 99  # unknown to every kernel
+    marks.drop_mark()
+    assert marks.read_tag(os.getpid()) is None
+    marking = marks.Marking()
+    for change in (lambda: marking.mark("{"1" * 32}"), marking.unmark, marking.close):
+        change()
+    """
+    await ran(code)
+
+
 async def test_a_job_is_ended_for_memory_sooner_than_its_shim(jobs: Jobs, tmp_path: Path) -> None:
     record = await jobs.run("exec sleep 600", "a")
     await jobs.signal("a", "SIGCONT")  # its turn is over once it answers another question

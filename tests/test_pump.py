@@ -113,6 +113,29 @@ async def test_a_flood_arrives_where_the_file_system_cannot_splice(
     assert log.path.read_bytes() == FLOOD
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+async def test_a_flood_arrives_where_the_system_cannot_splice(
+    pump: LogPump,
+    pipe: Pipes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: int,
+) -> None:
+    asked = []
+
+    def refuse(*_: object, **__: object) -> int:
+        asked.append(error)
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "splice", refuse, raising=False)
+    reading, writing = pipe()
+    flooded = pump.add(reading, LogFile(tmp_path / "log"))
+    with flood(writing):
+        await has_grown(pump, flooded, len(FLOOD))
+    assert asked or not hasattr(fcntl, "F_SETPIPE_SZ")
+    assert flooded.log.path.read_bytes() == FLOOD
+
+
 async def test_many_pipes_arrive_each_in_its_own_log(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:

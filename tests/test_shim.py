@@ -24,7 +24,8 @@ import psutil
 import pytest
 
 import anodejobs
-from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor, doctor_trials
+from anodejobs import ExecutorError, InvalidJob, JobRecord, Jobs, Status, doctor, doctor_trials
+from anodejobs.calls import call_argv
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
@@ -214,6 +215,28 @@ async def test_an_identity_that_cannot_be_written_leaves_nothing(tmp_path: Path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
     assert supervisors.identity(tmp_path / "id") == supervisors.identity(tmp_path / "id")
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
+async def test_an_identity_is_kept_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert supervisors.identity(tmp_path / "id") == supervisors.identity(tmp_path / "id")
+    assert [path.name for path in tmp_path.iterdir()] == ["id"]
+
+
+async def test_a_frozen_application_is_not_taken_for_a_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/opt/python-app/app-with-python")
+    assert shim_start.interpreter() != sys.executable
+    with pytest.raises(InvalidJob, match="call: needs a Python"):
+        call_argv("math:sqrt")
 
 
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def read_tag(pid: int) -> int | None:
         return None
     try:
         soft, _ = resource.prlimit(pid, _LIMIT)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: of a kernel that does not know this limit
         return None
     return soft if soft >> 60 == _TAGGED >> 60 else None
 
@@ -49,7 +49,11 @@ class Marking:
     """
 
     def __init__(self) -> None:
-        self._free, self._hard = resource.getrlimit(_LIMIT) if _LIMIT is not None else (0, 0)
+        self._free = self._hard = 0
+        with contextlib.suppress(OSError, ValueError):  # a kernel that does not know this limit
+            if _LIMIT is not None:
+                self._free, self._hard = resource.getrlimit(_LIMIT)
+                resource.setrlimit(_LIMIT, (self._free, self._hard))
         infinity = resource.RLIM_INFINITY
         self._may_tag = self._free == self._hard == infinity and sys.platform == "linux"
         self._is_marked = False

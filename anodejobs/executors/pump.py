@@ -359,7 +359,12 @@ class LogPump:
         """
         assert self._through is not None
         out, into = self._through
-        n = left = os.splice(fd, into, _FLOOD_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        try:
+            n = left = os.splice(fd, into, _FLOOD_BYTES, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            raise
+        except OSError:  # a kernel without splice, or a sandbox that refuses it
+            return self._copy(fd, pipe)
         try:
             while left:
                 left -= pipe.log.splice(out, left)

@@ -139,8 +139,10 @@ def _import_paths() -> list[str]:
 def interpreter() -> str:
     """Return the Python that runs us, also where another program has it embedded."""
     running = sys.executable or ""
-    if "python" in os.path.basename(running):
+    is_frozen = getattr(sys, "frozen", False)  # then that is the application, and no Python
+    if "python" in os.path.basename(running) and not is_frozen:
         return running
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
     beside = os.path.join(sys.prefix, "bin", name)
-    return beside if os.path.exists(beside) else shutil.which(name) or running
+    found = beside if os.path.exists(beside) else shutil.which(name)
+    return found or (name if is_frozen else running)

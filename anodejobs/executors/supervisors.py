@@ -50,10 +50,14 @@ def identity(path: Path, start: str = "") -> str:
         beside.touch(mode=0o600)
         try:
             beside.write_text(f"{start}{os.urandom(8).hex()}")
-            with contextlib.suppress(FileExistsError):  # two at once: the first one's stands
+            try:
                 os.link(beside, path)
+            except FileExistsError:
+                pass  # two at once: the first one's stands
+            except OSError:  # no hard links here: of two at once the last one stands
+                os.rename(beside, path)
         finally:
-            beside.unlink()
+            beside.unlink(missing_ok=True)
     return _read_identity(path)
 
 
