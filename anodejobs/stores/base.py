@@ -272,8 +272,10 @@ class JobStore(ABC):
         after: str | None = None
         filter = JobFilter(status=list(UNFINISHED))
         while True:
+            # By id: a job that is begun anew meanwhile gets a new place in any other order.
+            query = Query(filter=filter, sort_by="self_id", limit=_PAGE, after=after)
             try:
-                page = await self.page(Query(filter=filter, limit=_PAGE, after=after))
+                page = await self.page(query)
             except JobNotFound:  # the last one of the page before was deleted
                 after = None
                 continue
