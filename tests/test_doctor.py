@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import io
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -323,9 +324,11 @@ def test_a_link_is_followed_to_where_it_leads(tmp_path):
 
 
 def test_this_machines_mounts_are_understood(tmp_path):
-    finding = doctor.check_file_system(tmp_path, Path("/proc/self/mountinfo"))
-    in_chroot = "cannot be known: no mount in" in finding.found and not os.path.ismount("/")
-    assert in_chroot or not finding.found.startswith("cannot be known")
+    mountinfo = Path("/proc/self/mountinfo")
+    if not re.search(r"^(\S+ ){4}/ ", mountinfo.read_text(), re.MULTILINE):
+        pytest.skip("a chroot whose root is no mount")
+    finding = doctor.check_file_system(tmp_path, mountinfo)
+    assert not finding.found.startswith("cannot be known")
 
 
 def test_where_no_mount_is_seen_that_is_said(tmp_path):
