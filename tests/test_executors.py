@@ -34,7 +34,9 @@ from anodejobs.executors import looks, processes, shim_start, tree
 from anodejobs.executors.base import Executor, Host, Launch, LogPlan, new_token
 from anodejobs.executors.inline import Inline
 from anodejobs.executors.processes import Processes
+from anodejobs.executors.pump import LogPump
 from anodejobs.executors.shim import Shim
+from anodejobs.executors.spawner import kill_and_reap
 from anodejobs.logs import LogTail
 from tests.conftest import python
 from tests.programs import Gate, has_gone
@@ -799,6 +801,37 @@ class TestProcesses(ExecutorContract):
         with pytest.raises(ExecutorError):
             await starting
 
+    async def test_closing_that_is_cancelled_lets_go_of_everything(self, tmp_path: Path) -> None:
+        app = Application(Processes(), tmp_path)
+        attempt = await app.run("exec sleep 600")
+        closing = asyncio.create_task(app.executor.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not app.executor.is_alive(app.executor.supervisor)
+        other = Processes()
+        assert await other.stop(attempt, 0)
+        await other.close()
+        await asyncio.to_thread(kill_and_reap, attempt.pid or 0)
+
+    async def test_who_closes_it_while_it_is_being_closed_waits_too(
+        self, app: Application, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        close, may_go = LogPump.close, asyncio.Event()
+
+        async def close_late(pump: LogPump) -> None:
+            await may_go.wait()
+            await close(pump)
+
+        monkeypatch.setattr(LogPump, "close", close_late)
+        await app.over(await app.run("exit 0"))
+        closings = [asyncio.create_task(app.executor.close()) for _ in range(2)]
+        done, _ = await asyncio.wait(closings, timeout=0.1)
+        assert not done
+        may_go.set()
+        await asyncio.gather(*closings)
+
 
 class TestInline(ExecutorContract):
     def make_executor(self, folder: Path) -> Executor:
@@ -860,6 +893,7 @@ from dataclasses import replace
 from anodejobs.events import Attempt
 from anodejobs.executors.base import Launch, new_token
 from anodejobs.executors.processes import Processes
+from anodejobs.executors.pump import LogPump
 
 async def main():
     executor = Processes()

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -497,6 +498,21 @@ async def test_closing_twice_is_closing_once(pump: LogPump) -> None:
     await pump.close()
 
 
+async def test_closing_does_not_wait_for_a_log_that_hangs(
+    pump: LogPump, pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Hanging(tmp_path / "log")
+    reading, writing = pipe()
+    pump.add(reading, log)
+    writing.write(b"hello")
+    assert await asyncio.to_thread(log.hangs.wait, LIMIT_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(pumping, "_CLOSING_S", 0.01)
+        async with asyncio.timeout(LIMIT_S):
+            await pump.close()
+    log.may_go.set()
+
+
 async def test_a_line_of_any_length_takes_no_more_memory(
     pump: LogPump, pipe: Pipes, tmp_path: Path
 ) -> None:
@@ -532,6 +548,19 @@ class Trouble(LogFile):
         except Exception:
             self._loop.call_soon_threadsafe(self._has_failed.set)
             raise
+
+
+class Hanging(LogFile):
+    """A log on a file system that hangs, until it may go on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.hangs, self.may_go = threading.Event(), threading.Event()
+
+    def write(self, data: memoryview) -> int:
+        self.hangs.set()
+        self.may_go.wait(LIMIT_S)
+        return super().write(data)
 
 
 class Faulty(Trouble):

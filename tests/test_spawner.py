@@ -294,6 +294,34 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
             os.kill(pid, 0)
 
 
+async def test_closing_does_not_wait_for_a_start_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is killed and reaped when it is there."""
+    spawner, may_go, pids = Spawner(None), threading.Event(), list[int]()
+    has_ended = asyncio.Event()
+
+    def ended(pid: int) -> None:
+        pids.append(pid)
+        kill_and_reap(pid)
+        has_ended.set()
+
+    monkeypatch.setattr(spawner_module, "_CLOSING_S", 0.01)
+    monkeypatch.setattr(spawner_module, "kill_and_reap", ended)
+    fd = os.open(os.devnull, os.O_RDWR)
+    hanging = dataclasses.replace(sleeping(fd), about_to=lambda: wait_for(may_go))
+    starting = asyncio.create_task(spawner.spawn(hanging))
+    await asyncio.sleep(0)
+    starting.cancel()
+    async with asyncio.timeout(LIMIT_S):
+        await spawner.close()
+        may_go.set()
+        await has_ended.wait()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+    os.close(fd)
+
+
 async def test_of_what_is_given_up_no_stranger_gets_the_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

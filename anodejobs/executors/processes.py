@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
@@ -567,21 +567,26 @@ class Processes(Executor):
         left = [held.attempt for held in self._held.values() if held.is_alive]
         left += self._leftovers.values()
         ends = (self.stop(attempt, 0) for attempt in left)
-        for attempt, end in zip(
-            left, await asyncio.gather(*ends, return_exceptions=True), strict=True
-        ):
-            if isinstance(end, Exception):
-                LOG.error("process %s could not be ended: %r", attempt.pid, end)
-        await self.leave()
+        try:
+            for attempt, end in zip(
+                left, await asyncio.gather(*ends, return_exceptions=True), strict=True
+            ):
+                if isinstance(end, Exception):
+                    LOG.error("process %s could not be ended: %r", attempt.pid, end)
+        finally:
+            await self.leave()
 
     async def leave(self) -> None:
         """Let go of everything; the processes run on and wait for their next reader."""
         self._is_closed = True
-        if self._spawner is not None:
-            await self._spawner.close()
-        pump, self._pump = self._pump, None
-        if pump is not None:
-            await pump.close()
+        async with AsyncExitStack() as parts:  # cancelled in one, it goes on with the others
+            parts.callback(self._let_go)
+            if self._pump is not None:
+                parts.push_async_callback(self._pump.close)
+            if self._spawner is not None:
+                parts.push_async_callback(self._spawner.close)
+
+    def _let_go(self) -> None:
         if self._reapings is not None:
             self._reapings.close()
         if self._children is not None:

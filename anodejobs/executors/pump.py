@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 
 from anodejobs.executors.descriptors import is_kept
 from anodejobs.logs import LogFile
-from anodejobs.threads import in_thread, start
+from anodejobs.threads import start
 
 LOG = logging.getLogger("anodejobs")
 
@@ -39,6 +39,8 @@ _HOT_BYTES = 32 * 1024
 """A pipe that gives more than this within a tick is served at once, not tick by tick."""
 _TURN_BYTES = 1024 * 1024
 """How much one pipe may give before the others have their turn."""
+_CLOSING_S = 5.0
+"""How long closing waits for the thread: a log's file system may hang."""
 _RETRY_S = 1.0
 """How long a log that could not be written, or a pipe that could not be looked at, rests; its job
 waits meanwhile."""
@@ -124,11 +126,10 @@ class LogPump:
         self._through: tuple[int, int] | None = None
         """A pipe that is empty between two turns; there once a job floods its own."""
         self._stopping = False
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._run, name="anodejobs-pump", daemon=True
-        )
+        self._has_ended = asyncio.Event()
+        """Set when the thread has, and all is closed."""
         try:
-            start(self._thread)
+            start(threading.Thread(target=self._run, name="anodejobs-pump", daemon=True))
         except BaseException:
             self._close_own()
             raise
@@ -193,16 +194,15 @@ class LogPump:
             await self._in_thread(lambda: self._end(pipe))
 
     async def close(self) -> None:
-        """End the thread and close every pipe, whatever is in it. Idempotent."""
+        """End the thread and close every pipe, whatever is in it. Idempotent.
+
+        That is done when it can be, though this is cancelled or it takes too long.
+        """
         self._stopping = True
-        if self._thread is not None:
-            self._wake()
-            await in_thread(self._thread.join)
-            self._thread = None
-        for pipe in list(self._pipes):
-            self._end(pipe)
-        if self._wake_in >= 0:
-            self._close_own()
+        self._wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING_S):
+                await self._has_ended.wait()
 
     def _close_own(self) -> None:
         self._now.close()
@@ -212,6 +212,14 @@ class LogPump:
         for fd in self._through or ():
             os.close(fd)
         self._wake_in = self._wake_out = -1
+
+    def _end_all(self) -> None:
+        while self._commands:  # that came too late for the thread
+            self._commands.popleft()()
+        for pipe in list(self._pipes):
+            self._end(pipe)
+        self._close_own()
+        self._has_ended.set()
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         done = self._loop.create_future()
@@ -239,19 +247,26 @@ class LogPump:
         await done
 
     def _command(self, command: Callable[[], None]) -> None:
-        if self._thread is None:  # this was closed
+        if self._has_ended.is_set():
             command()
             return
         self._commands.append(command)
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # it is to wake anyway, or was closed
             os.write(self._wake_out, b"!")
 
     # In the thread from here on.
 
     def _run(self) -> None:
+        try:
+            self._carry()
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop was closed before the pump
+                self._loop.call_soon_threadsafe(self._end_all)
+
+    def _carry(self) -> None:
         while not self._stopping:
             ready = [key for key, _ in self._now.select(self._rest_s())]
             for key in ready:

@@ -43,6 +43,8 @@ all that follows a start (writing, sending, committing) is done for all at once.
 _PATIENCE_S = 0.01
 """How long they wait at most where nothing more is ordered: a start may hang, on a dead network
 filesystem for example."""
+_CLOSING_S = 5.0
+"""How long closing waits for starts that are under way."""
 _MOST_THREADS = 2
 """How many programs are started at once where nothing is marked: who waits for one to be exec'd
 uses no processor. More threads would be in each other's way, and one alone starts sooner."""
@@ -123,13 +125,22 @@ class Spawner:
             raise
 
     async def close(self) -> None:
-        """Return when nothing is under way and the threads have ended. Idempotent."""
-        while self._under_way:
-            self._has_delivered.clear()
-            await self._has_delivered.wait()
-        threads, self._threads = self._threads, []
-        for _ in threads:
-            self._orders.put(None)
+        """Return when nothing is under way and the threads have ended. Idempotent.
+
+        Or when that takes too long: what hangs is killed once it is there.
+        """
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSING_S):
+                    while self._under_way:
+                        self._has_delivered.clear()
+                        await self._has_delivered.wait()
+        finally:
+            threads, self._threads = self._threads, []
+            for _ in threads:
+                self._orders.put(None)
+        if self._under_way:
+            return
         for thread in threads:
             thread.join()  # it has nothing else to do
         if self._umask is not None:
