@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -1153,10 +1154,13 @@ async def test_jobs_run_and_are_stopped_wherever_the_event_loop_runs(
 
 SANDBOX = """
 import ctypes, struct, sys
-def refuse(number, error):
-    # A filter of four instructions: load the number of the call, compare, allow or refuse it.
-    rules = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50000 | error)]
-    rules.append((0x06, 0, 0, 0x7FFF0000))
+def refuse(number, error, second=None):
+    # A filter of a few instructions: load the number of the call, compare, allow or refuse it;
+    # the same with its second argument where one is given.
+    rules = [(0x20, 0, 0, 0), (0x15, 0, 1 if second is None else 3, number)]
+    if second is not None:
+        rules += [(0x20, 0, 0, 24), (0x15, 0, 1, second)]
+    rules += [(0x06, 0, 0, 0x50000 | error), (0x06, 0, 0, 0x7FFF0000)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *rule) for rule in rules))
     program = ctypes.create_string_buffer(struct.pack("@HP", len(rules), ctypes.addressof(code)))
     libc = ctypes.CDLL(None)
@@ -1165,23 +1169,25 @@ def refuse(number, error):
         print("null")
         sys.exit()
 """
+PRLIMIT = {"x86_64": 302, "aarch64": 261}.get(platform.machine(), 2**32 - 1)
 REFUSALS = {
     "an old kernel": (434, errno.ENOSYS),
     "a sandbox that refuses pidfd_open": (434, errno.EPERM),
     "a sandbox that refuses pidfd_send_signal": (424, errno.EPERM),
+    # The limit that marks jobs, by its number; the call's is another on each architecture.
+    "a kernel that knows no RLIMIT_RTTIME": (PRLIMIT, errno.EINVAL, 15),
+    "a sandbox that refuses RLIMIT_RTTIME": (PRLIMIT, errno.EPERM, 15),
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sandboxes of Linux")
 @pytest.mark.parametrize("kind", ["inline", "shim"])
-@pytest.mark.parametrize(("number", "error"), REFUSALS.values(), ids=REFUSALS)
-async def test_where_the_system_refuses_pidfds_jobs_run_and_are_stopped(
-    tmp_path: Path, number: int, error: int, kind: str
+@pytest.mark.parametrize("refused", REFUSALS.values(), ids=REFUSALS)
+async def test_where_the_system_refuses_some_calls_jobs_run_and_are_stopped(
+    tmp_path: Path, refused: tuple[int, ...], kind: str
 ) -> None:
     trees = TREE.replace("inline", kind)
-    result = await host(
-        tmp_path, f"{SANDBOX}\nrefuse({number}, {error})\n{trees}\nasyncio.run(main())"
-    )
+    result = await host(tmp_path, f"{SANDBOX}\nrefuse(*{refused})\n{trees}\nasyncio.run(main())")
     if result is None:
         pytest.skip("no filters of system calls here")
     ended, pids = result

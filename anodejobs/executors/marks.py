@@ -3,7 +3,8 @@
 A resource limit is inherited through fork, exec and setsid, also with an empty environment. The
 soft limit of RLIMIT_RTTIME, set to a number of tens of thousands of years, limits nothing and
 tells whose process it is. Only a process that starts nothing but jobs may mark so: a limit is the
-whole process's, and what another thread starts at the same moment would bear it too.
+whole process's, and what another thread starts at the same moment would bear it too. Where the
+system refuses the limit, as gVisor does, nothing bears a mark.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 
 _LIMIT: int | None = getattr(resource, "RLIMIT_RTTIME", None)
 _TAGGED = 1 << 62
+_FREE = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 _OOM_SCORE = 100
 """How much sooner, in thousandths of all memory, the kernel ends a job than the marking process."""
 
@@ -30,7 +32,7 @@ def read_tag(pid: int) -> int | None:
         return None
     try:
         soft, _ = resource.prlimit(pid, _LIMIT)
-    except (OSError, ValueError):  # ValueError: of a kernel that does not know this limit
+    except (OSError, ValueError):
         return None
     return soft if soft >> 60 == _TAGGED >> 60 else None
 
@@ -49,13 +51,13 @@ class Marking:
     """
 
     def __init__(self) -> None:
-        self._free = self._hard = 0
-        with contextlib.suppress(OSError, ValueError):  # a kernel that does not know this limit
-            if _LIMIT is not None:
-                self._free, self._hard = resource.getrlimit(_LIMIT)
-                resource.setrlimit(_LIMIT, (self._free, self._hard))
-        infinity = resource.RLIM_INFINITY
-        self._may_tag = self._free == self._hard == infinity and sys.platform == "linux"
+        self._may_tag = False
+        if _LIMIT is not None and sys.platform == "linux":
+            # What a refusal is, Python says with either error. To ask may be allowed, to set not.
+            with contextlib.suppress(OSError, ValueError):
+                ours = resource.getrlimit(_LIMIT)
+                resource.setrlimit(_LIMIT, ours)
+                self._may_tag = ours == _FREE
         self._is_marked = False
         self._oom: int | None = None
         self._oom_score = self._oom_of_jobs = b""
@@ -68,7 +70,7 @@ class Marking:
     def mark(self, token: str) -> None:
         """Have what is spawned now bear the mark of the attempt."""
         if self._may_tag and _LIMIT is not None:
-            resource.setrlimit(_LIMIT, (tag_of(token), self._hard))
+            resource.setrlimit(_LIMIT, (tag_of(token), resource.RLIM_INFINITY))
         if not self._is_marked:
             self._is_marked = True
             if self._oom is not None:
@@ -80,7 +82,7 @@ class Marking:
             return
         self._is_marked = False
         if self._may_tag and _LIMIT is not None:
-            resource.setrlimit(_LIMIT, (self._free, self._hard))
+            resource.setrlimit(_LIMIT, _FREE)
         if self._oom is not None:
             os.pwrite(self._oom, self._oom_score, 0)
 
