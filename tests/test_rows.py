@@ -168,7 +168,7 @@ def row_of(record: JobRecord) -> Row:
 
 def same(one: JobRecord, other: JobRecord) -> bool:
     """Return whether the records are equal, and what they are made of is of the same types."""
-    return one == other and repr(one) == repr(other)
+    return one == other and repr(vars(one)) == repr(vars(other))
 
 
 def lists_of(record: JobRecord) -> Iterator[str]:
