@@ -24,6 +24,7 @@ from anodejobs.executors.environment import EnvironmentBlock
 from anodejobs.executors.marks import Marking
 from anodejobs.executors.processes import Processes
 from anodejobs.executors.spawner import Order, Spawner, is_possible, kill_and_reap
+from tests.conftest import python
 
 pytestmark = [
     pytest.mark.smoke,
@@ -555,6 +556,25 @@ async def test_a_stranger_that_has_the_pid_of_a_child_that_is_gone_is_not_watche
     assert await child.wait() is None
 
 
+async def test_a_child_that_has_stopped_for_us_to_trace_it_has_not_ended(
+    children: Children,
+) -> None:
+    """As a program does that keeps debuggers away; its parent is told of each stop."""
+    pid = traced()
+    child = children.watch(pid)
+    assert child.is_alive
+    child.kill()
+    async with asyncio.timeout(LIMIT_S):
+        assert await child.wait() == -9
+
+
+def test_a_child_that_has_stopped_for_us_to_trace_it_can_be_ended() -> None:
+    pid = traced()
+    kill_and_reap(pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 async def test_what_a_job_wrote_is_in_its_log_though_somebody_has_reaped_it_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,6 +688,19 @@ def reading(then: str) -> tuple[int, int]:
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"read _; {then}"], {}, file_actions=stdin)
     os.close(reader)
     return pid, writer
+
+
+def traced() -> int:
+    """Return the pid of a child that has asked us to trace it and has stopped."""
+    code = "import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), 19)"
+    pid = os.posix_spawn(sys.executable, python(code), {})
+    seen = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert seen is not None
+    if seen.si_code != os.CLD_TRAPPED:
+        os.kill(pid, signal.SIGKILL)
+        reap(pid)
+        pytest.skip("nothing can be traced here")
+    return pid
 
 
 def reap(pid: int) -> None:

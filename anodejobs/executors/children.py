@@ -69,7 +69,8 @@ class Children:
         try:
             # Many have ended by now, where many are started at once.
             reaped, status, rusage = os.wait4(pid, os.WNOHANG)
-            if reaped:
+            # Of one that has asked to be traced by its parent we are told of stops, too.
+            if reaped and not os.WIFSTOPPED(status):
                 child.end(os.waitstatus_to_exitcode(status), rusage)
                 return child
             pidfd = os.pidfd_open(pid)

@@ -276,7 +276,8 @@ def _refused(code: int, order: Order) -> OSError:
 def kill_and_reap(pid: int) -> None:
     """Kill and reap a child that nobody waits for, unless somebody else has reaped it."""
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
-        if os.waitpid(pid, os.WNOHANG) == (0, 0):  # ours, and alive
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+        if not reaped or os.WIFSTOPPED(status):  # ours, and alive; we may be told of its stops
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
