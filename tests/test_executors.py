@@ -30,7 +30,7 @@ from anodejobs.events import (
     StopFailed,
     StopRequested,
 )
-from anodejobs.executors import looks, processes, shim_start, tree
+from anodejobs.executors import looks, processes, shim, shim_start, tree
 from anodejobs.executors.base import Executor, Host, Launch, LogPlan, new_token
 from anodejobs.executors.inline import Inline
 from anodejobs.executors.processes import Processes
@@ -38,7 +38,7 @@ from anodejobs.executors.pump import LogPump
 from anodejobs.executors.shim import Shim
 from anodejobs.executors.spawner import kill_and_reap
 from anodejobs.logs import LogTail
-from tests.conftest import python
+from tests.conftest import descriptors, python
 from tests.programs import Gate, has_gone
 from tests.test_recovery import KERNEL_TELLS
 
@@ -847,6 +847,47 @@ class TestShim(DurableExecutorContract):
         patch = f"import {module} as m;m.{attribute}={source};main()"
         bootstrap = shim_start._BOOTSTRAP.removesuffix("main()") + patch
         monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
+
+    async def test_no_shim_is_started_for_what_is_asked_for_when_it_closes(
+        self, app: Application
+    ) -> None:
+        asking = asyncio.create_task(app.executor.held())
+        await asyncio.sleep(0)  # it looks for a shim now
+        await app.executor.close()
+        with pytest.raises(ExecutorError):
+            await asking
+        assert not (app.folder / "shim" / "lock").exists()
+
+    async def test_no_connection_is_kept_that_is_made_while_it_closes(
+        self, app: Application, tmp_path: Path
+    ) -> None:
+        async with Application(self.make_executor(tmp_path), tmp_path) as other:
+            await app.executor.held()  # there is a shim now
+            asking = asyncio.create_task(other.executor.held())
+            await asyncio.sleep(0)  # it is about to connect
+            await other.executor.close()
+            before = descriptors()
+            with pytest.raises(ExecutorError):
+                await asking
+            await asyncio.sleep(0)
+            assert descriptors() == before
+
+    async def test_closing_that_is_cancelled_lets_go_of_everything(
+        self, app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shim, "_HOLD_AFTER_S", 0.0)
+        other = Application(self.make_executor(tmp_path), tmp_path)
+        await other.executor.open(Host(own=other._own, on_inherited=print, on_departure=print))
+        attempt = await other.run("exec sleep 600")
+        await app.executor.held()  # meanwhile its pidfd is had
+        assert any("pidfd" in what for what in descriptors().values())
+        closing = asyncio.create_task(other.executor.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert not any("pidfd" in what for what in descriptors().values())
+        assert await app.executor.stop(attempt, 0)
 
 
 # What a launch and an attempt are, for every executor.

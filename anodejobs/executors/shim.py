@@ -304,13 +304,13 @@ class Shim(Executor):
         self._is_closed = True
         self._link = None
         self._draining.clear()
-        await self._hang_up()
         if self._holding is not None:
             self._holding.cancel()
         if self._reapings is not None:
             self._reapings.close()
         for token in list(self._watched):
             self._forget(token)
+        await self._hang_up()  # last: it may be cancelled
 
     async def _hang_up(self) -> None:
         """Return when every connection is closed: the event loop may end right after."""
@@ -539,8 +539,7 @@ class Shim(Executor):
         """Return a connection to the shim, which is started where there is none."""
         if self._link is not None and os.getpid() == self._pid:
             return self._link
-        if self._is_closed:
-            raise ExecutorError("the executor is closed")
+        self._refuse_if_closed()
         if os.getpid() != self._pid:
             raise ExecutorError("this Jobs was opened before a fork; make one in each process")
         asked_at = asyncio.get_running_loop().time()
@@ -558,6 +557,7 @@ class Shim(Executor):
                     self._failed = asyncio.get_running_loop().time(), refusal
                     raise
                 except OSError:
+                    self._refuse_if_closed()
                     word = await start_shim(self._folder, LINGER_S)
                 if word not in ("ready", "taken"):
                     problem = word
@@ -569,6 +569,10 @@ class Shim(Executor):
             error = _NoShim(f"there is no shim for {self._folder}: {problem}")
             self._failed = asyncio.get_running_loop().time(), error
             raise error
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise ExecutorError("the executor is closed")
 
     async def _connect(self) -> Link:
         """Connect to the shim that listens. Raises OSError where none does, and Superseded."""
@@ -601,6 +605,7 @@ class Shim(Executor):
                 lambda: Link(self._told, self._lost, self._open_links), sock=connection
             )
         try:
+            self._refuse_if_closed()  # closing knew nothing of this link
             async with asyncio.timeout(_ANSWER_S):
                 version = await self._hail(link)
         except TimeoutError:
