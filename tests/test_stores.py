@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from anodejobs import (
     Status,
     StoreError,
 )
-from anodejobs.stores import base, from_url
+from anodejobs.stores import from_url
 from anodejobs.stores.base import Delete, JobStore, Query
 from anodejobs.stores.contents import Contents
 from anodejobs.testing import (
@@ -29,7 +28,6 @@ from anodejobs.testing import (
     make_record,
     make_save,
 )
-from anodejobs.testing.made import NOON
 from tests.steps import steps_in
 
 
@@ -46,21 +44,6 @@ class TestSqliteJobStore(DurableStoreContract):
 class TestFileJobStore(DurableStoreContract):
     async def make_store(self, folder: Path) -> JobStore:
         return FileJobStore(folder / "store")
-
-
-async def test_no_job_is_passed_over_as_another_one_is_begun_anew(monkeypatch):
-    monkeypatch.setattr(base, "_PAGE", 2)
-    store = MemoryJobStore()
-    waiting = [
-        make_record(f"{n}", status=Status.queued, created_at=NOON + timedelta(seconds=n))
-        for n in range(5)
-    ]
-    await store.commit([make_insert(record) for record in waiting])
-    pages = store.turns()
-    found = [record.self_id for record in await anext(pages)]
-    await store.commit([make_save(waiting[1], created_at=NOON + timedelta(hours=1))])
-    found += [record.self_id async for page in pages for record in page]
-    assert sorted(found) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_memory_url_names_a_memory_store():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator
+from contextlib import aclosing
 from datetime import timedelta
 from itertools import chain, product
 
@@ -12,8 +13,16 @@ import pytest
 
 from anodejobs.errors import JobNotFound
 from anodejobs.records import JobFilter, Status
-from anodejobs.stores.base import SORT_KEYS, Delete, JobStore, Query, Write, changes_of
-from anodejobs.testing.made import NOON, make_record, make_save
+from anodejobs.stores.base import (
+    SORT_KEYS,
+    Delete,
+    InsertAll,
+    JobStore,
+    Query,
+    Write,
+    changes_of,
+)
+from anodejobs.testing.made import NOON, make_insert, make_launch, make_record, make_save
 from anodejobs.testing.model import (
     FILTERS,
     expected_counts,
@@ -23,7 +32,7 @@ from anodejobs.testing.model import (
     put_varied,
     random_write,
 )
-from anodejobs.testing.suite import StoreSuite, get_counts, ids_of, put
+from anodejobs.testing.suite import StoreSuite, get_counts, get_record, ids_of, put
 
 
 class QueryContract(StoreSuite):
@@ -108,6 +117,24 @@ class QueryContract(StoreSuite):
         assert ids_of(await store.page(running)) == ["c"]
         back = dataclasses.replace(running, descending=True)
         assert ids_of(await store.page(back)) == ["a"]
+
+    # Turns.
+
+    async def test_turns_pass_over_no_job_where_another_is_begun_anew_meanwhile(
+        self, store: JobStore
+    ) -> None:
+        records = [make_record(f"job-{n:04}", status="queued") for n in range(1001)]
+        await store.commit([InsertAll(tuple(map(make_insert, records)))])
+        visited: set[str] = set()
+        async with aclosing(store.turns()) as turns:
+            async for page in turns:
+                if not visited:
+                    last = await get_record(store, page[-1].self_id)
+                    again = make_launch(last.self_id)
+                    later = NOON + timedelta(days=1)
+                    await store.commit([make_save(last, launch=again, created_at=later)])
+                visited.update(turn.self_id for turn in page)
+        assert visited == set(ids_of(records))
 
     # Counts.
 
