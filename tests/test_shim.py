@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import re
@@ -217,16 +218,48 @@ async def test_an_identity_that_cannot_be_written_leaves_nothing(tmp_path: Path)
     assert supervisors.identity(tmp_path / "id") == supervisors.identity(tmp_path / "id")
 
 
-@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
-async def test_an_identity_is_kept_where_there_are_no_hard_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.EOPNOTSUPP])
+async def test_without_hard_links_jobs_run_and_the_folder_has_one_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(error, os.strerror(error))
+    monkeypatch.setattr(os, "link", refusing(refusal))
+    async with opened(tmp_path) as jobs:
+        await ran(jobs, "echo out", "a")
+    folder = tmp_path / "job_db" / "shim"
+    assert supervisors.identity(folder / "id") == (folder / "id").read_text()
+    assert not list(folder.glob("id-*"))
 
-    monkeypatch.setattr(os, "link", refuse)
-    assert supervisors.identity(tmp_path / "id") == supervisors.identity(tmp_path / "id")
+
+async def test_without_hard_links_the_first_of_two_identities_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def locked_late(fd: int, operation: int) -> None:
+        (tmp_path / "id").write_text("another's")
+        flock(fd, operation)
+
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    assert supervisors.identity(tmp_path / "id") == "another's"
     assert [path.name for path in tmp_path.iterdir()] == ["id"]
+
+
+async def test_without_hard_links_an_identity_is_named_while_nobody_else_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def rename_alone(old: Path, new: Path) -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(fd)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    monkeypatch.setattr(os, "rename", rename_alone)
+    assert supervisors.identity(tmp_path / "id") == (tmp_path / "id").read_text()
 
 
 async def test_a_frozen_application_is_not_taken_for_a_python(
@@ -1643,6 +1676,15 @@ def in_shims(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     first, begin = shim_start._BOOTSTRAP.removesuffix("main()").rsplit(";from", 1)
     bootstrap = f"{first}\n{dedent(code)}\nfrom{begin}main()"
     monkeypatch.setattr(shim_start, "_BOOTSTRAP", bootstrap)
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """Return a call that the system refuses."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 def shim_of(folder: Path) -> int:

@@ -50,15 +50,26 @@ def identity(path: Path, start: str = "") -> str:
         beside.touch(mode=0o600)
         try:
             beside.write_text(f"{start}{os.urandom(8).hex()}")
-            try:
-                os.link(beside, path)
-            except FileExistsError:
-                pass  # two at once: the first one's stands
-            except OSError:  # no hard links here: of two at once the last one stands
-                os.rename(beside, path)
+            _name_new(beside, path)
         finally:
             beside.unlink(missing_ok=True)
     return _read_identity(path)
+
+
+def _name_new(file: Path, path: Path) -> None:
+    """Have the file at the path too, or there only. Of two at once the first one's stands."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # a rename replaces what is there
+            if not path.exists():
+                os.rename(file, path)
+        finally:
+            os.close(folder)
 
 
 def _read_identity(path: Path) -> str:
