@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from anodejobs.errors import InvalidJob
+from anodejobs.errors import InvalidJob, one_line
+from anodejobs.interpreter import interpreter, is_frozen
 
 __all__ = ["call_argv"]
 
@@ -25,7 +26,8 @@ def call_argv(call: str, path: Sequence[str] | None = None) -> list[str]:
 
     It finds modules where the application finds them now (``path``: its ``sys.path``), whatever
     the job's ``cwd``. The function is not imported here: a name that is well formed but leads
-    nowhere fails the job, and its stderr says so. Raises InvalidJob where the name is not.
+    nowhere fails the job, and its stderr says so. Raises InvalidJob where the name is not,
+    and where no Python can be started that would find the function.
     """
     module, colon, function = call.partition(":")
     if not (colon and _is_dotted_name(module) and _is_dotted_name(function)):
@@ -33,13 +35,16 @@ def call_argv(call: str, path: Sequence[str] | None = None) -> list[str]:
     if module in ("__main__", "__mp_main__"):
         problem = "is in the program's main module: move it to one that can be imported"
         raise InvalidJob("call", f"{function} {problem}")
-    if getattr(sys, "frozen", False):
-        raise InvalidJob("call", "needs a Python, and the application is frozen: run a command")
-    if not sys.executable:
-        raise InvalidJob("call", "the application does not know where its Python is")
+    if is_frozen():
+        problem = "this application is frozen: no other Python finds its functions; use a command"
+        raise InvalidJob("call", problem)
+    try:
+        python = interpreter()
+    except OSError as error:
+        raise InvalidJob("call", one_line(error)) from error
     entries = [os.path.abspath(entry) for entry in (sys.path if path is None else path)]
     # -P: where the job happens to start, other modules may bear the same names.
-    return [sys.executable, "-P", "-c", _PROGRAM, call, *dict.fromkeys(entries)]
+    return [python, "-P", "-c", _PROGRAM, call, *dict.fromkeys(entries)]
 
 
 def _is_dotted_name(text: str) -> bool:

@@ -30,8 +30,9 @@ from anodejobs import doctor_trials as trials
 from anodejobs.errors import one_line
 from anodejobs.executors import cgroups, tree
 from anodejobs.executors.descriptors import left_for_jobs
-from anodejobs.executors.shim_start import command_of, interpreter
+from anodejobs.executors.shim_start import command_of
 from anodejobs.executors.supervisors import is_locked
+from anodejobs.interpreter import interpreter
 from anodejobs.shim.draining import left_journals
 from anodejobs.shim.journal import load
 from anodejobs.shim.peers import ONE_USER, owned_by_another
@@ -96,7 +97,7 @@ def examine(db_path: Path) -> Iterator[Finding]:
     yield check_subreaper(ctypes.CDLL(None))
     yield check_pidfds(trials.told_code, platform.release())
     yield check_shell("/bin/sh", trials.run)
-    yield check_interpreter(interpreter(), trials.run)
+    yield check_interpreter(interpreter, trials.run)
     yield check_shim(db_path / "shim", trials.held)
 
 
@@ -447,14 +448,18 @@ def check_shell(shell: str, run: Run) -> Verdict:
 
 
 @_check("interpreter")
-def check_interpreter(python: str, run: Run) -> Verdict:
+def check_interpreter(find: Callable[[], str], run: Run) -> Verdict:
     """Whether the Python that a shim is started with can be one."""
+    remedy = "run the application with a python that starts with -I -S, or use executor='inline'"
     code = "import sys; sys.dont_write_bytecode = True; import anodejobs.shim.main"
     code += "" if tree.IS_LINUX else ", psutil"
-    went_well, said = run(command_of(code, python))
+    try:
+        python = find()
+        went_well, said = run(command_of(code, python))
+    except OSError as error:
+        return "problem", f"no shim can be started: {one_line(error)}", remedy
     if went_well:
         return "ok", f"{python!r} can be a shim", ""
-    remedy = "run the application with a python that starts with -I -S, or use executor='inline'"
     return "problem", f"{python!r} cannot be a shim: {said}", remedy
 
 

@@ -257,5 +257,7 @@ def test_a_function_of_the_main_module_is_refused():
 
 def test_without_an_interpreter_there_is_no_command(monkeypatch):
     monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(InvalidJob, match="does not know where its Python is"):
+    monkeypatch.setattr(sys, "prefix", "/nowhere")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InvalidJob, match="call: this application is no Python, and there is no py"):
         call_argv("a:b")

@@ -18,7 +18,7 @@ import pytest
 
 from anodejobs import Jobs, doctor, doctor_trials
 from anodejobs.executors import shim, tree
-from anodejobs.executors.shim_start import interpreter
+from anodejobs.interpreter import interpreter
 
 from .conftest import has_died, locker, python
 
@@ -637,15 +637,15 @@ def test_no_shell_is_a_problem(shell):
 
 
 def test_the_interpreter_of_a_shim_works_here():
-    finding = doctor.check_interpreter(interpreter(), doctor_trials.run)
+    finding = doctor.check_interpreter(interpreter, doctor_trials.run)
     assert finding.level == "ok", finding
 
 
-@pytest.mark.parametrize("interpreter", ["/nonexistent/python", "/bin/false"])
-def test_an_interpreter_that_does_not_start_is_a_problem(interpreter):
-    finding = doctor.check_interpreter(interpreter, doctor_trials.run)
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/false"])
+def test_an_interpreter_that_does_not_start_is_a_problem(python):
+    finding = doctor.check_interpreter(lambda: python, doctor_trials.run)
     assert finding.level == "problem"
-    assert interpreter in finding.found
+    assert python in finding.found
 
 
 def test_a_command_that_hangs_is_given_up(monkeypatch):

@@ -25,13 +25,13 @@ import psutil
 import pytest
 
 import anodejobs
-from anodejobs import ExecutorError, InvalidJob, JobRecord, Jobs, Status, doctor, doctor_trials
-from anodejobs.calls import call_argv
+from anodejobs import ExecutorError, JobRecord, Jobs, Status, doctor, doctor_trials
 from anodejobs.events import Attempt, StartFailed
 from anodejobs.executors import shim, shim_start, supervisors, tree
 from anodejobs.executors.base import Host, Launch, LogPlan, new_token
 from anodejobs.executors.marks import read_tag
 from anodejobs.executors.processes import Processes
+from anodejobs.interpreter import interpreter
 from anodejobs.shim import protocol
 from anodejobs.shim import server as servers
 from anodejobs.shim.clients import Client
@@ -260,16 +260,6 @@ async def test_without_hard_links_an_identity_is_named_while_nobody_else_may(
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     monkeypatch.setattr(os, "rename", rename_alone)
     assert supervisors.identity(tmp_path / "id") == (tmp_path / "id").read_text()
-
-
-async def test_a_frozen_application_is_not_taken_for_a_python(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(sys, "executable", "/opt/python-app/app-with-python")
-    assert shim_start.interpreter() != sys.executable
-    with pytest.raises(InvalidJob, match="call: needs a Python"):
-        call_argv("math:sqrt")
 
 
 async def test_who_only_reads_starts_no_shim(tmp_path: Path) -> None:
@@ -1486,7 +1476,7 @@ async def test_what_is_installed_beside_us_does_not_take_the_place_of_the_standa
         (beside / f"{name}.py").write_text("raise ImportError('not for this Python')")
     monkeypatch.setattr(anodejobs, "__file__", str(beside / "anodejobs" / "__init__.py"))
     assert (await ran(jobs, "exit 3", "a")).exit_code == 3
-    assert doctor.check_interpreter(shim_start.interpreter(), doctor_trials.run).level == "ok"
+    assert doctor.check_interpreter(interpreter, doctor_trials.run).level == "ok"
 
 
 async def test_what_keeps_a_shim_from_starting_is_in_the_error(

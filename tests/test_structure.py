@@ -65,7 +65,7 @@ PUBLIC = [
 
 # From the bottom up: a module here knows only those above it in this list, and not its own line.
 LAYERS = [
-    ["command", "errors", "events", "faults", "threads"],
+    ["command", "errors", "events", "faults", "interpreter", "threads"],
     ["dependencies", "jobqueue", "folderwatch", "regular", "this_job", "executors.descriptors"],
     ["executors.cgroups", "executors.limited", "executors.limits"],
     ["calling", "calls", "fields", "jobfiles", "models", "progress"],
@@ -323,7 +323,7 @@ def test_what_decides_about_times_and_commands_does_nothing_itself(module):
     assert not clocks & set(_dotted_names(module))
 
 
-BELOW = {"errors", "events", "logs", "jobfiles", "faults", "regular", "threads"}
+BELOW = {"errors", "events", "logs", "jobfiles", "faults", "interpreter", "regular", "threads"}
 """What everything may know."""
 
 

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from anodejobs.interpreter import interpreter
+
 _CPU_GRACE_S = 5
 """What a process may use after it was told that its CPU time is over, before it is killed."""
 _TOOLS: Final = ("prlimit", "nice", "setpriv", "limited")
-# Not as a virtual environment calls it: that may be removed while a shim lives.
-_PYTHON = os.path.realpath(sys.executable) if sys.executable else "python3"
 # Of what is mapped only what can be written counts: runtimes reserve far more than they use.
 _MEMORY = "RLIMIT_DATA" if sys.platform == "linux" else "RLIMIT_AS"
 _LONGEST_SAYING = 160
@@ -255,13 +255,18 @@ def _tool(name: str) -> str | None:
 
 def _by_helper(settings: dict[str, str]) -> list[str]:
     arguments = [f"{name}={value}" for name, value in settings.items()]
-    return [_PYTHON, "-I", "-S", "-c", helper(), *arguments, "--"]
+    return [*helper(), *arguments, "--"]
 
 
 @functools.cache
-def helper() -> str:
-    """Return the text of ``limited.py``. A shim reads it before a new release can remove it."""
-    return Path(__file__).with_name("limited.py").read_text(encoding="utf-8")
+def helper() -> tuple[str, ...]:
+    """Return the command of ``limited.py``. A shim asks for it before a new release can remove it.
+
+    Raises OSError where it cannot be run.
+    """
+    text = Path(__file__).with_name("limited.py").read_text(encoding="utf-8")
+    # Not as a virtual environment calls it: that may be removed while a shim lives.
+    return os.path.realpath(interpreter()), "-I", "-S", "-c", text
 
 
 def _sayings(limits: AttemptLimits) -> list[tuple[str, str, str]]:

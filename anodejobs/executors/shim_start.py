@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import anodejobs
 from anodejobs.executors import tree
 from anodejobs.executors.deaths import readable
+from anodejobs.interpreter import interpreter
 from anodejobs.threads import begun_in_thread
 
 _START_PATIENCE_S = 30.0
@@ -92,11 +93,11 @@ def _last_of(complaints: int) -> str:
 
 def _spawn(folder: Path, linger_s: float, tell: int, complain: int) -> None:
     """Spawn a shim with its ends of the pipes, which are closed here. Waits for the shell only."""
-    command = [
-        *command_of(_BOOTSTRAP, interpreter()),
-        *(os.fspath(folder), str(linger_s), str(tell)),
-    ]
     try:
+        command = [
+            *command_of(_BOOTSTRAP, interpreter()),
+            *(os.fspath(folder), str(linger_s), str(tell)),
+        ]
         env = dict(os.environ)
         env.pop("ANODEJOBS_TOKEN", None)  # of the job that we may be: the shim is no part of it
         # The shell is gone at once, and with it whatever ties the shim to us.
@@ -117,9 +118,16 @@ def _spawn(folder: Path, linger_s: float, tell: int, complain: int) -> None:
 
 
 def command_of(code: str, python: str) -> list[str]:
-    """Return the command by which a Python runs the code, able to import what a shim does."""
+    """Return the command by which a Python runs the code, able to import what a shim does.
+
+    Raises OSError where that can be imported by us alone, as in a frozen application.
+    """
     # Last: what is installed beside us may be named like a part of the standard library.
-    code = f"import sys;sys.path+={_import_paths()!a};{code}"
+    paths = _import_paths()
+    found = PathFinder.find_spec("anodejobs", paths)
+    if found is None or found.loader is None:
+        raise OSError("anodejobs is inside this application, where no other Python finds it")
+    code = f"import sys;sys.path+={paths!a};{code}"
     # Text becomes bytes there as it does here. What the environment says of that, -I ignores, and
     # we may have been started with another one.
     is_utf8 = sys.getfilesystemencoding() == "utf-8"
@@ -134,15 +142,3 @@ def _import_paths() -> list[str]:
 
         modules.append(psutil)
     return [os.path.dirname(os.path.dirname(module.__file__ or "")) for module in modules]
-
-
-def interpreter() -> str:
-    """Return the Python that runs us, also where another program has it embedded."""
-    running = sys.executable or ""
-    is_frozen = getattr(sys, "frozen", False)  # then that is the application, and no Python
-    if "python" in os.path.basename(running) and not is_frozen:
-        return running
-    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    beside = os.path.join(sys.prefix, "bin", name)
-    found = beside if os.path.exists(beside) else shutil.which(name)
-    return found or (name if is_frozen else running)
