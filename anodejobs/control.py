@@ -24,6 +24,7 @@ from anodejobs.events import (
 )
 from anodejobs.executors.base import Executor
 from anodejobs.jobdb import JobDB
+from anodejobs.owner import do_for_each
 from anodejobs.recorder import Recorder
 from anodejobs.records import WAITING, JobRecord, Status
 from anodejobs.stores.base import Stored
@@ -106,7 +107,7 @@ class Control:
         for begin in range(0, len(job_ids), _MOST_AT_ONCE):
             some = job_ids[begin : begin + _MOST_AT_ONCE]
             await self._jobdb.bring(some)
-            await asyncio.gather(*map(withdraw, some))
+            await do_for_each(withdraw, some)
         return others
 
     async def _stop_attempt(

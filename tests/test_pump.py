@@ -499,7 +499,11 @@ async def test_closing_twice_is_closing_once(pump: LogPump) -> None:
 
 
 async def test_closing_does_not_wait_for_a_log_that_hangs(
-    pump: LogPump, pipe: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pump: LogPump,
+    pipe: Pipes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     log = Hanging(tmp_path / "log")
     reading, writing = pipe()
@@ -510,6 +514,7 @@ async def test_closing_does_not_wait_for_a_log_that_hangs(
         patch.setattr(pumping, "_CLOSING_S", 0.01)
         async with asyncio.timeout(LIMIT_S):
             await pump.close()
+    assert "a log could not be written for 0.01 s: it is not waited for" in caplog.text
     log.may_go.set()
 
 

@@ -296,7 +296,7 @@ def test_what_is_under_way_when_the_loop_is_closed_is_killed_and_reaped(
 
 
 async def test_closing_does_not_wait_for_a_start_that_hangs(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is killed and reaped when it is there."""
     spawner, may_go, pids = Spawner(None), threading.Event(), list[int]()
@@ -316,6 +316,7 @@ async def test_closing_does_not_wait_for_a_start_that_hangs(
     starting.cancel()
     async with asyncio.timeout(LIMIT_S):
         await spawner.close()
+        assert "a start took 0.01 s: it is not waited for" in caplog.text
         may_go.set()
         await has_ended.wait()
     with pytest.raises(ProcessLookupError):

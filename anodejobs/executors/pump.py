@@ -200,9 +200,11 @@ class LogPump:
         """
         self._stopping = True
         self._wake()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(_CLOSING_S):
                 await self._has_ended.wait()
+        except TimeoutError:
+            LOG.warning("a log could not be written for %g s: it is not waited for", _CLOSING_S)
 
     def _close_own(self) -> None:
         self._now.close()

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import logging
 import os
 import signal
 import stat
@@ -27,6 +28,8 @@ from threading import Thread
 from anodejobs.executors.environment import EnvironmentBlock
 from anodejobs.executors.marks import Marking
 from anodejobs.threads import start
+
+LOG = logging.getLogger("anodejobs")
 
 # From <spawn.h>.
 _SETSIGDEF = 0x04
@@ -130,18 +133,17 @@ class Spawner:
         Or when that takes too long: what hangs is killed once it is there.
         """
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSING_S):
-                    while self._under_way:
-                        self._has_delivered.clear()
-                        await self._has_delivered.wait()
+            async with asyncio.timeout(_CLOSING_S):
+                while self._under_way:
+                    self._has_delivered.clear()
+                    await self._has_delivered.wait()
+        except TimeoutError:
+            LOG.warning("a start took %g s: it is not waited for, and will be undone", _CLOSING_S)
         finally:
             threads, self._threads = self._threads, []
             for _ in threads:
                 self._orders.put(None)
-        if self._under_way:
-            return
-        for thread in threads:
+        for thread in threads if not self._under_way else ():
             thread.join()  # it has nothing else to do
         if self._umask is not None:
             os.umask(self._umask)
